@@ -1,0 +1,445 @@
+//! One machine: ring, operations, tasks, timers and waker of one thread.
+
+use std::io;
+
+use io_uring::squeue::Entry;
+use io_uring::{cqueue, opcode, types};
+
+use crate::clock;
+use crate::error::SetupError;
+use crate::features::Features;
+use crate::ops::{Completion, OpKey, Ops};
+use crate::ring::Ring;
+use crate::slab::Key;
+use crate::tasks::{Tasks, WaitId, Wake};
+use crate::timers::{TimerKey, Timers};
+use crate::waker::Waker;
+
+/// `user_data` of the poll on the waker's eventfd. No operation has it: the slab would have to be
+/// full.
+const WAKER: u64 = u64::MAX;
+/// `user_data` of entries whose completion nobody wants to see: cancels.
+const NOBODY: u64 = u64::MAX - 1;
+
+/// What a timer does when it fires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timer {
+    /// It ends a wait.
+    Wait(WaitId),
+    /// It is the embedder's own: [`Machine::take_expired`] hands it out.
+    Own(Key),
+}
+
+/// Everything that one thread needs to run tasks on io_uring. `T` is the payload of a task.
+pub struct Machine<T> {
+    ring: Ring,
+    ops: Ops,
+    waker: Waker,
+    waker_polled: bool,
+    expired: Vec<Key>,
+    /// The tasks and the run queue.
+    pub tasks: Tasks<T>,
+    /// The deadlines.
+    pub timers: Timers<Timer>,
+}
+
+impl<T> Machine<T> {
+    /// Sets the ring up; [`Machine::enable`] binds it to a thread.
+    pub fn new(entries: u32, mask: Features) -> Result<Self, SetupError> {
+        let ring = Ring::new(entries, mask)?;
+        let waker = Waker::new().map_err(|error| {
+            SetupError::from_errno(error.raw_os_error().unwrap_or(libc::EMFILE), entries)
+        })?;
+        Ok(Self {
+            ring,
+            ops: Ops::default(),
+            waker,
+            waker_polled: false,
+            expired: Vec::new(),
+            tasks: Tasks::default(),
+            timers: Timers::default(),
+        })
+    }
+
+    /// Binds the machine to the calling thread.
+    pub fn enable(&mut self) -> io::Result<()> {
+        self.ring.enable()
+    }
+
+    /// What may be used on this kernel.
+    pub fn features(&self) -> Features {
+        self.ring.features()
+    }
+
+    /// A handle to wake the machine by.
+    pub fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// How many operations the kernel has, or has ended without anybody taking the result.
+    pub fn operations(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Queues an operation whose completion ends `wait`.
+    ///
+    /// # Safety
+    /// Whatever the entry points to stays valid and unmoved until [`Machine::take`] has returned
+    /// the operation's result.
+    #[inline]
+    pub unsafe fn submit(&mut self, entry: Entry, wait: WaitId) -> io::Result<OpKey> {
+        let op = self.ops.start(wait);
+        let entry = entry.user_data(op.to_bits());
+        // SAFETY: the caller's promise.
+        if let Err(error) = unsafe { self.ring.push(&entry) } {
+            // The entry never reached the queue, so the kernel does not have it.
+            self.ops.complete(
+                op,
+                Completion {
+                    result: 0,
+                    flags: 0,
+                },
+            );
+            self.ops.take(op);
+            return Err(error);
+        }
+        Ok(op)
+    }
+
+    /// Takes the result of an operation; `None` while the kernel has it.
+    #[inline]
+    pub fn take(&mut self, op: OpKey) -> Option<Completion> {
+        self.ops.take(op)
+    }
+
+    /// Lets the completion of `op` end another wait.
+    pub fn retarget(&mut self, op: OpKey, wait: WaitId) {
+        self.ops.retarget(op, wait);
+    }
+
+    /// Asks the kernel to cancel an operation. The operation still ends by its own completion.
+    pub fn cancel(&mut self, op: OpKey) -> io::Result<()> {
+        let entry = opcode::AsyncCancel::new(op.to_bits())
+            .build()
+            .user_data(NOBODY);
+        // SAFETY: a cancel points to nothing.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    /// Cancels an operation on no memory, such as a poll, whose result nobody wants.
+    pub fn abandon(&mut self, op: OpKey) -> io::Result<()> {
+        if self.ops.orphan(op) {
+            self.cancel(op)?;
+        }
+        Ok(())
+    }
+
+    /// Arms a timer that ends `wait` at `deadline`.
+    #[inline]
+    pub fn wake_at(&mut self, deadline: u64, wait: WaitId) -> TimerKey {
+        self.timers.arm(deadline, Timer::Wait(wait))
+    }
+
+    /// Submits and reaps without waiting, and fires the timers that are due.
+    pub fn poll(&mut self) -> io::Result<()> {
+        if self.ring.wants_enter() {
+            self.ring.enter(0, None)?;
+        }
+        self.reap();
+        self.fire();
+        Ok(())
+    }
+
+    /// Whether [`Machine::poll`] could find anything without waiting, timers aside.
+    #[inline]
+    pub fn wants_poll(&mut self) -> bool {
+        self.ring.has_completions() || self.ring.wants_enter()
+    }
+
+    /// Sees to it that another thread can end the coming sleep.
+    pub fn prepare_sleep(&mut self) -> io::Result<()> {
+        if !self.waker_polled {
+            let entry = opcode::PollAdd::new(types::Fd(self.waker.fd()), libc::POLLIN as u32)
+                .multi(true)
+                .build()
+                .user_data(WAKER);
+            // SAFETY: a poll points to nothing.
+            unsafe { self.ring.push(&entry) }?;
+            self.waker_polled = true;
+        }
+        Ok(())
+    }
+
+    /// Sleeps until something completes, a timer is due, or the waker wakes; reaps nothing.
+    ///
+    /// Touches nothing but the ring, so that other threads may use `tasks` meanwhile.
+    pub fn sleep(&mut self, until: Option<u64>) -> io::Result<()> {
+        let timeout = until.map(|deadline| deadline.saturating_sub(clock::now()));
+        self.ring.enter(1, timeout)
+    }
+
+    /// Moves completions to the waits they end. Returns how many there were.
+    pub fn reap(&mut self) -> usize {
+        let mut count = 0;
+        while let Some(entry) = self.ring.reap() {
+            count += 1;
+            match entry.user_data() {
+                NOBODY => {}
+                WAKER => self.woken(entry.flags()),
+                bits => {
+                    let completion = Completion {
+                        result: entry.result(),
+                        flags: entry.flags(),
+                    };
+                    if let Some(wait) = self.ops.complete(Key::from_bits(bits), completion) {
+                        self.tasks.wake(wait, Wake::Complete);
+                    }
+                }
+            }
+        }
+        count
+    }
+
+    fn woken(&mut self, flags: u32) {
+        self.waker_polled = cqueue::more(flags);
+        // Reset before taking: a hand-over after the take wakes again.
+        self.waker.reset();
+        for wait in self.waker.take_completed() {
+            self.tasks.wake(wait, Wake::Complete);
+        }
+    }
+
+    /// Fires the timers that are due.
+    pub fn fire(&mut self) {
+        if self.timers.is_empty() {
+            return;
+        }
+        let now = clock::now();
+        while let Some(timer) = self.timers.expire(now) {
+            match timer {
+                Timer::Wait(wait) => {
+                    self.tasks.wake(wait, Wake::Timeout);
+                }
+                Timer::Own(key) => self.expired.push(key),
+            }
+        }
+    }
+
+    /// Takes one of the embedder's own timers that have fired.
+    #[inline]
+    pub fn take_expired(&mut self) -> Option<Key> {
+        self.expired.pop()
+    }
+
+    /// Waits, without running tasks, until the kernel has given `op` back, at most for `limit`
+    /// nanoseconds; says whether it has. Cancelled polls and socket operations end at once; a file
+    /// operation under way ends when the disk answers.
+    pub fn drain(&mut self, op: OpKey, limit: u64) -> io::Result<bool> {
+        let deadline = clock::now() + limit;
+        loop {
+            self.ring.enter(0, None)?;
+            self.reap();
+            if self.is_over(op) {
+                return Ok(true);
+            }
+            let now = clock::now();
+            if now >= deadline {
+                return Ok(false);
+            }
+            self.ring.enter(1, Some(deadline - now))?;
+            self.reap();
+        }
+    }
+
+    /// Whether the kernel has given an operation back.
+    pub fn is_over(&self, op: OpKey) -> bool {
+        self.ops.is_over(op)
+    }
+
+    /// Cancels everything and waits at most `limit` nanoseconds; says whether the kernel has given
+    /// everything back. If not, what it may write to must be leaked.
+    pub fn shut_down(&mut self, limit: u64) -> bool {
+        let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any().all())
+            .build()
+            .user_data(NOBODY);
+        let deadline = clock::now() + limit;
+        // SAFETY: a cancel points to nothing.
+        if unsafe { self.ring.push(&entry) }.is_err() {
+            return self.ops.in_flight() == 0;
+        }
+        loop {
+            if self.ring.enter(0, None).is_err() {
+                break;
+            }
+            self.reap();
+            let now = clock::now();
+            if self.ops.in_flight() == 0 || now >= deadline {
+                break;
+            }
+            if self.ring.enter(1, Some(deadline - now)).is_err() {
+                break;
+            }
+        }
+        self.ops.in_flight() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tasks::State;
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
+
+    fn machine() -> Machine<()> {
+        let mut machine = Machine::new(8, Features::from_environment()).unwrap();
+        machine.enable().unwrap();
+        machine
+    }
+
+    fn pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+        std::io::pipe().unwrap()
+    }
+
+    fn poll_entry(fd: &impl AsRawFd) -> Entry {
+        opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLIN as u32).build()
+    }
+
+    #[test]
+    fn a_completion_ends_the_wait_it_belongs_to() {
+        let mut machine = machine();
+        let (reader, mut writer) = pipe();
+        let task = machine.tasks.add(());
+        let wait = machine.tasks.begin_wait(task);
+        // SAFETY: a poll points to nothing.
+        let op = unsafe { machine.submit(poll_entry(&reader), wait) }.unwrap();
+        machine.poll().unwrap();
+        assert_eq!(machine.take(op), None);
+        writer.write_all(b"x").unwrap();
+        machine.sleep(None).unwrap();
+        machine.reap();
+        assert_eq!(machine.tasks.next(), Some((task, Wake::Complete)));
+        assert_eq!(machine.take(op).unwrap().result, i32::from(libc::POLLIN));
+        assert_eq!(machine.operations(), 0);
+    }
+
+    #[test]
+    fn a_cancelled_read_is_drained_before_its_memory_is_given_back() {
+        let mut machine = machine();
+        let (reader, mut writer) = pipe();
+        let task = machine.tasks.add(());
+        let wait = machine.tasks.begin_wait(task);
+        let mut memory = [7u8; 8];
+        let entry = opcode::Read::new(types::Fd(reader.as_raw_fd()), memory.as_mut_ptr(), 8).build();
+        // SAFETY: `memory` outlives the drain below.
+        let op = unsafe { machine.submit(entry, wait) }.unwrap();
+        machine.poll().unwrap();
+        machine.cancel(op).unwrap();
+        assert!(machine.drain(op, u64::MAX / 2).unwrap());
+        assert_eq!(machine.take(op).unwrap().result, -libc::ECANCELED);
+        writer.write_all(b"late").unwrap();
+        machine.poll().unwrap();
+        assert_eq!(memory, [7; 8]);
+        let mut late = [0; 4];
+        (&reader).read_exact(&mut late).unwrap();
+        assert_eq!(&late, b"late");
+    }
+
+    #[test]
+    fn an_operation_that_won_the_race_keeps_its_result() {
+        let mut machine = machine();
+        let (reader, mut writer) = pipe();
+        let task = machine.tasks.add(());
+        let wait = machine.tasks.begin_wait(task);
+        let mut memory = [0u8; 8];
+        let entry = opcode::Read::new(types::Fd(reader.as_raw_fd()), memory.as_mut_ptr(), 8).build();
+        // SAFETY: `memory` outlives the drain below.
+        let op = unsafe { machine.submit(entry, wait) }.unwrap();
+        machine.poll().unwrap();
+        writer.write_all(b"won").unwrap();
+        machine.poll().unwrap();
+        machine.cancel(op).unwrap();
+        assert!(machine.drain(op, u64::MAX / 2).unwrap());
+        assert_eq!(machine.take(op).unwrap().result, 3);
+        assert_eq!(&memory[..3], b"won");
+    }
+
+    #[test]
+    fn another_thread_ends_the_sleep_and_completes_a_wait() {
+        let mut machine = machine();
+        let task = machine.tasks.add(());
+        let wait = machine.tasks.begin_wait(task);
+        let waker = machine.waker().clone();
+        machine.prepare_sleep().unwrap();
+        let thread = std::thread::spawn(move || waker.complete(wait));
+        while machine.tasks.state(task) == Some(State::Waiting) {
+            machine.prepare_sleep().unwrap();
+            machine.sleep(None).unwrap();
+            machine.reap();
+        }
+        thread.join().unwrap();
+        assert_eq!(machine.tasks.next(), Some((task, Wake::Complete)));
+    }
+
+    #[test]
+    fn a_wake_before_the_sleep_is_not_lost() {
+        let mut machine = machine();
+        for _ in 0..3 {
+            machine.waker().wake();
+            machine.prepare_sleep().unwrap();
+            machine.sleep(None).unwrap();
+            machine.reap();
+        }
+    }
+
+    #[test]
+    fn a_deadline_ends_the_sleep_and_wakes_with_a_timeout() {
+        let mut machine = machine();
+        let task = machine.tasks.add(());
+        let wait = machine.tasks.begin_wait(task);
+        machine.wake_at(clock::now() + 1_000_000, wait);
+        let mut woken = None;
+        while woken.is_none() {
+            let deadline = machine.timers.next_deadline();
+            machine.sleep(deadline).unwrap();
+            machine.fire();
+            woken = machine.tasks.next();
+        }
+        assert_eq!(woken, Some((task, Wake::Timeout)));
+    }
+
+    #[test]
+    fn shutting_down_gives_everything_back() {
+        let mut machine = machine();
+        let (reader, _writer) = pipe();
+        let task = machine.tasks.add(());
+        let mut memory = [0u8; 8];
+        for _ in 0..20 {
+            let wait = machine.tasks.begin_wait(task);
+            let fd = types::Fd(reader.as_raw_fd());
+            let entry = opcode::Read::new(fd, memory.as_mut_ptr(), 8).build();
+            // SAFETY: `memory` outlives the shut-down below.
+            unsafe { machine.submit(entry, wait) }.unwrap();
+        }
+        machine.poll().unwrap();
+        assert!(machine.shut_down(10_000_000_000));
+    }
+
+    #[test]
+    fn an_operation_on_a_bad_descriptor_fails_alone() {
+        let mut machine = machine();
+        let task = machine.tasks.add(());
+        let wait = machine.tasks.begin_wait(task);
+        let closed = {
+            let file = File::open("/dev/null").unwrap();
+            file.as_raw_fd()
+        };
+        let entry = opcode::PollAdd::new(types::Fd(closed), libc::POLLIN as u32).build();
+        // SAFETY: a poll points to nothing.
+        let op = unsafe { machine.submit(entry, wait) }.unwrap();
+        machine.poll().unwrap();
+        assert_eq!(machine.take(op).unwrap().result, -libc::EBADF);
+        machine.poll().unwrap();
+    }
+}

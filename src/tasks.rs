@@ -1,0 +1,303 @@
+//! Who waits for what, and who may go on: the table of tasks and the run queue.
+//!
+//! A task is whatever the embedder switches between (a fiber). Each wait has an identity, its
+//! serial: a wake-up that names an earlier wait is dropped, so there is no stale timeout and no
+//! sleep cut short.
+
+use std::collections::VecDeque;
+
+use crate::slab::{Key, Slab};
+
+/// Names one task.
+pub type TaskId = Key;
+
+/// Names one wait of one task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WaitId {
+    /// The task that waits.
+    pub task: TaskId,
+    /// The serial of the wait, never used twice in a machine.
+    pub serial: u64,
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// What the task waited for has come.
+    Complete,
+    /// The deadline of the wait has passed.
+    Timeout,
+    /// Somebody wants the task to raise.
+    Interrupt,
+}
+
+/// Where a task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It runs, or it is suspended by somebody else than this machine.
+    Running,
+    /// It waits.
+    Waiting,
+    /// Its wait is over; it stands in the run queue.
+    Ready(Wake),
+}
+
+#[derive(Debug)]
+struct Task<T> {
+    state: State,
+    serial: u64,
+    payload: T,
+}
+
+/// The tasks of one machine, each with the embedder's payload.
+#[derive(Debug)]
+pub struct Tasks<T> {
+    tasks: Slab<Task<T>>,
+    queue: VecDeque<WaitId>,
+    serial: u64,
+    waiting: usize,
+}
+
+impl<T> Default for Tasks<T> {
+    fn default() -> Self {
+        Self {
+            tasks: Slab::default(),
+            queue: VecDeque::new(),
+            serial: 0,
+            waiting: 0,
+        }
+    }
+}
+
+impl<T> Tasks<T> {
+    /// Adds a running task.
+    pub fn add(&mut self, payload: T) -> TaskId {
+        self.tasks.insert(Task {
+            state: State::Running,
+            serial: 0,
+            payload,
+        })
+    }
+
+    /// Removes a task; wake-ups for it find nothing from now on.
+    pub fn remove(&mut self, id: TaskId) -> Option<T> {
+        let task = self.tasks.remove(id)?;
+        if task.state != State::Running {
+            self.waiting -= 1;
+        }
+        Some(task.payload)
+    }
+
+    /// The payload of a task.
+    #[inline]
+    pub fn get(&self, id: TaskId) -> Option<&T> {
+        self.tasks.get(id).map(|task| &task.payload)
+    }
+
+    /// The payload of a task, to be changed.
+    #[inline]
+    pub fn get_mut(&mut self, id: TaskId) -> Option<&mut T> {
+        self.tasks.get_mut(id).map(|task| &mut task.payload)
+    }
+
+    /// Where a task is; `None` if it was removed.
+    #[inline]
+    pub fn state(&self, id: TaskId) -> Option<State> {
+        self.tasks.get(id).map(|task| task.state)
+    }
+
+    /// The wait the task is in, or was in last.
+    pub fn current_wait(&self, id: TaskId) -> Option<WaitId> {
+        self.tasks.get(id).map(|task| WaitId {
+            task: id,
+            serial: task.serial,
+        })
+    }
+
+    /// Every task with its state and payload.
+    pub fn iter(&self) -> impl Iterator<Item = (TaskId, State, &T)> {
+        self.tasks
+            .iter()
+            .map(|(id, task)| (id, task.state, &task.payload))
+    }
+
+    /// How many tasks wait or are ready.
+    #[inline]
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether the run queue is empty. It may hold entries that turn out to be stale.
+    #[inline]
+    pub fn queue_is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// The length of the run queue, stale entries included.
+    #[inline]
+    pub fn queue_len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Starts a wait; any wake-up for an earlier one is void.
+    ///
+    /// # Panics
+    /// If there is no such task.
+    #[inline]
+    pub fn begin_wait(&mut self, id: TaskId) -> WaitId {
+        self.serial += 1;
+        let task = self.tasks.get_mut(id).expect("only a task can wait");
+        if task.state == State::Running {
+            self.waiting += 1;
+        }
+        task.state = State::Waiting;
+        task.serial = self.serial;
+        WaitId {
+            task: id,
+            serial: self.serial,
+        }
+    }
+
+    /// Ends the task's wait, whatever its state: the task runs.
+    #[inline]
+    pub fn end_wait(&mut self, id: TaskId) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            if task.state != State::Running {
+                self.waiting -= 1;
+                task.state = State::Running;
+            }
+        }
+    }
+
+    /// Makes the task ready if it is still in that very wait; says whether it was.
+    #[inline]
+    pub fn wake(&mut self, wait: WaitId, why: Wake) -> bool {
+        self.ready(wait, why, false)
+    }
+
+    /// As [`Tasks::wake`], but the task goes to the head of the run queue.
+    #[inline]
+    pub fn wake_first(&mut self, wait: WaitId, why: Wake) -> bool {
+        self.ready(wait, why, true)
+    }
+
+    #[inline]
+    fn ready(&mut self, wait: WaitId, why: Wake, first: bool) -> bool {
+        let Some(task) = self.tasks.get_mut(wait.task) else {
+            return false;
+        };
+        if task.state != State::Waiting || task.serial != wait.serial {
+            return false;
+        }
+        task.state = State::Ready(why);
+        if first {
+            self.queue.push_front(wait);
+        } else {
+            self.queue.push_back(wait);
+        }
+        true
+    }
+
+    /// Takes the next ready task off the run queue; it runs from now on.
+    #[inline]
+    pub fn next(&mut self) -> Option<(TaskId, Wake)> {
+        while let Some(wait) = self.queue.pop_front() {
+            let Some(task) = self.tasks.get_mut(wait.task) else {
+                continue;
+            };
+            if task.serial != wait.serial {
+                continue;
+            }
+            if let State::Ready(why) = task.state {
+                task.state = State::Running;
+                self.waiting -= 1;
+                return Some((wait.task, why));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_wake_up_for_an_earlier_wait_is_dropped() {
+        let mut tasks = Tasks::default();
+        let task = tasks.add(());
+        let earlier = tasks.begin_wait(task);
+        tasks.end_wait(task);
+        tasks.begin_wait(task);
+        assert!(!tasks.wake(earlier, Wake::Timeout));
+        assert_eq!(tasks.next(), None);
+    }
+
+    #[test]
+    fn the_first_wake_up_wins() {
+        let mut tasks = Tasks::default();
+        let task = tasks.add(());
+        let wait = tasks.begin_wait(task);
+        assert!(tasks.wake(wait, Wake::Complete));
+        assert!(!tasks.wake(wait, Wake::Timeout));
+        assert_eq!(tasks.next(), Some((task, Wake::Complete)));
+        assert_eq!(tasks.next(), None);
+    }
+
+    #[test]
+    fn a_ready_task_that_was_removed_does_not_run() {
+        let mut tasks = Tasks::default();
+        let task = tasks.add(());
+        let wait = tasks.begin_wait(task);
+        tasks.wake(wait, Wake::Complete);
+        tasks.remove(task);
+        let other = tasks.add(());
+        assert_eq!(other.index, task.index);
+        assert_eq!(tasks.next(), None);
+        assert_eq!(tasks.waiting(), 0);
+    }
+
+    #[test]
+    fn a_task_put_first_runs_first() {
+        let mut tasks = Tasks::default();
+        let (a, b) = (tasks.add('a'), tasks.add('b'));
+        let (wait_a, wait_b) = (tasks.begin_wait(a), tasks.begin_wait(b));
+        tasks.wake(wait_a, Wake::Complete);
+        tasks.wake_first(wait_b, Wake::Complete);
+        assert_eq!(tasks.next().map(|(id, _)| id), Some(b));
+        assert_eq!(tasks.next().map(|(id, _)| id), Some(a));
+    }
+
+    proptest! {
+        // Each task has at most one entry that counts; whatever order of events, a task runs once
+        // per wait and only for that wait.
+        #[test]
+        fn a_task_runs_once_per_wait(steps in prop::collection::vec((0usize..4, 0u8..5), 1..300)) {
+            let mut tasks = Tasks::default();
+            let ids: Vec<_> = (0..4).map(|n| tasks.add(n)).collect();
+            let mut waits: Vec<Vec<WaitId>> = vec![Vec::new(); 4];
+            let mut model = [State::Running; 4];
+            for (n, action) in steps {
+                match action {
+                    0 => { waits[n].push(tasks.begin_wait(ids[n])); model[n] = State::Waiting; }
+                    1 => { tasks.end_wait(ids[n]); model[n] = State::Running; }
+                    2 => for (age, wait) in waits[n].iter().rev().enumerate() {
+                        let hit = tasks.wake(*wait, Wake::Complete);
+                        prop_assert_eq!(hit, age == 0 && model[n] == State::Waiting);
+                        if hit { model[n] = State::Ready(Wake::Complete); }
+                    },
+                    _ => if let Some((id, why)) = tasks.next() {
+                        let n = *tasks.get(id).unwrap();
+                        prop_assert_eq!(model[n], State::Ready(why));
+                        model[n] = State::Running;
+                    } else {
+                        prop_assert!(!model.iter().any(|state| matches!(state, State::Ready(_))));
+                    },
+                }
+                let waiting = model.iter().filter(|state| **state != State::Running).count();
+                prop_assert_eq!(tasks.waiting(), waiting);
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Ending a machine's sleep from another thread.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use crate::tasks::WaitId;
+
+/// An eventfd (eventfd(2)) the ring polls, and the waits that other threads have completed.
+///
+/// Clones share both, so a worker thread may keep one beyond the machine's end.
+#[derive(Clone, Debug)]
+pub struct Waker {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    event: OwnedFd,
+    completed: Mutex<Vec<WaitId>>,
+}
+
+impl Waker {
+    /// Makes an eventfd, non-blocking and close-on-exec.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: eventfd has no memory to be wrong about; its result is checked.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            shared: Arc::new(Shared {
+                // SAFETY: the descriptor is new and nobody else's.
+                event: unsafe { OwnedFd::from_raw_fd(fd) },
+                completed: Mutex::new(Vec::new()),
+            }),
+        })
+    }
+
+    /// Ends the machine's sleep, or keeps it from falling asleep. Async-signal-safe: one write(2).
+    #[inline]
+    pub fn wake(&self) {
+        wake_fd(self.fd());
+    }
+
+    /// Hands over a completed wait and wakes the machine. May be called from any thread.
+    pub fn complete(&self, wait: WaitId) {
+        self.completed().push(wait);
+        self.wake();
+    }
+
+    /// Takes the waits handed over so far.
+    pub(crate) fn take_completed(&self) -> Vec<WaitId> {
+        std::mem::take(&mut *self.completed())
+    }
+
+    fn completed(&self) -> std::sync::MutexGuard<'_, Vec<WaitId>> {
+        // A panic cannot happen while the lock is held: it guards a push and a take.
+        self.shared
+            .completed
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The eventfd.
+    #[inline]
+    pub fn fd(&self) -> RawFd {
+        self.shared.event.as_raw_fd()
+    }
+
+    /// Takes the eventfd back to zero.
+    pub(crate) fn reset(&self) {
+        let mut count = 0u64;
+        // SAFETY: an eventfd read fills exactly the eight bytes given; EAGAIN leaves them as they are.
+        unsafe { libc::read(self.fd(), (&raw mut count).cast(), 8) };
+    }
+}
+
+/// Wakes by bare descriptor: for callers (an unblock function, a signal handler) that have no more.
+#[inline]
+pub fn wake_fd(fd: RawFd) {
+    let one = 1u64;
+    // SAFETY: eight valid bytes; a full counter answers EAGAIN, and is awake already.
+    unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+}
