@@ -30,6 +30,26 @@ pub enum Timer {
     Own(Key),
 }
 
+/// A sleep of a machine: until something completes, a deadline has come, or the waker wakes.
+pub struct Sleep {
+    ring: *mut Ring,
+    until: Option<u64>,
+}
+
+impl Sleep {
+    /// Sleeps.
+    ///
+    /// # Safety
+    /// The machine is alive, and nobody else uses its ring meanwhile: its tasks may be used.
+    pub unsafe fn run(&self) -> io::Result<()> {
+        let timeout = self
+            .until
+            .map(|deadline| deadline.saturating_sub(clock::now()));
+        // SAFETY: the caller's promise.
+        unsafe { (*self.ring).enter(1, timeout) }
+    }
+}
+
 /// Everything that one thread needs to run tasks on io_uring. `T` is the payload of a task.
 pub struct Machine<T> {
     ring: Ring,
@@ -170,12 +190,18 @@ impl<T> Machine<T> {
         Ok(())
     }
 
-    /// Sleeps until something completes, a timer is due, or the waker wakes; reaps nothing.
-    ///
-    /// Touches nothing but the ring, so that other threads may use `tasks` meanwhile.
+    /// The coming sleep, as something that can be run while other threads use the machine's tasks.
+    pub fn sleeper(&mut self, until: Option<u64>) -> Sleep {
+        Sleep {
+            ring: &raw mut self.ring,
+            until,
+        }
+    }
+
+    /// Sleeps until something completes, `until` has come, or the waker wakes; reaps nothing.
     pub fn sleep(&mut self, until: Option<u64>) -> io::Result<()> {
-        let timeout = until.map(|deadline| deadline.saturating_sub(clock::now()));
-        self.ring.enter(1, timeout)
+        // SAFETY: the machine is borrowed for the call.
+        unsafe { self.sleeper(until).run() }
     }
 
     /// Moves completions to the waits they end. Returns how many there were.

@@ -1,0 +1,29 @@
+//! Ruby's side of uringmachine: the classes, the scheduler's hooks, and the worker threads.
+
+mod blocking;
+mod core;
+mod descriptors;
+mod durations;
+mod errors;
+mod hooks;
+mod resolver;
+mod scheduler;
+mod switch;
+mod sys;
+mod um;
+
+/// Called by Ruby when the extension is required. Nothing here touches io_uring.
+///
+/// # Safety
+/// Called once, by Ruby, with the GVL.
+#[no_mangle]
+pub unsafe extern "C" fn Init_uringmachine() {
+    core::count_forks();
+    // SAFETY: Ruby is up.
+    unsafe {
+        rb_sys::rb_ext_ractor_safe(true);
+        let class = um::define();
+        errors::define(class);
+        scheduler::define(class);
+    }
+}

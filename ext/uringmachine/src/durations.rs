@@ -1,0 +1,54 @@
+//! Durations as Ruby gives them: nil, Integer, Float, Rational, or anything with divmod.
+
+use uringmachine_runtime::clock;
+
+use crate::sys::{self, Raise, NIL, VALUE};
+
+const NANOSECONDS: f64 = 1e9;
+/// About 31 years; longer waits are as good as for ever.
+const FAR: f64 = 1e9;
+
+/// Nanoseconds of a duration; `None` for nil. Negative ones and what is no number raise what
+/// Kernel#sleep raises.
+pub fn nanoseconds(duration: VALUE) -> Result<Option<u64>, Raise> {
+    if duration == NIL {
+        return Ok(None);
+    }
+    if let Some(seconds) = sys::as_fixnum(duration) {
+        if (0..FAR as i64).contains(&seconds) {
+            return Ok(Some(seconds as u64 * NANOSECONDS as u64));
+        }
+    }
+    // SAFETY: a type check, and the value of what is a Float; the conversion may raise, stopped here.
+    unsafe {
+        if sys::is_float(duration) {
+            let seconds = rb_sys::rb_float_value(duration);
+            if (0.0..FAR).contains(&seconds) {
+                return Ok(Some((seconds * NANOSECONDS) as u64));
+            }
+        }
+        let mut time = libc::timeval {
+            tv_sec: 0,
+            tv_usec: 0,
+        };
+        let slot = &raw mut time;
+        sys::protect(|| {
+            *slot = sys::rb_time_interval(duration);
+            NIL
+        })
+        .map_err(Raise::Jump)?;
+        let seconds = (time.tv_sec as u64).min(FAR as u64);
+        Ok(Some(seconds * NANOSECONDS as u64 + time.tv_usec as u64 * 1000))
+    }
+}
+
+/// The moment a duration from now; `None` for nil.
+pub fn deadline(duration: VALUE) -> Result<Option<u64>, Raise> {
+    Ok(nanoseconds(duration)?.map(from_now))
+}
+
+/// The moment `nanoseconds` from now.
+#[inline]
+pub fn from_now(nanoseconds: u64) -> u64 {
+    clock::now().saturating_add(nanoseconds)
+}

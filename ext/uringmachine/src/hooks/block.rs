@@ -1,0 +1,111 @@
+//! block and unblock (Mutex, Queue, Thread#join …), and fiber_interrupt (IO#close).
+
+use uringmachine_runtime::tasks::State;
+use uringmachine_runtime::Wake;
+
+use crate::core::Pending;
+use crate::durations;
+use crate::scheduler::get;
+use crate::switch;
+use crate::sys::{self, FALSE, NIL, TRUE, VALUE};
+
+/// block(blocker, timeout = nil): waits until `unblock`; true if that came, false after the timeout.
+unsafe extern "C" fn block(
+    argc: std::ffi::c_int,
+    argv: *const VALUE,
+    this: VALUE,
+) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+    unsafe {
+        sys::method(|| {
+            if !(1..=2).contains(&argc) {
+                return Err(sys::Raise::argument(&format!(
+                    "wrong number of arguments (given {argc}, expected 1..2)"
+                )));
+            }
+            let core = get(this).core()?;
+            let blocker = *argv;
+            let deadline = if argc == 2 {
+                durations::deadline(*argv.add(1))?
+            } else {
+                None
+            };
+            let me = (*core).current_task();
+            // The unblock may have come before this hook was reached. One by another blocker is
+            // left over from a wait that ended otherwise.
+            if std::mem::replace(&mut (*core).waiter(me).unblocked_by, FALSE) == blocker {
+                (*core).finish_wait(me);
+                return Ok(TRUE);
+            }
+            (*core).waiter(me).blocked = true;
+            let woken = switch::pause(core, me, deadline)?;
+            Ok(if woken { TRUE } else { FALSE })
+        })
+    }
+}
+
+/// unblock(blocker, fiber): ends the fiber's `block` or `kernel_sleep`. From any thread, any number of
+/// times, for any fiber.
+unsafe extern "C" fn unblock(this: VALUE, blocker: VALUE, fiber: VALUE) -> VALUE {
+    // SAFETY: called with the GVL, which guards the tasks while their thread sleeps or not.
+    unsafe {
+        let Some(core) = get(this).core_from_anywhere() else {
+            return NIL;
+        };
+        let task = match (*core).find(fiber) {
+            Some(task) => task,
+            // A fiber that never waited here, about to: see below.
+            None if sys::rb_obj_is_fiber(fiber) == TRUE
+                && sys::truthy(sys::rb_fiber_alive_p(fiber)) =>
+            {
+                (*core).add(fiber, false)
+            }
+            None => return NIL,
+        };
+        match (*core).machine.tasks.state(task) {
+            Some(State::Waiting) if (*core).waiter(task).blocked => {
+                if let Some(wait) = (*core).machine.tasks.current_wait(task) {
+                    if (*core).machine.tasks.wake(wait, Wake::Complete) {
+                        (*core).notify();
+                    }
+                }
+            }
+            // It has registered with the blocker but not reached `block` yet: remember.
+            Some(State::Running) => (*core).waiter(task).unblocked_by = blocker,
+            // Woken already, or waiting for something else: this is for an earlier wait.
+            _ => {}
+        }
+        NIL
+    }
+}
+
+/// fiber_interrupt(fiber, exception): raises in a fiber that waits, because its IO is being closed.
+/// `fiber` is a Fiber or, from Ruby 4.1, whatever answers alive? and raise.
+unsafe extern "C" fn fiber_interrupt(this: VALUE, fiber: VALUE, exception: VALUE) -> VALUE {
+    // SAFETY: as in `unblock`.
+    unsafe {
+        let Some(core) = get(this).core_from_anywhere() else {
+            return NIL;
+        };
+        match (*core).find(fiber) {
+            Some(task) => match (*core).machine.tasks.state(task) {
+                Some(State::Waiting) => (*core).interrupt(task, Pending::Exception(exception)),
+                // Its operation is over: its result counts.
+                Some(State::Ready(_)) => {}
+                _ => (*core).raises.push((fiber, exception)),
+            },
+            None => (*core).raises.push((fiber, exception)),
+        }
+        (*core).notify();
+        NIL
+    }
+}
+
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: each function takes what its arity says.
+    unsafe {
+        sys::define_method(class, c"block", block as *const (), -1);
+        sys::define_method(class, c"unblock", unblock as *const (), 2);
+        sys::define_method(class, c"fiber_interrupt", fiber_interrupt as *const (), 2);
+    }
+}

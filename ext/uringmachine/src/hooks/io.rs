@@ -1,0 +1,443 @@
+//! io_read, io_write, io_pread, io_pwrite.
+//!
+//! Each tries without waiting first, unless the descriptor's last attempt says that there is nothing to
+//! be had. Only then a socket's or a file's memory is given to the kernel, and [`switch::operate`] takes
+//! it back before the hook returns; a pipe or a terminal is polled and then tried again.
+
+use std::ffi::{c_int, c_void};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use uringmachine_runtime::{opcode, types, TaskId};
+
+use crate::core::Core;
+use crate::descriptors::Kind;
+use crate::durations;
+use crate::hooks::readiness::wait_ready;
+use crate::scheduler::get;
+use crate::switch::{self, Failure};
+use crate::sys::{self, Outcome, Raise, NIL, VALUE};
+
+/// The scheduler interface of the running Ruby (RUBY_FIBER_SCHEDULER_VERSION): 2 is Ruby 3.4, 3 is
+/// 4.0, 4 is 4.1.
+static INTERFACE: AtomicI64 = AtomicI64::new(3);
+/// Up to this interface the arguments are (length, offset), and length is a minimum.
+const LAST_WITH_MINIMUM: i64 = 3;
+/// From this interface on IO#pwrite calls its hook with the GVL (scheduler_contract, trap 9).
+const FIRST_WITH_PWRITE: i64 = 3;
+
+/// The current position of a file, as an offset of preadv2(2) and of io_uring.
+const CURRENT: i64 = -1;
+
+/// One call of a hook: where the bytes are, and how many are wanted.
+struct Transfer {
+    core: *mut Core,
+    me: TaskId,
+    io: VALUE,
+    fd: RawFd,
+    buffer: VALUE,
+    base: *mut u8,
+    /// The bytes that may be moved.
+    size: usize,
+    /// The bytes that must be moved, unless the file ends; 0 for one attempt.
+    minimum: usize,
+    /// The position in the file, or [`CURRENT`].
+    position: i64,
+    /// Whether the hook may answer -EAGAIN instead of waiting.
+    single: bool,
+    writes: bool,
+}
+
+/// A count, or -errno.
+type Moved = Result<isize, Raise>;
+
+impl Transfer {
+    /// Reads the arguments (io, buffer[, from], a, b), where (a, b) is (length, offset) or, from
+    /// interface 4 on, (offset, length).
+    unsafe fn new(this: VALUE, arguments: &[VALUE], positioned: bool, writes: bool) -> Result<Self, Raise> {
+        // SAFETY: the accessors raise for wrong types; nothing on this frame needs dropping.
+        unsafe {
+            let least = 2 + usize::from(positioned);
+            if !(least..=least + 2).contains(&arguments.len()) {
+                return Err(Raise::argument(&format!(
+                    "wrong number of arguments (given {}, expected {least}..{})",
+                    arguments.len(),
+                    least + 2
+                )));
+            }
+            let core = get(this).core()?;
+            let (io, buffer) = (arguments[0], arguments[1]);
+            let fd = sys::rb_io_descriptor(io);
+            let position = if positioned {
+                let from = rb_sys::rb_num2ll(arguments[2]);
+                if from < 0 {
+                    return Err(Raise::errno(libc::EINVAL));
+                }
+                from
+            } else {
+                CURRENT
+            };
+            let number = |place: usize, name: &str| match arguments.get(place) {
+                None => Ok(None),
+                Some(value) => match usize::try_from(rb_sys::rb_num2ll(*value)) {
+                    Ok(number) => Ok(Some(number)),
+                    Err(_) => Err(Raise::argument(&format!("{name} can't be negative"))),
+                },
+            };
+            let single = INTERFACE.load(Ordering::Relaxed) > LAST_WITH_MINIMUM;
+            let (length, offset) = if single {
+                (number(least + 1, "Length")?, number(least, "Offset")?)
+            } else {
+                (number(least, "Length")?, number(least + 1, "Offset")?)
+            };
+            let (mut base, mut size) = (std::ptr::null_mut::<c_void>(), 0);
+            if writes {
+                sys::rb_io_buffer_get_bytes_for_reading(buffer, (&raw mut base).cast(), &mut size);
+            } else {
+                sys::rb_io_buffer_get_bytes_for_writing(buffer, &mut base, &mut size);
+            }
+            let offset = offset.unwrap_or(0);
+            let length = length.unwrap_or(0);
+            if offset > size {
+                return Err(Raise::argument("Specified offset is bigger than the buffer size!"));
+            }
+            let left = size - offset;
+            if length > left {
+                return Err(Raise::argument(
+                    "Specified offset+length is bigger than the buffer size!",
+                ));
+            }
+            let (size, minimum) = if single { (length, 0) } else { (left, length) };
+            let me = (*core).current_task();
+            Ok(Self {
+                core,
+                me,
+                io,
+                fd,
+                buffer,
+                base: base.cast::<u8>().add(offset),
+                size,
+                minimum,
+                position,
+                single,
+                writes,
+            })
+        }
+    }
+
+    /// Moves bytes until the minimum is reached (all of them, for a write), and returns the count.
+    unsafe fn run(&self) -> Outcome {
+        let minimum = match (self.single, self.writes) {
+            (true, _) => 0,
+            // A short write inside a flush is lost (scheduler_contract, trap 2).
+            (false, true) => self.size,
+            (false, false) => self.minimum,
+        };
+        let mut moved = 0;
+        if self.size == 0 {
+            return Ok(sys::fixnum(0));
+        }
+        loop {
+            // SAFETY: the bytes from `moved` on are within the buffer.
+            let count = unsafe { self.once(moved)? };
+            if count <= 0 {
+                // An error after progress shows at the next operation.
+                let result = if moved > 0 { moved as i64 } else { count as i64 };
+                return Ok(sys::fixnum(result));
+            }
+            moved += count as usize;
+            if moved >= minimum {
+                return Ok(sys::fixnum(moved as i64));
+            }
+        }
+    }
+
+    /// Moves bytes once, waiting if it must.
+    unsafe fn once(&self, done: usize) -> Moved {
+        // SAFETY: as `run`; `core` is alive while a hook of its scheduler runs.
+        unsafe {
+            let mut descriptor = (*self.core).descriptors.get(self.fd, self.io);
+            let features = (*self.core).machine.features();
+            let mut first = self.writes || !descriptor.drained || self.position != CURRENT;
+            loop {
+                let may_try = match descriptor.kind {
+                    Kind::Socket => features.dontwait,
+                    _ => features.nowait && !descriptor.no_nowait,
+                };
+                if first && may_try {
+                    match self.attempt(descriptor.kind, done) {
+                        Ok(count) => {
+                            if !self.writes && descriptor.kind != Kind::File {
+                                let drained = count < self.size - done;
+                                if drained != descriptor.drained {
+                                    (*self.core).descriptors.set_drained(self.fd, drained);
+                                }
+                            }
+                            return Ok(count as isize);
+                        }
+                        Err(libc::EAGAIN) => {}
+                        Err(libc::EINTR) => continue,
+                        Err(libc::EOPNOTSUPP) if descriptor.kind != Kind::Socket => {
+                            (*self.core).descriptors.set_no_nowait(self.fd);
+                            descriptor.no_nowait = true;
+                        }
+                        Err(libc::ENOTSOCK) if descriptor.kind == Kind::Socket => {
+                            descriptor = self.relearn();
+                            continue;
+                        }
+                        Err(errno) => return Ok(-(errno as isize)),
+                    }
+                }
+                match descriptor.kind {
+                    Kind::Stream => {
+                        if !self.writes && self.is_nonblocking_read() {
+                            if first {
+                                return Ok(-(libc::EAGAIN as isize));
+                            }
+                            first = true;
+                            continue;
+                        }
+                        if descriptor.no_nowait || !features.nowait {
+                            // A terminal and the like: the ring waits, unless O_NONBLOCK forbids it.
+                            match self.submit(descriptor.kind, done)? {
+                                result if result == -(libc::EAGAIN as isize) => {}
+                                result => return Ok(result),
+                            }
+                        }
+                        self.wait()?;
+                        first = true;
+                    }
+                    Kind::Socket if self.writes => {
+                        self.wait()?;
+                        if !features.dontwait {
+                            return self.submit(descriptor.kind, done);
+                        }
+                    }
+                    Kind::Socket => {
+                        let result = self.submit(descriptor.kind, done)?;
+                        if result == -(libc::ENOTSOCK as isize) {
+                            descriptor = self.relearn();
+                            first = true;
+                            continue;
+                        }
+                        let drained = result < (self.size - done) as isize;
+                        if drained != descriptor.drained {
+                            (*self.core).descriptors.set_drained(self.fd, drained);
+                        }
+                        return Ok(result);
+                    }
+                    Kind::File => return self.submit(descriptor.kind, done),
+                }
+            }
+        }
+    }
+
+    unsafe fn relearn(&self) -> crate::descriptors::Descriptor {
+        // SAFETY: as `once`.
+        unsafe {
+            (*self.core).descriptors.forget(self.fd);
+            (*self.core).descriptors.get(self.fd, self.io)
+        }
+    }
+
+    /// `read_nonblock` comes to this hook by the same arguments as a blocking read (io.c,
+    /// io_read_memory_call), except on a socket.
+    unsafe fn is_nonblocking_read(&self) -> bool {
+        // SAFETY: called from within the hook.
+        self.single || unsafe { sys::called_from(b"io_read", b"read_nonblock") }
+    }
+
+    /// Tries without waiting: a count, or the errno.
+    unsafe fn attempt(&self, kind: Kind, done: usize) -> Result<usize, i32> {
+        // SAFETY: base + done is within the buffer, and size - done bytes follow it.
+        let result = unsafe {
+            let base = self.base.add(done);
+            let size = self.size - done;
+            if kind == Kind::Socket {
+                if self.writes {
+                    libc::send(self.fd, base.cast(), size, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+                } else {
+                    libc::recv(self.fd, base.cast(), size, libc::MSG_DONTWAIT)
+                }
+            } else {
+                let vector = libc::iovec {
+                    iov_base: base.cast(),
+                    iov_len: size,
+                };
+                let position = self.position_after(done);
+                if self.writes {
+                    libc::pwritev2(self.fd, &vector, 1, position, libc::RWF_NOWAIT)
+                } else {
+                    libc::preadv2(self.fd, &vector, 1, position, libc::RWF_NOWAIT)
+                }
+            }
+        };
+        usize::try_from(result).map_err(|_| {
+            // SAFETY: errno of the call above.
+            unsafe { *libc::__errno_location() }
+        })
+    }
+
+    fn position_after(&self, done: usize) -> i64 {
+        if self.position == CURRENT {
+            CURRENT
+        } else {
+            self.position + done as i64
+        }
+    }
+
+    /// Lets the ring do it, with the buffer locked meanwhile.
+    unsafe fn submit(&self, kind: Kind, done: usize) -> Moved {
+        // SAFETY: `operate` returns only when the kernel is done with the memory, which the lock keeps
+        // in place. The lock is taken off in every case.
+        unsafe {
+            let base = self.base.add(done);
+            let size = u32::try_from(self.size - done).unwrap_or(u32::MAX).min(1 << 30);
+            let fd = types::Fd(self.fd);
+            let position = self.position_after(done) as u64;
+            let entry = match (kind, self.writes) {
+                (Kind::Socket, false) => opcode::Recv::new(fd, base, size).build(),
+                (Kind::Socket, true) => opcode::Send::new(fd, base, size)
+                    .flags(libc::MSG_NOSIGNAL)
+                    .build(),
+                (_, false) => opcode::Read::new(fd, base, size).offset(position).build(),
+                (_, true) => opcode::Write::new(fd, base, size).offset(position).build(),
+            };
+            let deadline = self.deadline()?;
+            let (mut ignored, mut length) = (std::ptr::null_mut(), 0);
+            let flags = sys::rb_io_buffer_get_bytes(self.buffer, &mut ignored, &mut length);
+            let unlocked = flags & sys::IO_BUFFER_LOCKED == 0;
+            if unlocked {
+                sys::rb_io_buffer_lock(self.buffer);
+            }
+            let result = switch::operate(self.core, self.me, entry, deadline);
+            if unlocked {
+                sys::rb_io_buffer_unlock(self.buffer);
+            }
+            match result {
+                Ok(result) => Ok(result as isize),
+                Err(failure) => Err(timed_out(failure)),
+            }
+        }
+    }
+
+    /// Waits until the descriptor is ready.
+    unsafe fn wait(&self) -> Result<(), Raise> {
+        let events = if self.writes { libc::POLLOUT } else { libc::POLLIN };
+        // SAFETY: as `once`.
+        unsafe {
+            let deadline = self.deadline()?;
+            match wait_ready(self.core, self.me, self.fd, i64::from(events), deadline)? {
+                0 => Err(timed_out(Failure::Timeout)),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    /// `io.timeout` counted from now: Ruby leaves it to the hook.
+    unsafe fn deadline(&self) -> Result<Option<u64>, Raise> {
+        // SAFETY: `io` is an IO, or answers as one.
+        match unsafe { sys::rb_io_timeout(self.io) } {
+            NIL => Ok(None),
+            timeout => durations::deadline(timeout),
+        }
+    }
+}
+
+fn timed_out(failure: Failure) -> Raise {
+    match failure {
+        Failure::Raise(raise) => raise,
+        // SAFETY: a constant of IO.
+        Failure::Timeout => Raise::new(
+            unsafe { sys::io_timeout_error() },
+            "Blocking operation timed out!",
+        ),
+    }
+}
+
+unsafe fn transfer(
+    argc: c_int,
+    argv: *const VALUE,
+    this: VALUE,
+    positioned: bool,
+    writes: bool,
+) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+    unsafe {
+        sys::method(|| {
+            let arguments = std::slice::from_raw_parts(argv, argc as usize);
+            Transfer::new(this, arguments, positioned, writes)?.run()
+        })
+    }
+}
+
+/// io_read(io, buffer, length, offset): the count, 0 at the end of the file, or -errno. `length` is
+/// the minimum; 0 is one attempt. (From interface 4 on: offset, length; at most `length`, once.)
+unsafe extern "C" fn io_read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: as `transfer`.
+    unsafe { transfer(argc, argv, this, false, false) }
+}
+
+/// io_write(io, buffer, length, offset): writes all of the buffer from `offset` on; the count, or
+/// -errno. (From interface 4 on: offset, length; at most `length`, once.)
+unsafe extern "C" fn io_write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: as `transfer`.
+    unsafe { transfer(argc, argv, this, false, true) }
+}
+
+/// io_pread(io, buffer, from, length, offset): as io_read, at a position.
+unsafe extern "C" fn io_pread(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: as `transfer`.
+    unsafe { transfer(argc, argv, this, true, false) }
+}
+
+/// io_pwrite(io, buffer, from, length, offset): as io_write, at a position.
+unsafe extern "C" fn io_pwrite(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: as `transfer`.
+    unsafe { transfer(argc, argv, this, true, true) }
+}
+
+/// The interface of the running Ruby. The variable lets a test call the hooks as a later Ruby will.
+unsafe fn interface() -> i64 {
+    if let Some(version) = std::env::var("UM_SCHEDULER_INTERFACE")
+        .ok()
+        .and_then(|text| text.parse().ok())
+    {
+        return version;
+    }
+    // SAFETY: constants are looked up on classes that exist since Ruby 3.1; dlsym takes any name.
+    unsafe {
+        let buffer = rb_sys::rb_const_get(rb_sys::rb_cIO, sys::id("Buffer"));
+        let version = sys::id("VERSION");
+        if rb_sys::rb_const_defined_from(buffer, version) != 0
+            && sys::as_fixnum(rb_sys::rb_const_get(buffer, version)).is_some_and(|v| v >= 3)
+        {
+            return 4;
+        }
+        let symbol = c"rb_fiber_scheduler_fiber_interrupt";
+        if libc::dlsym(libc::RTLD_DEFAULT, symbol.as_ptr()).is_null() {
+            2
+        } else {
+            3
+        }
+    }
+}
+
+/// interface: the scheduler interface that the hooks speak.
+unsafe extern "C" fn interface_version(_class: VALUE) -> VALUE {
+    sys::fixnum(INTERFACE.load(Ordering::Relaxed))
+}
+
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: each function takes what its arity says.
+    unsafe {
+        INTERFACE.store(interface(), Ordering::Relaxed);
+        sys::define_singleton_method(class, c"interface_version", interface_version as *const (), 0);
+        sys::define_method(class, c"io_read", io_read as *const (), -1);
+        sys::define_method(class, c"io_write", io_write as *const (), -1);
+        sys::define_method(class, c"io_pread", io_pread as *const (), -1);
+        if INTERFACE.load(Ordering::Relaxed) >= FIRST_WITH_PWRITE {
+            sys::define_method(class, c"io_pwrite", io_pwrite as *const (), -1);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The hooks of Fiber::Scheduler, a file per kind. All are public methods that a subclass may
+//! override.
+
+mod block;
+mod close;
+mod io;
+mod offload;
+mod process;
+mod readiness;
+mod select;
+mod time;
+
+use crate::sys::VALUE;
+
+/// Defines every hook the running Ruby may call.
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: each file defines functions that take what their arity says.
+    unsafe {
+        block::define(class);
+        close::define(class);
+        io::define(class);
+        offload::define(class);
+        process::define(class);
+        readiness::define(class);
+        select::define(class);
+        time::define(class);
+    }
+}

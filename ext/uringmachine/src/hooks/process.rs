@@ -1,0 +1,66 @@
+//! process_wait.
+
+use uringmachine_runtime::{opcode, TaskId};
+
+use crate::core::Core;
+use crate::resolver;
+use crate::scheduler::get;
+use crate::switch::{self, Failure};
+use crate::sys::{self, Raise, NIL, VALUE};
+
+/// process_wait(pid, flags): Process::Status of a child that has changed. Any pid that waitpid(2)
+/// takes: a child, -1, 0, a group.
+///
+/// The ring waits for the change without taking it (WNOWAIT); Ruby then takes it, so that the status
+/// is Ruby's own. Somebody else may have been quicker: then it waits again.
+unsafe extern "C" fn process_wait(this: VALUE, pid: VALUE, flags: VALUE) -> VALUE {
+    // SAFETY: see `switch`.
+    unsafe {
+        sys::method(|| {
+            let core = get(this).core()?;
+            let pid = rb_sys::rb_num2int(pid) as i32;
+            let flags = rb_sys::rb_num2int(flags) as i32;
+            let me = (*core).current_task();
+            loop {
+                let status = sys::rb_process_status_wait(pid, flags | libc::WNOHANG);
+                if status != NIL || flags & libc::WNOHANG != 0 {
+                    return Ok(status);
+                }
+                wait_for_change(core, me, pid, flags)?;
+            }
+        })
+    }
+}
+
+/// Returns when a child has changed, or when waiting for it makes no sense: the caller looks.
+unsafe fn wait_for_change(core: *mut Core, me: TaskId, pid: i32, flags: i32) -> Result<(), Raise> {
+    let (id_type, id) = match pid {
+        -1 => (libc::P_ALL, 0),
+        // SAFETY: getpgrp cannot fail.
+        0 => (libc::P_PGID, unsafe { libc::getpgrp() }),
+        group if group < -1 => (libc::P_PGID, -group),
+        pid => (libc::P_PID, pid),
+    };
+    let mut options = libc::WEXITED | libc::WNOWAIT;
+    if flags & libc::WUNTRACED != 0 {
+        options |= libc::WSTOPPED;
+    }
+    options |= flags & libc::WCONTINUED;
+    // SAFETY: WAITID without a siginfo points to nothing.
+    unsafe {
+        if !(*core).machine.features().waitid {
+            return resolver::wait_id(core, me, id_type, id as u32, options);
+        }
+        let entry = opcode::WaitId::new(id_type, id as u32, options).build();
+        match switch::operate(core, me, entry, None) {
+            // ECHILD is for Ruby's own wait to report.
+            Ok(_) | Err(Failure::Timeout) => Ok(()),
+            Err(Failure::Raise(raise)) => Err(raise),
+        }
+    }
+}
+
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: the function takes what its arity says.
+    unsafe { sys::define_method(class, c"process_wait", process_wait as *const (), 2) };
+}

@@ -1,0 +1,135 @@
+//! io_wait: the hottest hook of database drivers and OpenSSL.
+
+use std::os::fd::RawFd;
+
+use uringmachine_runtime::{opcode, types};
+
+use crate::core::Core;
+use crate::durations;
+use crate::scheduler::get;
+use crate::switch::{self, Failure};
+use crate::sys::{self, Raise, FALSE, VALUE};
+
+/// IO::READABLE, IO::PRIORITY and IO::WRITABLE are poll(2)'s numbers.
+const EVENTS: i64 = (libc::POLLIN | libc::POLLPRI | libc::POLLOUT) as i64;
+
+/// What of `events` a poll's answer means: errors and hang-ups end every wait.
+pub fn ready_events(answer: i32, events: i64) -> i64 {
+    let failed = i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
+    if answer & failed != 0 {
+        events
+    } else {
+        i64::from(answer) & events
+    }
+}
+
+/// Waits until one of `events` is there: the events, or 0 at the deadline. Errors are ready, so that
+/// the caller's next operation reports them.
+pub unsafe fn wait_ready(
+    core: *mut Core,
+    me: uringmachine_runtime::TaskId,
+    fd: RawFd,
+    events: i64,
+    deadline: Option<u64>,
+) -> Result<i64, Raise> {
+    let entry = opcode::PollAdd::new(types::Fd(fd), events as u32).build();
+    // SAFETY: a poll points to nothing.
+    match unsafe { switch::operate(core, me, entry, deadline) } {
+        Ok(answer) if answer >= 0 => Ok(ready_events(answer, events)),
+        Ok(errno) => Err(Raise::errno(-errno)),
+        Err(Failure::Timeout) => Ok(0),
+        Err(Failure::Raise(raise)) => Err(raise),
+    }
+}
+
+/// io_wait(io, events, timeout = nil): the events that are ready, or false after the timeout.
+unsafe extern "C" fn io_wait(
+    argc: std::ffi::c_int,
+    argv: *const VALUE,
+    this: VALUE,
+) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+    unsafe {
+        sys::method(|| {
+            if !(2..=3).contains(&argc) {
+                return Err(Raise::argument(&format!(
+                    "wrong number of arguments (given {argc}, expected 2..3)"
+                )));
+            }
+            let (io, events) = (*argv, *argv.add(1));
+            let Some(events) = sys::as_fixnum(events) else {
+                return Err(Raise::new(rb_sys::rb_eTypeError, "events must be an Integer"));
+            };
+            let events = events & EVENTS;
+            if events == 0 {
+                return Err(Raise::argument("Events must be positive integer!"));
+            }
+            let fd = sys::rb_io_descriptor(io);
+            let mut timeout = if argc == 3 { *argv.add(2) } else { sys::NIL };
+            if timeout == sys::NIL {
+                timeout = sys::rb_io_timeout(io);
+            }
+            let timeout = durations::nanoseconds(timeout)?;
+            let scheduler = get(this);
+            // An offloaded IO.copy_stream waits on the worker's thread (io.c, nogvl_wait_for).
+            if timeout == Some(0) || scheduler.is_foreign() {
+                return plain_poll(fd, events, timeout);
+            }
+            let core = scheduler.core()?;
+            let me = (*core).current_task();
+            let deadline = timeout.map(durations::from_now);
+            let ready = wait_ready(core, me, fd, events, deadline)?;
+            Ok(if ready == 0 { FALSE } else { sys::fixnum(ready) })
+        })
+    }
+}
+
+struct PollCall {
+    poll: libc::pollfd,
+    timeout: i32,
+    result: i32,
+}
+
+unsafe extern "C" fn run_poll(data: *mut std::ffi::c_void) -> *mut std::ffi::c_void {
+    // SAFETY: `data` is the PollCall on the frame of `plain_poll`.
+    unsafe {
+        let call = &mut *data.cast::<PollCall>();
+        call.result = libc::poll(&mut call.poll, 1, call.timeout);
+    }
+    std::ptr::null_mut()
+}
+
+/// poll(2): at once with the GVL, else without.
+unsafe fn plain_poll(fd: RawFd, events: i64, timeout: Option<u64>) -> sys::Outcome {
+    let mut call = PollCall {
+        poll: libc::pollfd {
+            fd,
+            events: events as i16,
+            revents: 0,
+        },
+        timeout: match timeout {
+            None => -1,
+            Some(nanoseconds) => i32::try_from(nanoseconds.div_ceil(1_000_000)).unwrap_or(i32::MAX),
+        },
+        result: 0,
+    };
+    // SAFETY: `call` outlives both ways to run it. The plain form of rb_nogvl checks interrupts.
+    unsafe {
+        let data = (&raw mut call).cast();
+        if call.timeout == 0 {
+            run_poll(data);
+        } else {
+            sys::rb_nogvl(run_poll, data, Some(sys::ubf_io()), std::ptr::null_mut(), 0);
+        }
+    }
+    if call.result <= 0 {
+        return Ok(FALSE);
+    }
+    let ready = ready_events(i32::from(call.poll.revents), events);
+    Ok(if ready == 0 { FALSE } else { sys::fixnum(ready) })
+}
+
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: the function takes what its arity says.
+    unsafe { sys::define_method(class, c"io_wait", io_wait as *const (), -1) };
+}

@@ -1,0 +1,179 @@
+//! io_select.
+
+use std::ffi::c_int;
+
+use uringmachine_runtime::{opcode, types, OpKey, TaskId, Wake};
+
+use crate::core::Core;
+use crate::durations;
+use crate::scheduler::get;
+use crate::switch;
+use crate::sys::{self, Outcome, Raise, FALSE, NIL, VALUE};
+
+/// io_select(readable, writable = nil, exceptional = nil, timeout = nil): IO.select.
+///
+/// Ruby's own IO.select, without waiting, validates, unwraps `to_io`, sees read buffers and makes the
+/// result; between two of those each descriptor is polled through the ring.
+unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+    unsafe {
+        sys::method(|| {
+            if !(1..=4).contains(&argc) {
+                return Err(Raise::argument(&format!(
+                    "wrong number of arguments (given {argc}, expected 1..4)"
+                )));
+            }
+            let core = get(this).core()?;
+            let argument = |place| if place < argc { *argv.offset(place as isize) } else { NIL };
+            let sets = [argument(0), argument(1), argument(2)];
+            let deadline = durations::deadline(argument(3))?;
+            let ready = select_now(&sets)?;
+            if ready != NIL || deadline.is_some_and(|at| at <= uringmachine_runtime::clock::now()) {
+                return Ok(ready);
+            }
+            let me = (*core).current_task();
+            let descriptors = descriptors(&sets)?;
+            loop {
+                let woken = if let Some(list) = &descriptors {
+                    wait_for_any(core, me, list, deadline)?
+                } else {
+                    switch::pause(core, me, deadline)?
+                };
+                let ready = select_now(&sets)?;
+                if ready != NIL || !woken {
+                    return Ok(ready);
+                }
+            }
+        })
+    }
+}
+
+/// IO.select(*sets, 0), past every hook.
+unsafe fn select_now(sets: &[VALUE; 3]) -> Outcome {
+    unsafe extern "C" fn call(
+        _fiber: VALUE,
+        sets: VALUE,
+        _argc: c_int,
+        _argv: *const VALUE,
+        _block: VALUE,
+    ) -> VALUE {
+        // SAFETY: `sets` is the address of the array below, which outlives the call.
+        unsafe {
+            let sets = &*(sets as *const [VALUE; 3]);
+            let arguments = [sets[0], sets[1], sets[2], sys::fixnum(0)];
+            sys::funcall(rb_sys::rb_cIO, sys::id("select"), &arguments)
+        }
+    }
+    // SAFETY: exceptions stop at the protection; nothing here needs dropping.
+    unsafe {
+        sys::protect(|| {
+            rb_sys::rb_block_call(
+                sys::class(c"Fiber"),
+                sys::id("blocking"),
+                0,
+                std::ptr::null(),
+                Some(call),
+                sets as *const _ as VALUE,
+            )
+        })
+        .map_err(Raise::Jump)
+    }
+}
+
+/// The descriptors with their events; `None` if there is nothing to wait for but the time.
+unsafe fn descriptors(sets: &[VALUE; 3]) -> Result<Option<Vec<(i32, u32)>>, Raise> {
+    let events = [libc::POLLIN, libc::POLLOUT, libc::POLLPRI];
+    let mut list = Vec::new();
+    for (set, events) in sets.iter().zip(events) {
+        if *set == NIL {
+            continue;
+        }
+        let mut place = 0;
+        loop {
+            let mut fd = -1;
+            let slot = &raw mut fd;
+            // SAFETY: IO.select has accepted the sets, but `to_io` may still raise: stopped here,
+            // before the list is dropped.
+            let more = unsafe {
+                sys::protect(|| {
+                    if place >= rb_sys::RARRAY_LEN(*set) as i64 {
+                        return FALSE;
+                    }
+                    let io = rb_sys::rb_io_get_io(rb_sys::rb_ary_entry(*set, place as _));
+                    let io = if events == libc::POLLOUT {
+                        rb_sys::rb_io_get_write_io(io)
+                    } else {
+                        io
+                    };
+                    *slot = sys::rb_io_descriptor(io);
+                    sys::TRUE
+                })
+                .map_err(Raise::Jump)?
+            };
+            if more == FALSE {
+                break;
+            }
+            place += 1;
+            let events = events as u32;
+            match list.iter_mut().find(|(known, _)| *known == fd) {
+                Some((_, wanted)) => *wanted |= events,
+                None => list.push((fd, events)),
+            }
+        }
+    }
+    Ok((!list.is_empty()).then_some(list))
+}
+
+/// Polls every descriptor until one is ready; false at the deadline. Polls that are left are
+/// cancelled: they touch no memory.
+unsafe fn wait_for_any(
+    core: *mut Core,
+    me: TaskId,
+    list: &[(i32, u32)],
+    deadline: Option<u64>,
+) -> Result<bool, Raise> {
+    // SAFETY: see `switch`; the list of operations is dropped after the protected wait.
+    unsafe {
+        if let Some(raise) = (*core).take_pending(me) {
+            return Err(raise);
+        }
+        let wait = (*core).machine.tasks.begin_wait(me);
+        let mut operations: Vec<OpKey> = Vec::with_capacity(list.len());
+        let mut failed = None;
+        for (fd, events) in list {
+            let entry = opcode::PollAdd::new(types::Fd(*fd), *events).build();
+            match (*core).machine.submit(entry, wait) {
+                Ok(op) => operations.push(op),
+                Err(error) => failed = error.raw_os_error(),
+            }
+        }
+        let timer = deadline.map(|deadline| (*core).machine.wake_at(deadline, wait));
+        let result = match failed {
+            None => switch::wait(core, me, None),
+            Some(_) => Ok(Wake::Complete),
+        };
+        for op in operations {
+            let _ = (*core).machine.abandon(op);
+        }
+        if let Some(timer) = timer {
+            (*core).machine.timers.cancel(timer);
+        }
+        let ended = match (result, failed) {
+            (_, Some(errno)) => Err(Raise::errno(errno)),
+            (Ok(Wake::Complete), _) => Ok(true),
+            (Ok(Wake::Timeout), _) => Ok(false),
+            (Ok(Wake::Interrupt), _) => match (*core).take_pending(me) {
+                Some(raise) => Err(raise),
+                None => Ok(true),
+            },
+            (Err(state), _) => Err(Raise::Jump(state)),
+        };
+        (*core).finish_wait(me);
+        ended
+    }
+}
+
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: the function takes what its arity says.
+    unsafe { sys::define_method(class, c"io_select", io_select as *const (), -1) };
+}

@@ -1,0 +1,104 @@
+//! kernel_sleep, yield, timeout_after.
+
+use std::ffi::c_int;
+
+use crate::core::Timeout;
+use crate::durations;
+use crate::scheduler::get;
+use crate::switch;
+use crate::sys::{self, Raise, NIL, TRUE, VALUE};
+
+/// kernel_sleep(duration = nil): Kernel#sleep, Mutex#sleep, ConditionVariable#wait. Zero yields, nil
+/// waits for `unblock`.
+unsafe extern "C" fn kernel_sleep(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+    unsafe {
+        sys::method(|| {
+            let core = get(this).core()?;
+            let duration = match argc {
+                0 => None,
+                1 => durations::nanoseconds(*argv)?,
+                _ => {
+                    return Err(Raise::argument(&format!(
+                        "wrong number of arguments (given {argc}, expected 0..1)"
+                    )))
+                }
+            };
+            let me = (*core).current_task();
+            if duration == Some(0) {
+                switch::yield_now(core, me)?;
+                return Ok(TRUE);
+            }
+            // A wake-up that came between the registration with a ConditionVariable, or the release
+            // of a Mutex, and this hook.
+            if std::mem::replace(&mut (*core).waiter(me).unblocked_by, sys::FALSE) != sys::FALSE {
+                (*core).finish_wait(me);
+                return Ok(TRUE);
+            }
+            (*core).waiter(me).blocked = true;
+            switch::pause(core, me, duration.map(durations::from_now))?;
+            Ok(TRUE)
+        })
+    }
+}
+
+/// yield: lets other fibers run (Ruby 4.0, while an interrupt is masked).
+unsafe extern "C" fn yield_(this: VALUE) -> VALUE {
+    // SAFETY: see `switch`.
+    unsafe {
+        sys::method(|| {
+            let core = get(this).core()?;
+            let me = (*core).current_task();
+            switch::yield_now(core, me)?;
+            Ok(NIL)
+        })
+    }
+}
+
+/// timeout_after(duration, exception, message = …) { |duration| … }: raises `exception` in the fiber,
+/// as Fiber#raise would, unless the block ends in time. Returns the block's value.
+unsafe extern "C" fn timeout_after(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+    unsafe {
+        sys::method(|| {
+            if !(1..=3).contains(&argc) {
+                return Err(Raise::argument(&format!(
+                    "wrong number of arguments (given {argc}, expected 1..3)"
+                )));
+            }
+            let core = get(this).core()?;
+            let me = (*core).current_task();
+            let argument = |place| if place < argc { *argv.offset(place as isize) } else { sys::UNDEF };
+            let duration = argument(0);
+            let Some(nanoseconds) = durations::nanoseconds(duration)? else {
+                return sys::protect(|| rb_sys::rb_yield(duration)).map_err(Raise::Jump);
+            };
+            let exception = match argument(1) {
+                sys::UNDEF | NIL => sys::timeout_error()?,
+                exception => exception,
+            };
+            let key = (*core).timeouts.insert(Timeout {
+                task: me,
+                fiber: (*core).waiter(me).fiber,
+                exception,
+                message: argument(2),
+                fired: false,
+            });
+            let timer = (*core).arm_timeout(key, nanoseconds);
+            let result = sys::protect(|| rb_sys::rb_yield(duration));
+            // From here on it can fire no more: not late, and not into somebody else's wait.
+            (*core).machine.timers.cancel(timer);
+            (*core).timeouts.remove(key);
+            result.map_err(Raise::Jump)
+        })
+    }
+}
+
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: each function takes what its arity says.
+    unsafe {
+        sys::define_method(class, c"kernel_sleep", kernel_sleep as *const (), -1);
+        sys::define_method(class, c"yield", yield_ as *const (), 0);
+        sys::define_method(class, c"timeout_after", timeout_after as *const (), -1);
+    }
+}

@@ -1,0 +1,214 @@
+//! Work for native threads, which know no Ruby: name look-ups by the system's resolver, and waitid(2)
+//! on kernels whose io_uring lacks it.
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use uringmachine_runtime::TaskId;
+
+use crate::core::Core;
+use crate::switch;
+use crate::sys::Raise;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The most threads that look names up at a time; further look-ups queue.
+const MOST_THREADS: usize = 8;
+/// How long a thread waits for more work before it ends.
+const IDLE: Duration = Duration::from_secs(10);
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+    /// The process the threads belong to: a child of fork has none of them.
+    pid: u32,
+}
+
+static QUEUE: Mutex<Option<Queue>> = Mutex::new(None);
+static WORK: Condvar = Condvar::new();
+
+fn queue() -> MutexGuard<'static, Option<Queue>> {
+    QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Queues a job, and starts a thread if none is idle.
+fn run(job: Job) -> std::io::Result<()> {
+    let mut guard = queue();
+    let pid = std::process::id();
+    let queue = match &mut *guard {
+        Some(queue) if queue.pid == pid => queue,
+        other => other.insert(Queue {
+            pid,
+            ..Queue::default()
+        }),
+    };
+    queue.jobs.push_back(job);
+    if queue.idle >= queue.jobs.len() || queue.threads >= MOST_THREADS {
+        WORK.notify_one();
+        return Ok(());
+    }
+    queue.threads += 1;
+    let threads = queue.threads;
+    drop(guard);
+    let spawned = std::thread::Builder::new()
+        .name("um-native".into())
+        .stack_size(512 * 1024)
+        .spawn(work);
+    if let Err(error) = spawned {
+        let mut guard = self::queue();
+        if let Some(queue) = &mut *guard {
+            queue.threads -= 1;
+            if threads == 1 {
+                queue.jobs.pop_back();
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn work() {
+    // Signals are for Ruby's threads.
+    // SAFETY: a filled signal set on this frame.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
+    }
+    let mut guard = queue();
+    loop {
+        let Some(queue) = &mut *guard else { return };
+        if let Some(job) = queue.jobs.pop_front() {
+            drop(guard);
+            job();
+            guard = self::queue();
+            continue;
+        }
+        queue.idle += 1;
+        let (next, timeout) = WORK
+            .wait_timeout(guard, IDLE)
+            .unwrap_or_else(PoisonError::into_inner);
+        guard = next;
+        let Some(queue) = &mut *guard else { return };
+        queue.idle -= 1;
+        if timeout.timed_out() && queue.jobs.is_empty() {
+            queue.threads -= 1;
+            return;
+        }
+    }
+}
+
+/// Runs `job` on a native thread and waits for its result. An exception abandons it: the thread keeps
+/// what the job owns until it is done.
+unsafe fn offload<T: Send + 'static>(
+    core: *mut Core,
+    me: TaskId,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Raise> {
+    let result = Arc::new(Mutex::new(None));
+    // SAFETY: see `switch`; the Arc on this frame is dropped, since the wait is protected.
+    unsafe {
+        if let Some(raise) = (*core).take_pending(me) {
+            return Err(raise);
+        }
+        let wait = (*core).machine.tasks.begin_wait(me);
+        let waker = (*core).machine.waker().clone();
+        let slot = Arc::clone(&result);
+        let queued = run(Box::new(move || {
+            let value = job();
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+            waker.complete(wait);
+        }));
+        let ended = match queued {
+            Ok(()) => switch::wait(core, me, None).map_err(Raise::Jump),
+            Err(error) => Err(Raise::errno(error.raw_os_error().unwrap_or(libc::EAGAIN))),
+        };
+        let ended = ended.and_then(|_| {
+            let value = result
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            match (value, (*core).take_pending(me)) {
+                (Some(value), _) => Ok(value),
+                (None, Some(raise)) => Err(raise),
+                (None, None) => Err(Raise::errno(libc::EINTR)),
+            }
+        });
+        (*core).finish_wait(me);
+        ended
+    }
+}
+
+/// The addresses of a host, numeric, in the order of getaddrinfo(3), each once.
+pub unsafe fn resolve(core: *mut Core, me: TaskId, name: CString) -> Result<Vec<String>, Raise> {
+    // SAFETY: as `offload`.
+    unsafe { offload(core, me, move || look_up(&name)) }
+}
+
+fn look_up(name: &CString) -> Vec<String> {
+    let mut addresses = Vec::new();
+    // SAFETY: `hints` is zeroed but for two fields; the list is walked while it lives, and freed once.
+    unsafe {
+        let mut hints: libc::addrinfo = std::mem::zeroed();
+        hints.ai_family = libc::AF_UNSPEC;
+        hints.ai_socktype = libc::SOCK_STREAM;
+        let mut list = std::ptr::null_mut();
+        if libc::getaddrinfo(name.as_ptr(), std::ptr::null(), &hints, &mut list) != 0 {
+            return addresses;
+        }
+        let mut entry = list;
+        while !entry.is_null() {
+            if let Some(address) = numeric(&*entry) {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+            entry = (*entry).ai_next;
+        }
+        libc::freeaddrinfo(list);
+    }
+    addresses
+}
+
+/// An address as text, with its zone if it has one (getnameinfo(3)).
+fn numeric(entry: &libc::addrinfo) -> Option<String> {
+    let mut text = [0u8; 128];
+    // SAFETY: the entry's address and length belong together; the text has the size given.
+    let failed = unsafe {
+        libc::getnameinfo(
+            entry.ai_addr,
+            entry.ai_addrlen,
+            text.as_mut_ptr().cast(),
+            text.len() as _,
+            std::ptr::null_mut(),
+            0,
+            libc::NI_NUMERICHOST,
+        )
+    };
+    if failed != 0 {
+        return None;
+    }
+    let length = text.iter().position(|byte| *byte == 0)?;
+    String::from_utf8(text[..length].to_vec()).ok()
+}
+
+/// waitid(2) without taking the change.
+pub unsafe fn wait_id(
+    core: *mut Core,
+    me: TaskId,
+    id_type: libc::idtype_t,
+    id: u32,
+    options: i32,
+) -> Result<(), Raise> {
+    // SAFETY: as `offload`; the siginfo is the thread's own.
+    unsafe {
+        offload(core, me, move || {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            libc::waitid(id_type, id, &mut info, options);
+        })
+    }
+}

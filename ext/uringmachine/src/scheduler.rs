@@ -1,0 +1,551 @@
+//! UM::FiberScheduler: the object, its life, and how fibers start and end. Its hooks are in
+//! `hooks/`.
+
+use std::ffi::{c_int, c_void};
+
+use uringmachine_runtime::{Features, Machine, Wake};
+
+use crate::core::{Core, Waiter};
+use crate::errors;
+use crate::hooks;
+use crate::sys::{self, Raise, FALSE, NIL, TRUE, VALUE};
+use crate::{switch, um};
+
+/// How long the end of a scheduler waits for the kernel to give memory back, in nanoseconds.
+const SHUT_DOWN_LIMIT: u64 = 5_000_000_000;
+
+/// What a UM::FiberScheduler holds.
+pub struct Scheduler {
+    /// The UM the scheduler runs on.
+    machine: VALUE,
+    core: *mut Core,
+    closed: bool,
+    abort_on_exception: bool,
+}
+
+static TYPE: um::DataType = um::DataType::new::<Scheduler>(c"UM::FiberScheduler", mark, free);
+
+unsafe extern "C" fn mark(data: *mut c_void) {
+    // SAFETY: Ruby hands over the data of an object of this type.
+    unsafe { rb_sys::rb_gc_mark((*data.cast::<Scheduler>()).machine) };
+}
+
+unsafe extern "C" fn free(data: *mut c_void) {
+    // SAFETY: the object is dead; the core belongs to the UM.
+    drop(unsafe { Box::from_raw(data.cast::<Scheduler>()) });
+}
+
+unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
+    let scheduler = Box::new(Scheduler {
+        machine: NIL,
+        core: std::ptr::null_mut(),
+        closed: false,
+        abort_on_exception: false,
+    });
+    // SAFETY: the box is given to the new object.
+    unsafe { TYPE.wrap(class, Box::into_raw(scheduler).cast()) }
+}
+
+/// The data of a scheduler. Raises TypeError for anything else.
+#[inline]
+pub unsafe fn get<'a>(value: VALUE) -> &'a mut Scheduler {
+    // SAFETY: the type is checked; no two references are held across a call into Ruby.
+    unsafe { &mut *TYPE.get(value).cast::<Scheduler>() }
+}
+
+impl Scheduler {
+    /// The core, for a hook that runs on the scheduler's own thread.
+    #[inline]
+    pub unsafe fn core(&self) -> Result<*mut Core, Raise> {
+        // SAFETY: the core lives as long as the UM, which this scheduler marks.
+        unsafe {
+            let thread = sys::rb_thread_current();
+            if !self.core.is_null() && (*self.core).thread() == thread && !(*self.core).is_forked()
+            {
+                return Ok(self.core);
+            }
+            self.first_use(thread)
+        }
+    }
+
+    #[cold]
+    unsafe fn first_use(&self, thread: VALUE) -> Result<*mut Core, Raise> {
+        // SAFETY: as above.
+        unsafe {
+            if self.core.is_null() || self.closed {
+                return Err(Raise::new(
+                    rb_sys::rb_eRuntimeError,
+                    "Scheduler already closed!",
+                ));
+            }
+            if (*self.core).is_forked() {
+                return Err(Raise::new(
+                    errors::error_class(),
+                    "this scheduler belongs to the parent process; install one of your own with Fiber.set_scheduler(UM::FiberScheduler.new)",
+                ));
+            }
+            if (*self.core).thread() != NIL {
+                return Err(Raise::new(
+                    sys::class(c"FiberError"),
+                    "fiber called across threads",
+                ));
+            }
+            (*self.core).bind(thread)?;
+            Ok(self.core)
+        }
+    }
+
+    /// The core, for hooks that other threads may call; `None` when there is nobody to wake.
+    #[inline]
+    pub unsafe fn core_from_anywhere(&self) -> Option<*mut Core> {
+        // SAFETY: the GVL is held, which is what guards a core's tasks.
+        unsafe {
+            if self.core.is_null() || self.closed || (*self.core).is_forked() {
+                return None;
+            }
+            Some(self.core)
+        }
+    }
+
+    /// Whether this thread and process may use the machine.
+    pub unsafe fn is_foreign(&self) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            self.core.is_null()
+                || (*self.core).is_forked()
+                || ((*self.core).thread() != NIL
+                    && (*self.core).thread() != sys::rb_thread_current())
+        }
+    }
+}
+
+/// UM::FiberScheduler.new(machine = nil)
+unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        sys::method(|| {
+            let machine = match argc {
+                0 => NIL,
+                1 => *argv,
+                _ => {
+                    return Err(Raise::argument(&format!(
+                        "wrong number of arguments (given {argc}, expected 0..1)"
+                    )))
+                }
+            };
+            let machine = if machine == NIL {
+                um::new_default()?
+            } else {
+                machine
+            };
+            let core = um::core(machine)?;
+            if (*core).thread() != NIL && (*core).thread() != sys::rb_thread_current() {
+                return Err(Raise::argument("machine belongs to another thread"));
+            }
+            let scheduler = get(this);
+            scheduler.machine = machine;
+            scheduler.core = core;
+            Ok(this)
+        })
+    }
+}
+
+/// Starts a fiber at once and returns it when it first waits, or ends.
+unsafe extern "C" fn fiber(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; see `switch` on frames and unwinding.
+    unsafe {
+        sys::method(|| {
+            if rb_sys::rb_block_given_p() == 0 {
+                return Err(Raise::argument("tried to create Proc object without a block"));
+            }
+            let core = get(this).core()?;
+            let block = rb_sys::rb_block_proc();
+            let fiber = match storage(argc, argv)? {
+                Some(storage) => sys::rb_fiber_new_storage(run_fiber, block, storage),
+                None => sys::rb_fiber_new(run_fiber, block),
+            };
+            let me = (*core).current_task();
+            let task = (*core).add(fiber, true);
+            // Whoever started the fiber goes on as soon as it waits.
+            let wait = (*core).machine.tasks.begin_wait(me);
+            (*core).machine.tasks.wake_first(wait, Wake::Complete);
+            let is_root = (*core).root.is_none() && !(*core).waiter(me).scheduled;
+            if is_root {
+                (*core).root = Some(me);
+            }
+            (*core).current = task;
+            let result = switch::wait(core, me, Some((fiber, this)));
+            if is_root {
+                (*core).root = None;
+            }
+            (*core).finish_wait(me);
+            match result {
+                Ok(_) => Ok(fiber),
+                Err(state) => Err(Raise::Jump(state)),
+            }
+        })
+    }
+}
+
+/// The `storage:` of `Fiber.schedule(storage: …)`, as Fiber.new takes it.
+unsafe fn storage(argc: c_int, argv: *const VALUE) -> Result<Option<VALUE>, Raise> {
+    if argc == 0 {
+        return Ok(None);
+    }
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        let options = *argv;
+        if argc > 1 || rb_sys::rb_obj_is_kind_of(options, rb_sys::rb_cHash) != TRUE {
+            return Err(Raise::argument(&format!(
+                "wrong number of arguments (given {argc}, expected 0)"
+            )));
+        }
+        let key = rb_sys::rb_id2sym(sys::id("storage"));
+        let storage = rb_sys::rb_hash_lookup2(options, key, sys::UNDEF);
+        Ok((storage != sys::UNDEF).then_some(storage))
+    }
+}
+
+/// The body of every scheduled fiber: `block` with its end attended to.
+unsafe extern "C" fn run_fiber(
+    this: VALUE,
+    block: VALUE,
+    _argc: c_int,
+    _argv: *const VALUE,
+    _block: VALUE,
+) -> VALUE {
+    // SAFETY: `this` is the scheduler that started the fiber; it is marked by its thread.
+    unsafe {
+        let result = sys::protect(|| rb_sys::rb_proc_call(block, rb_sys::rb_ary_new()));
+        let scheduler = get(this);
+        let core = scheduler.core;
+        if !core.is_null() && !(*core).is_forked() {
+            if let Some(task) = (*core).find(sys::rb_fiber_current()) {
+                (*core).remove(task);
+            }
+        }
+        let Err(state) = result else { return NIL };
+        match sys::take_exception() {
+            Some(exception) if !fails_all(scheduler, exception) => {
+                if let Err(state) = sys::protect(|| report(exception)) {
+                    Raise::Jump(state).leave();
+                }
+                NIL
+            }
+            // What ends a process or a thread goes to the root fiber, where a fiber's unwinding
+            // ends (cont.c, rb_fiber_terminate).
+            Some(exception) => Raise::Exception(exception).leave(),
+            None => Raise::Jump(state).leave(),
+        }
+    }
+}
+
+/// Whether an exception ends more than its fiber: `exit`, a signal, a shortage of memory, or any
+/// under `abort_on_exception`.
+unsafe fn fails_all(scheduler: &Scheduler, exception: VALUE) -> bool {
+    // SAFETY: classes are set once Ruby runs; the accessors are Thread's own.
+    unsafe {
+        let is = |class| rb_sys::rb_obj_is_kind_of(exception, class) == TRUE;
+        if scheduler.abort_on_exception
+            || is(rb_sys::rb_eSystemExit)
+            || is(rb_sys::rb_eSignal)
+            || is(rb_sys::rb_eNoMemError)
+        {
+            return true;
+        }
+        let abort = sys::id("abort_on_exception");
+        sys::truthy(sys::funcall(sys::rb_thread_current(), abort, &[]))
+            || sys::truthy(sys::funcall(rb_sys::rb_cThread, abort, &[]))
+    }
+}
+
+/// Reports what a fiber failed by, as a thread does (thread.c, rb_threadptr_report_on_exception).
+unsafe fn report(exception: VALUE) -> VALUE {
+    // SAFETY: plain calls of Ruby methods; nothing here needs dropping.
+    unsafe {
+        let thread = sys::rb_thread_current();
+        if !sys::truthy(sys::funcall(thread, sys::id("report_on_exception"), &[])) {
+            return NIL;
+        }
+        let text = rb_sys::rb_inspect(sys::rb_fiber_current());
+        let text = rb_sys::rb_str_dup(text);
+        let middle = c" terminated with exception (report_on_exception is true):\n";
+        rb_sys::rb_str_cat(text, middle.as_ptr(), middle.count_bytes() as _);
+        let highlight = rb_sys::rb_hash_new();
+        rb_sys::rb_hash_aset(highlight, rb_sys::rb_id2sym(sys::id("highlight")), FALSE);
+        let arguments = [highlight];
+        let message = rb_sys::rb_funcallv_kw(
+            exception,
+            sys::id("full_message"),
+            1,
+            arguments.as_ptr(),
+            rb_sys::RB_PASS_KEYWORDS as c_int,
+        );
+        rb_sys::rb_str_append(text, message);
+        sys::funcall(rb_sys::rb_gv_get(c"$stderr".as_ptr()), sys::id("write"), &[text])
+    }
+}
+
+/// Runs until no fiber waits in the machine.
+unsafe fn run_all(core: *mut Core) -> Result<(), Raise> {
+    // SAFETY: see `switch`.
+    unsafe {
+        let me = (*core).current_task();
+        let outer = (*core).root.replace(me);
+        let mut ended = Ok(());
+        while (*core).machine.tasks.waiting() > 0 {
+            // The root waits for nothing but control: every fiber that ends gives it back.
+            if let Err(raise) = switch::run_others(core, me) {
+                ended = Err(raise);
+                break;
+            }
+        }
+        (*core).root = outer;
+        (*core).finish_wait(me);
+        ended
+    }
+}
+
+/// run: drives the fibers until none waits.
+unsafe extern "C" fn run(this: VALUE) -> VALUE {
+    // SAFETY: see `switch`.
+    unsafe {
+        sys::method(|| {
+            let core = get(this).core()?;
+            run_all(core)?;
+            Ok(TRUE)
+        })
+    }
+}
+
+/// scheduler_close: waits for the fibers, or unwinds them if the thread is being ended, and gives
+/// the ring back.
+unsafe extern "C" fn scheduler_close(this: VALUE) -> VALUE {
+    // SAFETY: see `switch`.
+    unsafe {
+        sys::method(|| {
+            let scheduler = get(this);
+            if scheduler.closed {
+                return Err(Raise::new(
+                    rb_sys::rb_eRuntimeError,
+                    "Scheduler already closed!",
+                ));
+            }
+            if scheduler.core.is_null() || (*scheduler.core).is_forked() {
+                scheduler.closed = true;
+                return Ok(NIL);
+            }
+            let core = match scheduler.core() {
+                Ok(core) => core,
+                Err(raise) => {
+                    scheduler.closed = true;
+                    return Err(raise);
+                }
+            };
+            let ended = if thread_is_ending() {
+                terminate_all(core)
+            } else {
+                match run_all(core) {
+                    Ok(()) => Ok(()),
+                    Err(raise) => Err(unwind_all(core, raise)),
+                }
+            };
+            get(this).closed = true;
+            if !(*core).machine.shut_down(SHUT_DOWN_LIMIT) {
+                // The kernel may still write to what the machine knows: it must never be freed.
+                um::leak(get(this).machine);
+            }
+            ended.map(|()| NIL)
+        })
+    }
+}
+
+/// Whether the thread is unwinding for good: killed, or by a signal or an exit.
+unsafe fn thread_is_ending() -> bool {
+    // SAFETY: plain accessors.
+    unsafe {
+        let error = sys::current_error();
+        if sys::as_fixnum(error).is_some() {
+            return true;
+        }
+        error != NIL
+            && (rb_sys::rb_obj_is_kind_of(error, rb_sys::rb_eSystemExit) == TRUE
+                || rb_sys::rb_obj_is_kind_of(error, rb_sys::rb_eSignal) == TRUE)
+    }
+}
+
+/// The thread was interrupted while it waited for its fibers: unwinds them, then goes on unwinding.
+unsafe fn unwind_all(core: *mut Core, raise: Raise) -> Raise {
+    // SAFETY: see `switch`.
+    unsafe {
+        let first = match raise {
+            Raise::Jump(state) => switch::unwinding(state),
+            raise => raise,
+        };
+        match (terminate_all(core), first) {
+            // A kill cannot be kept while others run; the later one stands for it.
+            (Err(later), Raise::Jump(_)) => later,
+            (_, first) => first,
+        }
+    }
+}
+
+/// Kills every fiber that waits, so that its ensure blocks run, and waits for those.
+unsafe fn terminate_all(core: *mut Core) -> Result<(), Raise> {
+    // SAFETY: see `switch`.
+    unsafe {
+        let mut later = None;
+        // Each fiber is killed once; what its ensure blocks start is waited for.
+        let mut killed = Vec::new();
+        while let Some((task, fiber)) = next_to_kill(core, &killed) {
+            killed.push(task);
+            let me = (*core).current_task();
+            let outer = (*core).root.replace(me);
+            let result = sys::protect(|| sys::funcall(fiber, sys::id("kill"), &[]));
+            (*core).current = me;
+            (*core).root = outer;
+            if let Err(state) = result {
+                later = Some(switch::unwinding(state));
+            }
+        }
+        let ended = run_all(core);
+        match later {
+            Some(raise) => Err(raise),
+            None => ended,
+        }
+    }
+}
+
+unsafe fn next_to_kill(
+    core: *mut Core,
+    killed: &[uringmachine_runtime::TaskId],
+) -> Option<(uringmachine_runtime::TaskId, VALUE)> {
+    // SAFETY: see `switch`.
+    unsafe {
+        let current = sys::rb_fiber_current();
+        (*core)
+            .machine
+            .tasks
+            .iter()
+            .find(|(task, state, waiter)| {
+                *state != uringmachine_runtime::tasks::State::Running
+                    && waiter.fiber != current
+                    && !killed.contains(task)
+            })
+            .map(|(task, _, waiter)| (task, waiter.fiber))
+    }
+}
+
+/// close: as `Fiber.set_scheduler(nil)` where the scheduler is installed.
+unsafe extern "C" fn close(this: VALUE) -> VALUE {
+    // SAFETY: plain accessors; set_scheduler calls scheduler_close and may raise, with nothing here
+    // to drop.
+    unsafe {
+        if sys::rb_fiber_scheduler_get() == this {
+            return sys::rb_fiber_scheduler_set(NIL);
+        }
+        sys::funcall(this, sys::id("scheduler_close"), &[])
+    }
+}
+
+/// closed?
+unsafe extern "C" fn is_closed(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    if unsafe { get(this).closed } {
+        TRUE
+    } else {
+        FALSE
+    }
+}
+
+/// waiting: the fibers that wait in the machine or are about to go on.
+unsafe extern "C" fn waiting(this: VALUE) -> VALUE {
+    // SAFETY: the array is on this frame.
+    unsafe {
+        let list = rb_sys::rb_ary_new();
+        if let Some(core) = get(this).core_from_anywhere() {
+            for (_, state, waiter) in (*core).machine.tasks.iter() {
+                if state != uringmachine_runtime::tasks::State::Running {
+                    rb_sys::rb_ary_push(list, waiter.fiber);
+                }
+            }
+        }
+        list
+    }
+}
+
+/// transfer: gives the thread to the root fiber, without being woken by anything.
+unsafe extern "C" fn transfer(this: VALUE) -> VALUE {
+    // SAFETY: see `switch`; nothing here needs dropping.
+    unsafe {
+        sys::method(|| {
+            let core = get(this).core()?;
+            let me = (*core).current_task();
+            if let Some(root) = (*core).root {
+                if root != me {
+                    let fiber = (*core).waiter(root).fiber;
+                    (*core).current = root;
+                    let result =
+                        sys::protect(|| sys::rb_fiber_transfer(fiber, 0, std::ptr::null()));
+                    (*core).current = me;
+                    return result.map_err(Raise::Jump);
+                }
+            }
+            Ok(NIL)
+        })
+    }
+}
+
+/// machine: the UM the scheduler runs on.
+unsafe extern "C" fn machine(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    unsafe { get(this).machine }
+}
+
+unsafe extern "C" fn set_abort_on_exception(this: VALUE, value: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    unsafe { get(this).abort_on_exception = sys::truthy(value) };
+    value
+}
+
+unsafe extern "C" fn abort_on_exception(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    if unsafe { get(this).abort_on_exception } {
+        TRUE
+    } else {
+        FALSE
+    }
+}
+
+/// Makes a core with the features the environment leaves.
+pub fn new_core(entries: u32) -> Result<Box<Core>, Raise> {
+    Machine::<Waiter>::new(entries, Features::from_environment())
+        .map(|machine| Box::new(Core::new(machine)))
+        .map_err(errors::from_setup)
+}
+
+/// Defines the class and its hooks.
+pub unsafe fn define(module: VALUE) {
+    // SAFETY: each function takes what its arity says.
+    unsafe {
+        let class = rb_sys::rb_define_class_under(
+            module,
+            c"FiberScheduler".as_ptr(),
+            rb_sys::rb_cObject,
+        );
+        rb_sys::rb_define_alloc_func(class, Some(allocate));
+        let define = |name, function, arity| sys::define_method(class, name, function, arity);
+        define(c"initialize", initialize as *const (), -1);
+        define(c"fiber", fiber as *const (), -1);
+        define(c"run", run as *const (), 0);
+        define(c"close", close as *const (), 0);
+        define(c"scheduler_close", scheduler_close as *const (), 0);
+        define(c"closed?", is_closed as *const (), 0);
+        define(c"waiting", waiting as *const (), 0);
+        define(c"transfer", transfer as *const (), 0);
+        define(c"machine", machine as *const (), 0);
+        define(c"abort_on_exception", abort_on_exception as *const (), 0);
+        define(c"abort_on_exception=", set_abort_on_exception as *const (), 1);
+        hooks::define(class);
+    }
+}

@@ -1,0 +1,355 @@
+//! Waiting: the fiber that must wait hands the thread to the next runnable fiber, or, if there is
+//! none, submits, sleeps and reaps itself. There is no loop fiber.
+
+use std::ffi::{c_int, c_void};
+
+use uringmachine_runtime::machine::Sleep;
+use uringmachine_runtime::ops::Completion;
+use uringmachine_runtime::tasks::State;
+use uringmachine_runtime::{waker, Entry, OpKey, TaskId, Wake};
+
+use crate::core::{Core, Pending};
+use crate::sys::{self, Raise, NIL, VALUE};
+
+/// How long a cancelled operation is waited for with the thread, before other fibers run again:
+/// sockets, pipes and polls give their memory back at once.
+const DRAIN_AT_ONCE: u64 = 200_000;
+
+/// Suspends the task until its wait has ended. May longjmp: whoever transfers here may raise.
+unsafe fn suspend(core: *mut Core, me: TaskId) -> Wake {
+    // SAFETY: `core` is alive as long as a fiber waits in it, and each reference made from it ends
+    // before the next switch.
+    unsafe {
+        loop {
+            if (*core).machine.tasks.state(me) == Some(State::Running) {
+                return (*core).waiter(me).woken;
+            }
+            match (*core).next() {
+                Some((task, wake)) if task == me => return wake,
+                Some((task, wake)) => {
+                    let waiter = (*core).waiter(task);
+                    waiter.woken = wake;
+                    let fiber = waiter.fiber;
+                    (*core).current = task;
+                    sys::rb_fiber_transfer(fiber, 0, std::ptr::null());
+                    (*core).current = me;
+                }
+                None => idle(core, me),
+            }
+        }
+    }
+}
+
+/// Nothing is runnable: takes what has completed, or sleeps until something does.
+unsafe fn idle(core: *mut Core, me: TaskId) {
+    // SAFETY: as in `suspend`.
+    unsafe {
+        if (*core).machine.wants_poll() {
+            (*core).poll();
+        } else {
+            (*core).machine.fire();
+            (*core).expire_timeouts();
+        }
+        if let Some((fiber, exception)) = (*core).raises.pop() {
+            raise_elsewhere(core, me, fiber, exception);
+            return;
+        }
+        if !(*core).machine.tasks.queue_is_empty() {
+            return;
+        }
+        if let Err(error) = (*core).machine.prepare_sleep() {
+            Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)).leave();
+        }
+        let deadline = (*core).machine.timers.next_deadline();
+        let mut sleep = SleepCall {
+            sleep: (*core).machine.sleeper(deadline),
+            errno: 0,
+        };
+        (*core).asleep = true;
+        let eventfd = (*core).machine.waker().fd();
+        sys::rb_nogvl(
+            SleepCall::run,
+            (&raw mut sleep).cast(),
+            Some(end_sleep),
+            eventfd as usize as *mut c_void,
+            sys::NOGVL_INTR_FAIL | sys::NOGVL_UBF_ASYNC_SAFE,
+        );
+        (*core).asleep = false;
+        if sleep.errno != 0 {
+            Raise::errno(sleep.errno).leave();
+        }
+        (*core).machine.reap();
+        if sys::rb_thread_interrupted((*core).thread()) != 0 {
+            check_interrupts(core, me);
+        }
+    }
+}
+
+struct SleepCall {
+    sleep: Sleep,
+    errno: i32,
+}
+
+impl SleepCall {
+    unsafe extern "C" fn run(data: *mut c_void) -> *mut c_void {
+        // SAFETY: `data` is the SleepCall on the frame of `idle`, which waits for this call.
+        unsafe {
+            let call = &mut *data.cast::<SleepCall>();
+            if let Err(error) = call.sleep.run() {
+                call.errno = error.raw_os_error().unwrap_or(libc::EINVAL);
+            }
+        }
+        std::ptr::null_mut()
+    }
+}
+
+/// The unblock function: any thread, no GVL; only writes to the eventfd whose number it is given.
+unsafe extern "C" fn end_sleep(eventfd: *mut c_void) {
+    waker::wake_fd(eventfd as usize as c_int);
+}
+
+/// An interrupt (a signal, Thread#raise, Thread#kill) belongs to the thread, not to the fiber that
+/// happened to wait last: if the root fiber is parked here, it gets it.
+unsafe fn check_interrupts(core: *mut Core, me: TaskId) {
+    // SAFETY: as in `suspend`. A fiber switch checks interrupts on arrival (cont.c, fiber_switch).
+    unsafe {
+        match (*core).root {
+            Some(root) if root != me => {
+                let fiber = (*core).waiter(root).fiber;
+                (*core).current = root;
+                sys::rb_fiber_transfer(fiber, 0, std::ptr::null());
+                (*core).current = me;
+            }
+            _ => sys::rb_thread_check_ints(),
+        }
+    }
+}
+
+/// Raises in a fiber that does not wait in this machine: it has resumed one that does, or it was
+/// suspended by its own program.
+unsafe fn raise_elsewhere(core: *mut Core, me: TaskId, fiber: VALUE, exception: VALUE) {
+    // SAFETY: as in `suspend`; rb_fiber_raise refuses a fiber it cannot raise in by an exception,
+    // which must not reach the fiber that only happened to look here.
+    unsafe {
+        let mut arguments = [exception, NIL];
+        let mut count = 1;
+        if let Some(index) = sys::as_fixnum(exception) {
+            let found = (*core)
+                .timeouts
+                .iter()
+                .find(|(key, timeout)| i64::from(key.index) == index && timeout.fired);
+            let Some((_, timeout)) = found else { return };
+            arguments = [timeout.exception, timeout.message];
+            count = if timeout.message == sys::UNDEF { 1 } else { 2 };
+        }
+        if sys::rb_obj_is_fiber(fiber) != sys::TRUE {
+            let raise = sys::id("raise");
+            sys::funcall(fiber, raise, &arguments[..count]);
+        } else if sys::truthy(sys::rb_fiber_alive_p(fiber)) {
+            sys::rb_fiber_raise(fiber, count as c_int, arguments.as_ptr());
+        }
+        (*core).current = me;
+    }
+}
+
+/// Waits under a frame that no unwinding passes. `start` is a new fiber to switch to first, with
+/// its argument.
+pub unsafe fn wait(
+    core: *mut Core,
+    me: TaskId,
+    start: Option<(VALUE, VALUE)>,
+) -> Result<Wake, c_int> {
+    let mut wake = Wake::Complete;
+    let slot = &raw mut wake;
+    // SAFETY: the closure holds plain values; `wake` outlives it.
+    let result = unsafe {
+        sys::protect(|| {
+            if let Some((fiber, argument)) = start {
+                sys::rb_fiber_transfer(fiber, 1, &argument);
+                (*core).current = me;
+            }
+            *slot = suspend(core, me);
+            NIL
+        })
+    };
+    // SAFETY: as above.
+    unsafe { (*core).current = me };
+    result.map(|_| wake)
+}
+
+/// Waits until woken or until `deadline`. `Ok(true)` means woken, `Ok(false)` the deadline.
+pub unsafe fn pause(core: *mut Core, me: TaskId, deadline: Option<u64>) -> Result<bool, Raise> {
+    // SAFETY: see `suspend`.
+    unsafe {
+        if let Some(raise) = (*core).take_pending(me) {
+            return Err(raise);
+        }
+        let wait_id = (*core).machine.tasks.begin_wait(me);
+        let timer = deadline.map(|deadline| (*core).machine.wake_at(deadline, wait_id));
+        let result = wait(core, me, None);
+        if let Some(timer) = timer {
+            (*core).machine.timers.cancel(timer);
+        }
+        let ended = match result {
+            Ok(Wake::Complete) => Ok(true),
+            Ok(Wake::Timeout) => Ok(false),
+            Ok(Wake::Interrupt) => match (*core).take_pending(me) {
+                Some(raise) => Err(raise),
+                None => Ok(true),
+            },
+            Err(state) => Err(Raise::Jump(state)),
+        };
+        (*core).finish_wait(me);
+        ended
+    }
+}
+
+/// Lets every other runnable fiber run once.
+pub unsafe fn yield_now(core: *mut Core, me: TaskId) -> Result<(), Raise> {
+    // SAFETY: see `suspend`.
+    unsafe {
+        if let Some(raise) = (*core).take_pending(me) {
+            return Err(raise);
+        }
+        let wait_id = (*core).machine.tasks.begin_wait(me);
+        (*core).machine.tasks.wake(wait_id, Wake::Complete);
+        let result = wait(core, me, None);
+        (*core).finish_wait(me);
+        result.map(drop).map_err(Raise::Jump)
+    }
+}
+
+/// Why an operation brought no result.
+#[derive(Debug)]
+pub enum Failure {
+    /// Its deadline passed before it could do anything.
+    Timeout,
+    /// Its fiber is to raise.
+    Raise(Raise),
+}
+
+impl From<Raise> for Failure {
+    fn from(raise: Raise) -> Self {
+        Self::Raise(raise)
+    }
+}
+
+/// Submits an operation and waits for its completion; returns the result, or -errno.
+///
+/// On a timeout or an exception the operation is cancelled and drained: when this returns, the kernel
+/// touches the operation's memory no more. An operation that won that race keeps its result.
+///
+/// # Safety
+/// What the entry points to stays valid and unmoved until this returns.
+pub unsafe fn operate(
+    core: *mut Core,
+    me: TaskId,
+    entry: Entry,
+    deadline: Option<u64>,
+) -> Result<i32, Failure> {
+    // SAFETY: see `suspend`; the caller keeps the memory.
+    unsafe {
+        if let Some(raise) = (*core).take_pending(me) {
+            return Err(Failure::Raise(raise));
+        }
+        let wait_id = (*core).machine.tasks.begin_wait(me);
+        let op = match (*core).machine.submit(entry, wait_id) {
+            Ok(op) => op,
+            Err(error) => {
+                (*core).finish_wait(me);
+                return Ok(-error.raw_os_error().unwrap_or(libc::EAGAIN));
+            }
+        };
+        let timer = deadline.map(|deadline| (*core).machine.wake_at(deadline, wait_id));
+        let result = wait(core, me, None);
+        if let Some(timer) = timer {
+            (*core).machine.timers.cancel(timer);
+        }
+        let ended = match result {
+            Ok(Wake::Complete) => match (*core).machine.take(op) {
+                Some(completion) => Ok(completion.result),
+                None => Err(Failure::Raise(Raise::errno(libc::EINVAL))),
+            },
+            Ok(wake) => match drain(core, me, op) {
+                (_, Some(raise)) => Err(Failure::Raise(raise)),
+                // It won the race: the result counts, and what was to be raised waits.
+                (completion, None) if completion.result >= 0 => Ok(completion.result),
+                (_, None) if wake == Wake::Timeout => Err(Failure::Timeout),
+                (_, None) => match (*core).take_pending(me) {
+                    Some(raise) => Err(Failure::Raise(raise)),
+                    None => Ok(-libc::EINTR),
+                },
+            },
+            Err(state) => {
+                let first = unwinding(state);
+                let raise = match (first, drain(core, me, op).1) {
+                    // The second exception is raised at the fiber's next wait.
+                    (Raise::Exception(first), Some(Raise::Exception(second))) => {
+                        (*core).waiter(me).pending = Some(Pending::Exception(second));
+                        Raise::Exception(first)
+                    }
+                    (_, Some(second)) => second,
+                    (first, None) => first,
+                };
+                Err(Failure::Raise(raise))
+            }
+        };
+        (*core).finish_wait(me);
+        ended
+    }
+}
+
+/// What [`sys::protect`] stopped: as an exception if it is one, so that it can be kept.
+pub unsafe fn unwinding(state: c_int) -> Raise {
+    // SAFETY: called right after the unwinding was stopped.
+    match unsafe { sys::take_exception() } {
+        Some(exception) => Raise::Exception(exception),
+        None => Raise::Jump(state),
+    }
+}
+
+/// Cancels an operation and waits for its own completion, whatever is raised meanwhile; returns that
+/// too.
+unsafe fn drain(core: *mut Core, me: TaskId, op: OpKey) -> (Completion, Option<Raise>) {
+    // SAFETY: see `suspend`.
+    unsafe {
+        let mut second = None;
+        let _ = (*core).machine.cancel(op);
+        let _ = (*core).machine.drain(op, DRAIN_AT_ONCE);
+        loop {
+            if let Some(completion) = (*core).machine.take(op) {
+                (*core).waiter(me).draining = false;
+                return (completion, second);
+            }
+            let wait_id = (*core).machine.tasks.begin_wait(me);
+            (*core).machine.retarget(op, wait_id);
+            (*core).waiter(me).draining = true;
+            if let Err(state) = wait(core, me, None) {
+                second = Some(unwinding(state));
+            }
+        }
+    }
+}
+
+/// The root fiber's part while it waits for all others: runs what is ready, or waits for something to
+/// be, once. Control comes back here when a fiber ends.
+pub unsafe fn run_others(core: *mut Core, me: TaskId) -> Result<(), Raise> {
+    // SAFETY: see `suspend`. The closure holds plain values.
+    unsafe {
+        let result = sys::protect(|| {
+            match (*core).next() {
+                Some((task, wake)) => {
+                    let waiter = (*core).waiter(task);
+                    waiter.woken = wake;
+                    let fiber = waiter.fiber;
+                    (*core).current = task;
+                    sys::rb_fiber_transfer(fiber, 0, std::ptr::null());
+                }
+                None => idle(core, me),
+            }
+            NIL
+        });
+        (*core).current = me;
+        result.map(drop).map_err(Raise::Jump)
+    }
+}

@@ -1,0 +1,8 @@
+# frozen_string_literal: true
+
+# Fiber::Scheduler and low-level I/O on Linux's io_uring.
+
+require "uringmachine/uringmachine"
+require_relative "uringmachine/version"
+require_relative "uringmachine/tcp_socket"
+require_relative "uringmachine/fork"
