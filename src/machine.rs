@@ -42,6 +42,9 @@ impl Sleep {
     /// # Safety
     /// The machine is alive, and nobody else uses its ring meanwhile: its tasks may be used.
     pub unsafe fn run(&self) -> io::Result<()> {
+        if self.ring.is_null() {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
         let timeout = self
             .until
             .map(|deadline| deadline.saturating_sub(clock::now()));
@@ -50,11 +53,18 @@ impl Sleep {
     }
 }
 
+/// What of a machine holds descriptors.
+struct Kernel {
+    ring: Ring,
+    waker: Waker,
+    features: Features,
+}
+
 /// Everything that one thread needs to run tasks on io_uring. `T` is the payload of a task.
 pub struct Machine<T> {
-    ring: Ring,
+    /// The kernel's side: gone once the machine is closed.
+    kernel: Option<Kernel>,
     ops: Ops,
-    waker: Waker,
     waker_polled: bool,
     expired: Vec<Key>,
     /// The tasks and the run queue.
@@ -71,9 +81,12 @@ impl<T> Machine<T> {
             SetupError::from_errno(error.raw_os_error().unwrap_or(libc::EMFILE), entries)
         })?;
         Ok(Self {
-            ring,
+            kernel: Some(Kernel {
+                features: ring.features(),
+                ring,
+                waker,
+            }),
             ops: Ops::default(),
-            waker,
             waker_polled: false,
             expired: Vec::new(),
             tasks: Tasks::default(),
@@ -83,17 +96,41 @@ impl<T> Machine<T> {
 
     /// Binds the machine to the calling thread.
     pub fn enable(&mut self) -> io::Result<()> {
-        self.ring.enable()
+        self.ring()?.enable()
     }
 
     /// What may be used on this kernel.
+    #[inline]
     pub fn features(&self) -> Features {
-        self.ring.features()
+        self.kernel
+            .as_ref()
+            .map_or(Features::ALL, |kernel| kernel.features)
     }
 
-    /// A handle to wake the machine by.
-    pub fn waker(&self) -> &Waker {
-        &self.waker
+    /// A handle to wake the machine by; `None` once it is closed.
+    #[inline]
+    pub fn waker(&self) -> Option<&Waker> {
+        self.kernel.as_ref().map(|kernel| &kernel.waker)
+    }
+
+    /// The ring, or EBADF once the machine is closed.
+    #[inline]
+    fn ring(&mut self) -> io::Result<&mut Ring> {
+        match &mut self.kernel {
+            Some(kernel) => Ok(&mut kernel.ring),
+            None => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        }
+    }
+
+    /// Whether [`Machine::close`] was called.
+    pub fn is_closed(&self) -> bool {
+        self.kernel.is_none()
+    }
+
+    /// Gives the ring and the eventfd back. Every operation must be over: see
+    /// [`Machine::shut_down`].
+    pub fn close(&mut self) {
+        self.kernel = None;
     }
 
     /// How many operations the kernel has, or has ended without anybody taking the result.
@@ -111,7 +148,10 @@ impl<T> Machine<T> {
         let op = self.ops.start(wait);
         let entry = entry.user_data(op.to_bits());
         // SAFETY: the caller's promise.
-        if let Err(error) = unsafe { self.ring.push(&entry) } {
+        let pushed = self
+            .ring()
+            .and_then(|ring| unsafe { ring.push(&entry) });
+        if let Err(error) = pushed {
             // The entry never reached the queue, so the kernel does not have it.
             self.ops.complete(
                 op,
@@ -143,7 +183,7 @@ impl<T> Machine<T> {
             .build()
             .user_data(NOBODY);
         // SAFETY: a cancel points to nothing.
-        unsafe { self.ring.push(&entry) }
+        unsafe { self.ring()?.push(&entry) }
     }
 
     /// Cancels an operation on no memory, such as a poll, whose result nobody wants.
@@ -162,8 +202,9 @@ impl<T> Machine<T> {
 
     /// Submits and reaps without waiting, and fires the timers that are due.
     pub fn poll(&mut self) -> io::Result<()> {
-        if self.ring.wants_enter() {
-            self.ring.enter(0, None)?;
+        let ring = self.ring()?;
+        if ring.wants_enter() {
+            ring.enter(0, None)?;
         }
         self.reap();
         self.fire();
@@ -173,18 +214,22 @@ impl<T> Machine<T> {
     /// Whether [`Machine::poll`] could find anything without waiting, timers aside.
     #[inline]
     pub fn wants_poll(&mut self) -> bool {
-        self.ring.has_completions() || self.ring.wants_enter()
+        self.ring()
+            .is_ok_and(|ring| ring.has_completions() || ring.wants_enter())
     }
 
     /// Sees to it that another thread can end the coming sleep.
     pub fn prepare_sleep(&mut self) -> io::Result<()> {
         if !self.waker_polled {
-            let entry = opcode::PollAdd::new(types::Fd(self.waker.fd()), libc::POLLIN as u32)
+            let Some(waker) = self.waker() else {
+                return Err(io::Error::from_raw_os_error(libc::EBADF));
+            };
+            let entry = opcode::PollAdd::new(types::Fd(waker.fd()), libc::POLLIN as u32)
                 .multi(true)
                 .build()
                 .user_data(WAKER);
             // SAFETY: a poll points to nothing.
-            unsafe { self.ring.push(&entry) }?;
+            unsafe { self.ring()?.push(&entry) }?;
             self.waker_polled = true;
         }
         Ok(())
@@ -193,7 +238,9 @@ impl<T> Machine<T> {
     /// The coming sleep, as something that can be run while other threads use the machine's tasks.
     pub fn sleeper(&mut self, until: Option<u64>) -> Sleep {
         Sleep {
-            ring: &raw mut self.ring,
+            ring: self
+                .ring()
+                .map_or(std::ptr::null_mut(), std::ptr::from_mut),
             until,
         }
     }
@@ -207,7 +254,7 @@ impl<T> Machine<T> {
     /// Moves completions to the waits they end. Returns how many there were.
     pub fn reap(&mut self) -> usize {
         let mut count = 0;
-        while let Some(entry) = self.ring.reap() {
+        while let Some(entry) = self.ring().ok().and_then(Ring::reap) {
             count += 1;
             match entry.user_data() {
                 NOBODY => {}
@@ -229,8 +276,9 @@ impl<T> Machine<T> {
     fn woken(&mut self, flags: u32) {
         self.waker_polled = cqueue::more(flags);
         // Reset before taking: a hand-over after the take wakes again.
-        self.waker.reset();
-        for wait in self.waker.take_completed() {
+        let Some(waker) = self.waker() else { return };
+        waker.reset();
+        for wait in waker.take_completed() {
             self.tasks.wake(wait, Wake::Complete);
         }
     }
@@ -263,7 +311,7 @@ impl<T> Machine<T> {
     pub fn drain(&mut self, op: OpKey, limit: u64) -> io::Result<bool> {
         let deadline = clock::now() + limit;
         loop {
-            self.ring.enter(0, None)?;
+            self.ring()?.enter(0, None)?;
             self.reap();
             if self.is_over(op) {
                 return Ok(true);
@@ -272,7 +320,7 @@ impl<T> Machine<T> {
             if now >= deadline {
                 return Ok(false);
             }
-            self.ring.enter(1, Some(deadline - now))?;
+            self.ring()?.enter(1, Some(deadline - now))?;
             self.reap();
         }
     }
@@ -290,21 +338,21 @@ impl<T> Machine<T> {
             .user_data(NOBODY);
         let deadline = clock::now() + limit;
         // SAFETY: a cancel points to nothing.
-        if unsafe { self.ring.push(&entry) }.is_err() {
+        if let Err(_) = self.ring().and_then(|ring| unsafe { ring.push(&entry) }) {
             return self.ops.in_flight() == 0;
         }
+        let mut wait = None;
         loop {
-            if self.ring.enter(0, None).is_err() {
-                break;
-            }
+            let entered = self.ring().and_then(|ring| match wait {
+                None => ring.enter(0, None),
+                limit => ring.enter(1, limit),
+            });
             self.reap();
             let now = clock::now();
-            if self.ops.in_flight() == 0 || now >= deadline {
+            if entered.is_err() || self.ops.in_flight() == 0 || now >= deadline {
                 break;
             }
-            if self.ring.enter(1, Some(deadline - now)).is_err() {
-                break;
-            }
+            wait = Some(deadline - now);
         }
         self.ops.in_flight() == 0
     }
@@ -396,7 +444,7 @@ mod tests {
         let mut machine = machine();
         let task = machine.tasks.add(());
         let wait = machine.tasks.begin_wait(task);
-        let waker = machine.waker().clone();
+        let waker = machine.waker().unwrap().clone();
         machine.prepare_sleep().unwrap();
         let thread = std::thread::spawn(move || waker.complete(wait));
         while machine.tasks.state(task) == Some(State::Waiting) {
@@ -412,7 +460,7 @@ mod tests {
     fn a_wake_before_the_sleep_is_not_lost() {
         let mut machine = machine();
         for _ in 0..3 {
-            machine.waker().wake();
+            machine.waker().unwrap().wake();
             machine.prepare_sleep().unwrap();
             machine.sleep(None).unwrap();
             machine.reap();

@@ -83,6 +83,9 @@ pub unsafe fn wait(core: *mut Core, me: TaskId, operation: VALUE) -> Outcome {
             Some(api) => Work::Operation((api.extract)(operation)),
             None => Work::Callable(operation),
         };
+        let Some(waker) = (*core).machine.waker().cloned() else {
+            return Err(Raise::errno(libc::EBADF));
+        };
         let wait_id = (*core).machine.tasks.begin_wait(me);
         let job = Job {
             work,
@@ -91,7 +94,7 @@ pub unsafe fn wait(core: *mut Core, me: TaskId, operation: VALUE) -> Outcome {
                 over: AtomicBool::new(false),
                 worker: AtomicU64::new(0),
             }),
-            waker: (*core).machine.waker().clone(),
+            waker,
         };
         if enqueue(job.clone()) {
             if let Err(state) = start_worker() {

@@ -216,7 +216,8 @@ impl Core {
             return;
         }
         if let Some(other) = self.kept.replace(task) {
-            if self.machine.tasks.state(other) == Some(State::Running) {
+            let in_use = self.root == Some(other);
+            if !in_use && self.machine.tasks.state(other) == Some(State::Running) {
                 self.remove(other);
             }
         }
@@ -302,7 +303,9 @@ impl Core {
     #[inline]
     pub fn notify(&self) {
         if self.asleep {
-            self.machine.waker().wake();
+            if let Some(waker) = self.machine.waker() {
+                waker.wake();
+            }
         }
     }
 

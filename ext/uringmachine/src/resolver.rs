@@ -115,8 +115,10 @@ unsafe fn offload<T: Send + 'static>(
         if let Some(raise) = (*core).take_pending(me) {
             return Err(raise);
         }
+        let Some(waker) = (*core).machine.waker().cloned() else {
+            return Err(Raise::errno(libc::EBADF));
+        };
         let wait = (*core).machine.tasks.begin_wait(me);
-        let waker = (*core).machine.waker().clone();
         let slot = Arc::clone(&result);
         let queued = run(Box::new(move || {
             let value = job();

@@ -351,7 +351,9 @@ unsafe extern "C" fn scheduler_close(this: VALUE) -> VALUE {
                 }
             };
             get(this).closed = true;
-            if !(*core).machine.shut_down(SHUT_DOWN_LIMIT) {
+            if (*core).machine.shut_down(SHUT_DOWN_LIMIT) {
+                (*core).machine.close();
+            } else {
                 // The kernel may still write to what the machine knows: it must never be freed.
                 um::leak(get(this).machine);
             }

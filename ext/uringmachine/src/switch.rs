@@ -66,7 +66,7 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
             errno: 0,
         };
         (*core).asleep = true;
-        let eventfd = (*core).machine.waker().fd();
+        let eventfd = (*core).machine.waker().map_or(-1, |waker| waker.fd());
         sys::rb_nogvl(
             SleepCall::run,
             (&raw mut sleep).cast(),

@@ -3,7 +3,7 @@
 //! Functions that may raise do so by longjmp: callers hold nothing that needs dropping across them,
 //! or go through [`protect`].
 
-use std::ffi::{c_char, c_int, c_long, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_long, c_void};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 pub use rb_sys::{Qfalse, Qnil, Qtrue, Qundef, ID, VALUE};
@@ -39,7 +39,6 @@ extern "C" {
 
     pub fn rb_thread_current() -> VALUE;
     pub fn rb_thread_check_ints();
-    pub fn rb_thread_schedule();
     pub fn rb_thread_interrupted(thread: VALUE) -> c_int;
     pub fn rb_thread_create(
         func: unsafe extern "C" fn(*mut c_void) -> VALUE,
@@ -258,13 +257,6 @@ pub unsafe fn string_bytes(string: &VALUE) -> &[u8] {
     }
 }
 
-/// An Integer.
-#[inline]
-pub fn integer(number: i64) -> VALUE {
-    // SAFETY: makes a Fixnum, or a Bignum where it must.
-    unsafe { rb_sys::rb_ll2inum(number) }
-}
-
 /// A small Integer: counts and negated errnos, always a Fixnum.
 #[inline]
 pub fn fixnum(number: i64) -> VALUE {
@@ -342,8 +334,6 @@ impl BlockingOperations {
     }
 }
 
-/// A flag word of Ruby's C API.
-pub type Flags = c_uint;
 
 /// Whether a value is a Float.
 #[inline]
@@ -382,4 +372,15 @@ pub fn ubf_io() -> UnblockFn {
 pub unsafe fn class(name: &std::ffi::CStr) -> VALUE {
     // SAFETY: the name is a class that Ruby defines.
     unsafe { rb_sys::rb_path2class(name.as_ptr()) }
+}
+
+/// Whether an object is of a class. Blockers may be objects that Ruby hides, which have none.
+pub unsafe fn is_a(object: VALUE, class: VALUE) -> bool {
+    // SAFETY: what is no immediate begins with an RBasic.
+    unsafe {
+        if rb_sys::SPECIAL_CONST_P(object) || (*(object as *const rb_sys::RBasic)).klass == 0 {
+            return false;
+        }
+        rb_sys::rb_obj_is_kind_of(object, class) == TRUE
+    }
 }

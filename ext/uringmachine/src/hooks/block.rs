@@ -31,9 +31,11 @@ unsafe extern "C" fn block(
                 None
             };
             let me = (*core).current_task();
-            // The unblock may have come before this hook was reached. One by another blocker is
-            // left over from a wait that ended otherwise.
-            if std::mem::replace(&mut (*core).waiter(me).unblocked_by, FALSE) == blocker {
+            // The unblock may have come before this hook was reached. Callers look again at what they
+            // wait for, except Ruby 3.4's Thread#join: it must not see another blocker's.
+            let early = std::mem::replace(&mut (*core).waiter(me).unblocked_by, FALSE);
+            let joins = sys::is_a(blocker, rb_sys::rb_cThread);
+            if early == blocker || (early != FALSE && !joins) {
                 (*core).finish_wait(me);
                 return Ok(TRUE);
             }
