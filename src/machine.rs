@@ -148,9 +148,7 @@ impl<T> Machine<T> {
         let op = self.ops.start(wait);
         let entry = entry.user_data(op.to_bits());
         // SAFETY: the caller's promise.
-        let pushed = self
-            .ring()
-            .and_then(|ring| unsafe { ring.push(&entry) });
+        let pushed = self.ring().and_then(|ring| unsafe { ring.push(&entry) });
         if let Err(error) = pushed {
             // The entry never reached the queue, so the kernel does not have it.
             self.ops.complete(
@@ -238,9 +236,7 @@ impl<T> Machine<T> {
     /// The coming sleep, as something that can be run while other threads use the machine's tasks.
     pub fn sleeper(&mut self, until: Option<u64>) -> Sleep {
         Sleep {
-            ring: self
-                .ring()
-                .map_or(std::ptr::null_mut(), std::ptr::from_mut),
+            ring: self.ring().map_or(std::ptr::null_mut(), std::ptr::from_mut),
             until,
         }
     }
@@ -405,7 +401,8 @@ mod tests {
         let task = machine.tasks.add(());
         let wait = machine.tasks.begin_wait(task);
         let mut memory = [7u8; 8];
-        let entry = opcode::Read::new(types::Fd(reader.as_raw_fd()), memory.as_mut_ptr(), 8).build();
+        let entry =
+            opcode::Read::new(types::Fd(reader.as_raw_fd()), memory.as_mut_ptr(), 8).build();
         // SAFETY: `memory` outlives the drain below.
         let op = unsafe { machine.submit(entry, wait) }.unwrap();
         machine.poll().unwrap();
@@ -427,7 +424,8 @@ mod tests {
         let task = machine.tasks.add(());
         let wait = machine.tasks.begin_wait(task);
         let mut memory = [0u8; 8];
-        let entry = opcode::Read::new(types::Fd(reader.as_raw_fd()), memory.as_mut_ptr(), 8).build();
+        let entry =
+            opcode::Read::new(types::Fd(reader.as_raw_fd()), memory.as_mut_ptr(), 8).build();
         // SAFETY: `memory` outlives the drain below.
         let op = unsafe { machine.submit(entry, wait) }.unwrap();
         machine.poll().unwrap();

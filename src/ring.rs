@@ -247,13 +247,22 @@ mod tests {
 
     #[test]
     fn every_step_of_the_ladder_works() {
-        for mask in ["", "no_sqarray", "defer_taskrun,no_sqarray", "registered_ring"] {
+        for mask in [
+            "",
+            "no_sqarray",
+            "defer_taskrun,no_sqarray",
+            "registered_ring",
+        ] {
             let mut ring = ring(Features::ALL.masked(mask));
             let nop = opcode::Nop::new().build().user_data(7);
             // SAFETY: a NOP points to nothing.
             unsafe { ring.push(&nop) }.unwrap();
             ring.enter(1, None).unwrap();
-            assert_eq!(ring.reap().map(|entry| entry.user_data()), Some(7), "{mask}");
+            assert_eq!(
+                ring.reap().map(|entry| entry.user_data()),
+                Some(7),
+                "{mask}"
+            );
         }
     }
 

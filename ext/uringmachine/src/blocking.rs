@@ -199,7 +199,11 @@ unsafe fn start_worker() -> Result<(), std::ffi::c_int> {
     unsafe {
         let started = sys::protect(|| {
             let thread = sys::rb_thread_create(worker, std::ptr::null_mut());
-            sys::funcall(thread, sys::id("name="), &[rb_sys::rb_str_new_cstr(c"um-worker".as_ptr())]);
+            sys::funcall(
+                thread,
+                sys::id("name="),
+                &[rb_sys::rb_str_new_cstr(c"um-worker".as_ptr())],
+            );
             sys::funcall(thread, sys::id("report_on_exception="), &[sys::FALSE]);
             thread
         });
@@ -336,7 +340,11 @@ unsafe extern "C" fn take_turn(data: *mut c_void) -> *mut c_void {
 /// The unblock function of a worker.
 unsafe extern "C" fn interrupt_turn(data: *mut c_void) {
     // SAFETY: Ruby calls this only while `take_turn` runs on that data.
-    unsafe { (*data.cast::<Turn>()).interrupted.store(true, Ordering::Release) };
+    unsafe {
+        (*data.cast::<Turn>())
+            .interrupted
+            .store(true, Ordering::Release)
+    };
     // Under the lock, so that a worker between its look and its wait hears it.
     drop(lock(&POOL));
     WORK.notify_all();

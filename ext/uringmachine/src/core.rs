@@ -288,9 +288,8 @@ impl Core {
                 let arguments = [timeout.exception, timeout.message];
                 let count = if timeout.message == sys::UNDEF { 1 } else { 2 };
                 // SAFETY: the arguments live on this frame; nothing here needs dropping.
-                let made = unsafe {
-                    sys::protect(|| sys::rb_make_exception(count, arguments.as_ptr()))
-                };
+                let made =
+                    unsafe { sys::protect(|| sys::rb_make_exception(count, arguments.as_ptr())) };
                 Some(match made {
                     Ok(exception) => Raise::Exception(exception),
                     Err(state) => Raise::Jump(state),
@@ -311,9 +310,10 @@ impl Core {
 
     /// Arms a timer for a running `timeout_after`.
     pub fn arm_timeout(&mut self, key: Key, seconds_from_now: u64) -> Key {
-        self.machine
-            .timers
-            .arm(clock::now().saturating_add(seconds_from_now), Timer::Own(key))
+        self.machine.timers.arm(
+            clock::now().saturating_add(seconds_from_now),
+            Timer::Own(key),
+        )
     }
 
     /// Marks every Ruby object the machine refers to, pinned: the table is keyed by address.

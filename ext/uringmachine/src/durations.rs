@@ -38,7 +38,9 @@ pub fn nanoseconds(duration: VALUE) -> Result<Option<u64>, Raise> {
         })
         .map_err(Raise::Jump)?;
         let seconds = (time.tv_sec as u64).min(FAR as u64);
-        Ok(Some(seconds * NANOSECONDS as u64 + time.tv_usec as u64 * 1000))
+        Ok(Some(
+            seconds * NANOSECONDS as u64 + time.tv_usec as u64 * 1000,
+        ))
     }
 }
 

@@ -27,11 +27,8 @@ pub fn from_setup(error: SetupError) -> Raise {
 pub unsafe fn define(module: VALUE) {
     // SAFETY: the classes are constants of a module that is never collected.
     unsafe {
-        let error = rb_sys::rb_define_class_under(
-            module,
-            c"Error".as_ptr(),
-            rb_sys::rb_eStandardError,
-        );
+        let error =
+            rb_sys::rb_define_class_under(module, c"Error".as_ptr(), rb_sys::rb_eStandardError);
         let unsupported =
             rb_sys::rb_define_class_under(module, c"UnsupportedError".as_ptr(), error);
         ERROR.store(error, Ordering::Relaxed);

@@ -130,10 +130,7 @@ unsafe fn offload<T: Send + 'static>(
             Err(error) => Err(Raise::errno(error.raw_os_error().unwrap_or(libc::EAGAIN))),
         };
         let ended = ended.and_then(|_| {
-            let value = result
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
+            let value = result.lock().unwrap_or_else(PoisonError::into_inner).take();
             match (value, (*core).take_pending(me)) {
                 (Some(value), _) => Ok(value),
                 (None, Some(raise)) => Err(raise),

@@ -156,7 +156,9 @@ unsafe extern "C" fn fiber(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
     unsafe {
         sys::method(|| {
             if rb_sys::rb_block_given_p() == 0 {
-                return Err(Raise::argument("tried to create Proc object without a block"));
+                return Err(Raise::argument(
+                    "tried to create Proc object without a block",
+                ));
             }
             let core = get(this).core()?;
             let block = rb_sys::rb_block_proc();
@@ -282,7 +284,11 @@ unsafe fn report(exception: VALUE) -> VALUE {
             rb_sys::RB_PASS_KEYWORDS as c_int,
         );
         rb_sys::rb_str_append(text, message);
-        sys::funcall(rb_sys::rb_gv_get(c"$stderr".as_ptr()), sys::id("write"), &[text])
+        sys::funcall(
+            rb_sys::rb_gv_get(c"$stderr".as_ptr()),
+            sys::id("write"),
+            &[text],
+        )
     }
 }
 
@@ -530,11 +536,8 @@ pub fn new_core(entries: u32) -> Result<Box<Core>, Raise> {
 pub unsafe fn define(module: VALUE) {
     // SAFETY: each function takes what its arity says.
     unsafe {
-        let class = rb_sys::rb_define_class_under(
-            module,
-            c"FiberScheduler".as_ptr(),
-            rb_sys::rb_cObject,
-        );
+        let class =
+            rb_sys::rb_define_class_under(module, c"FiberScheduler".as_ptr(), rb_sys::rb_cObject);
         rb_sys::rb_define_alloc_func(class, Some(allocate));
         let define = |name, function, arity| sys::define_method(class, name, function, arity);
         define(c"initialize", initialize as *const (), -1);
@@ -547,7 +550,11 @@ pub unsafe fn define(module: VALUE) {
         define(c"transfer", transfer as *const (), 0);
         define(c"machine", machine as *const (), 0);
         define(c"abort_on_exception", abort_on_exception as *const (), 0);
-        define(c"abort_on_exception=", set_abort_on_exception as *const (), 1);
+        define(
+            c"abort_on_exception=",
+            set_abort_on_exception as *const (),
+            1,
+        );
         hooks::define(class);
     }
 }

@@ -21,8 +21,7 @@ pub const NOGVL_UBF_ASYNC_SAFE: c_int = 0x2;
 /// Flag of an IO::Buffer that is locked (include/ruby/io/buffer.h).
 pub const IO_BUFFER_LOCKED: c_int = 32;
 
-pub type BlockFn =
-    unsafe extern "C" fn(VALUE, VALUE, c_int, *const VALUE, VALUE) -> VALUE;
+pub type BlockFn = unsafe extern "C" fn(VALUE, VALUE, c_int, *const VALUE, VALUE) -> VALUE;
 pub type UnblockFn = unsafe extern "C" fn(*mut c_void);
 pub type NogvlFn = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
 
@@ -54,11 +53,8 @@ extern "C" {
 
     pub fn rb_io_descriptor(io: VALUE) -> c_int;
     pub fn rb_io_timeout(io: VALUE) -> VALUE;
-    pub fn rb_io_buffer_get_bytes(
-        buffer: VALUE,
-        base: *mut *mut c_void,
-        size: *mut usize,
-    ) -> c_int;
+    pub fn rb_io_buffer_get_bytes(buffer: VALUE, base: *mut *mut c_void, size: *mut usize)
+        -> c_int;
     pub fn rb_io_buffer_get_bytes_for_reading(
         buffer: VALUE,
         base: *mut *const c_void,
@@ -275,7 +271,12 @@ pub fn truthy(value: VALUE) -> bool {
 }
 
 /// Registers a method. The number of arguments must be what the function takes.
-pub unsafe fn define_method(class: VALUE, name: &std::ffi::CStr, function: *const (), arity: c_int) {
+pub unsafe fn define_method(
+    class: VALUE,
+    name: &std::ffi::CStr,
+    function: *const (),
+    arity: c_int,
+) {
     // SAFETY: Ruby calls the function with the arguments its arity says; the caller matches them.
     unsafe {
         let function = std::mem::transmute::<*const (), unsafe extern "C" fn() -> VALUE>(function);
@@ -320,20 +321,22 @@ impl BlockingOperations {
                 (!symbol.is_null()).then_some(symbol)
             };
             Some(Self {
-                extract: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(VALUE) -> *mut BlockingOperation>(
-                    find(c"rb_fiber_scheduler_blocking_operation_extract")?,
-                ),
-                execute: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut BlockingOperation) -> c_int>(
-                    find(c"rb_fiber_scheduler_blocking_operation_execute")?,
-                ),
-                cancel: std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut BlockingOperation) -> c_int>(
-                    find(c"rb_fiber_scheduler_blocking_operation_cancel")?,
-                ),
+                extract: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(VALUE) -> *mut BlockingOperation,
+                >(find(c"rb_fiber_scheduler_blocking_operation_extract")?),
+                execute: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(*mut BlockingOperation) -> c_int,
+                >(find(c"rb_fiber_scheduler_blocking_operation_execute")?),
+                cancel: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(*mut BlockingOperation) -> c_int,
+                >(find(c"rb_fiber_scheduler_blocking_operation_cancel")?),
             })
         }
     }
 }
-
 
 /// Whether a value is a Float.
 #[inline]

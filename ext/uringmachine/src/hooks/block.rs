@@ -10,11 +10,7 @@ use crate::switch;
 use crate::sys::{self, FALSE, NIL, TRUE, VALUE};
 
 /// block(blocker, timeout = nil): waits until `unblock`; true if that came, false after the timeout.
-unsafe extern "C" fn block(
-    argc: std::ffi::c_int,
-    argv: *const VALUE,
-    this: VALUE,
-) -> VALUE {
+unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments; see `switch`.
     unsafe {
         sys::method(|| {

@@ -54,7 +54,12 @@ type Moved = Result<isize, Raise>;
 impl Transfer {
     /// Reads the arguments (io, buffer[, from], a, b), where (a, b) is (length, offset) or, from
     /// interface 4 on, (offset, length).
-    unsafe fn new(this: VALUE, arguments: &[VALUE], positioned: bool, writes: bool) -> Result<Self, Raise> {
+    unsafe fn new(
+        this: VALUE,
+        arguments: &[VALUE],
+        positioned: bool,
+        writes: bool,
+    ) -> Result<Self, Raise> {
         // SAFETY: the accessors raise for wrong types; nothing on this frame needs dropping.
         unsafe {
             let least = 2 + usize::from(positioned);
@@ -99,7 +104,9 @@ impl Transfer {
             let offset = offset.unwrap_or(0);
             let length = length.unwrap_or(0);
             if offset > size {
-                return Err(Raise::argument("Specified offset is bigger than the buffer size!"));
+                return Err(Raise::argument(
+                    "Specified offset is bigger than the buffer size!",
+                ));
             }
             let left = size - offset;
             if length > left {
@@ -142,7 +149,11 @@ impl Transfer {
             let count = unsafe { self.once(moved)? };
             if count <= 0 {
                 // An error after progress shows at the next operation.
-                let result = if moved > 0 { moved as i64 } else { count as i64 };
+                let result = if moved > 0 {
+                    moved as i64
+                } else {
+                    count as i64
+                };
                 return Ok(sys::fixnum(result));
             }
             moved += count as usize;
@@ -255,7 +266,12 @@ impl Transfer {
             let size = self.size - done;
             if kind == Kind::Socket {
                 if self.writes {
-                    libc::send(self.fd, base.cast(), size, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+                    libc::send(
+                        self.fd,
+                        base.cast(),
+                        size,
+                        libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+                    )
                 } else {
                     libc::recv(self.fd, base.cast(), size, libc::MSG_DONTWAIT)
                 }
@@ -292,7 +308,9 @@ impl Transfer {
         // in place. The lock is taken off in every case.
         unsafe {
             let base = self.base.add(done);
-            let size = u32::try_from(self.size - done).unwrap_or(u32::MAX).min(1 << 30);
+            let size = u32::try_from(self.size - done)
+                .unwrap_or(u32::MAX)
+                .min(1 << 30);
             let fd = types::Fd(self.fd);
             let position = self.position_after(done) as u64;
             let entry = match (kind, self.writes) {
@@ -323,7 +341,11 @@ impl Transfer {
 
     /// Waits until the descriptor is ready.
     unsafe fn wait(&self) -> Result<(), Raise> {
-        let events = if self.writes { libc::POLLOUT } else { libc::POLLIN };
+        let events = if self.writes {
+            libc::POLLOUT
+        } else {
+            libc::POLLIN
+        };
         // SAFETY: as `once`.
         unsafe {
             let deadline = self.deadline()?;
@@ -432,7 +454,12 @@ pub unsafe fn define(class: VALUE) {
     // SAFETY: each function takes what its arity says.
     unsafe {
         INTERFACE.store(interface(), Ordering::Relaxed);
-        sys::define_singleton_method(class, c"interface_version", interface_version as *const (), 0);
+        sys::define_singleton_method(
+            class,
+            c"interface_version",
+            interface_version as *const (),
+            0,
+        );
         sys::define_method(class, c"io_read", io_read as *const (), -1);
         sys::define_method(class, c"io_write", io_write as *const (), -1);
         sys::define_method(class, c"io_pread", io_pread as *const (), -1);

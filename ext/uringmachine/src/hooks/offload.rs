@@ -21,8 +21,7 @@ unsafe extern "C" fn address_resolve(this: VALUE, hostname: VALUE) -> VALUE {
             }
             let list = rb_sys::rb_ary_new();
             for address in &addresses {
-                let text =
-                    rb_sys::rb_utf8_str_new(address.as_ptr().cast(), address.len() as _);
+                let text = rb_sys::rb_utf8_str_new(address.as_ptr().cast(), address.len() as _);
                 rb_sys::rb_ary_push(list, text);
             }
             Ok(list)

@@ -43,11 +43,7 @@ pub unsafe fn wait_ready(
 }
 
 /// io_wait(io, events, timeout = nil): the events that are ready, or false after the timeout.
-unsafe extern "C" fn io_wait(
-    argc: std::ffi::c_int,
-    argv: *const VALUE,
-    this: VALUE,
-) -> VALUE {
+unsafe extern "C" fn io_wait(argc: std::ffi::c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments; see `switch`.
     unsafe {
         sys::method(|| {
@@ -58,7 +54,10 @@ unsafe extern "C" fn io_wait(
             }
             let (io, events) = (*argv, *argv.add(1));
             let Some(events) = sys::as_fixnum(events) else {
-                return Err(Raise::new(rb_sys::rb_eTypeError, "events must be an Integer"));
+                return Err(Raise::new(
+                    rb_sys::rb_eTypeError,
+                    "events must be an Integer",
+                ));
             };
             let events = events & EVENTS;
             if events == 0 {
@@ -79,7 +78,11 @@ unsafe extern "C" fn io_wait(
             let me = (*core).current_task();
             let deadline = timeout.map(durations::from_now);
             let ready = wait_ready(core, me, fd, events, deadline)?;
-            Ok(if ready == 0 { FALSE } else { sys::fixnum(ready) })
+            Ok(if ready == 0 {
+                FALSE
+            } else {
+                sys::fixnum(ready)
+            })
         })
     }
 }
@@ -126,7 +129,11 @@ unsafe fn plain_poll(fd: RawFd, events: i64, timeout: Option<u64>) -> sys::Outco
         return Ok(FALSE);
     }
     let ready = ready_events(i32::from(call.poll.revents), events);
-    Ok(if ready == 0 { FALSE } else { sys::fixnum(ready) })
+    Ok(if ready == 0 {
+        FALSE
+    } else {
+        sys::fixnum(ready)
+    })
 }
 
 pub unsafe fn define(class: VALUE) {

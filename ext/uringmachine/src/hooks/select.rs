@@ -24,7 +24,13 @@ unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> 
                 )));
             }
             let core = get(this).core()?;
-            let argument = |place| if place < argc { *argv.offset(place as isize) } else { NIL };
+            let argument = |place| {
+                if place < argc {
+                    *argv.offset(place as isize)
+                } else {
+                    NIL
+                }
+            };
             let sets = [argument(0), argument(1), argument(2)];
             let deadline = durations::deadline(argument(3))?;
             let ready = select_now(&sets)?;

@@ -68,7 +68,13 @@ unsafe extern "C" fn timeout_after(argc: c_int, argv: *const VALUE, this: VALUE)
             }
             let core = get(this).core()?;
             let me = (*core).current_task();
-            let argument = |place| if place < argc { *argv.offset(place as isize) } else { sys::UNDEF };
+            let argument = |place| {
+                if place < argc {
+                    *argv.offset(place as isize)
+                } else {
+                    sys::UNDEF
+                }
+            };
             let duration = argument(0);
             let Some(nanoseconds) = durations::nanoseconds(duration)? else {
                 return sys::protect(|| rb_sys::rb_yield(duration)).map_err(Raise::Jump);

@@ -1,0 +1,22 @@
+# Pure-Ruby gems from Debian's packages, in a folder of our own; sourced by the scripts beside it.
+
+GEMS="$CACHE/gems"
+
+# The GEM_PATH with which a Ruby finds its own gems and those taken from Debian.
+gem_path() {
+  local ruby="$1"
+  printf '%s:%s' "$(GEM_PATH='' "$ruby" -e 'puts Gem.default_dir')" "$GEMS/usr/share/rubygems-integration/all"
+}
+
+# Unpacks arch:all packages of Debian's next release.
+fetch_gems() {
+  private_apt deb forky
+  mkdir -p "$GEMS"
+  local package work
+  work="$(mktemp -d "$CACHE/gems.XXXXXX")"
+  for package in "$@"; do
+    (cd "$work" && apt-get "${APT_OPTIONS[@]}" download -qq "$package" >&2) || die "Debian's package $package could not be fetched; is the network there?"
+  done
+  for package in "$work"/*.deb; do dpkg -x "$package" "$GEMS"; done
+  rm -rf "$work"
+}
