@@ -334,7 +334,8 @@ impl<T> Machine<T> {
             .user_data(NOBODY);
         let deadline = clock::now() + limit;
         // SAFETY: a cancel points to nothing.
-        if let Err(_) = self.ring().and_then(|ring| unsafe { ring.push(&entry) }) {
+        let pushed = self.ring().and_then(|ring| unsafe { ring.push(&entry) });
+        if pushed.is_err() {
             return self.ops.in_flight() == 0;
         }
         let mut wait = None;
@@ -389,7 +390,7 @@ mod tests {
         writer.write_all(b"x").unwrap();
         machine.sleep(None).unwrap();
         machine.reap();
-        assert_eq!(machine.tasks.next(), Some((task, Wake::Complete)));
+        assert_eq!(machine.tasks.next_ready(), Some((task, Wake::Complete)));
         assert_eq!(machine.take(op).unwrap().result, i32::from(libc::POLLIN));
         assert_eq!(machine.operations(), 0);
     }
@@ -451,7 +452,7 @@ mod tests {
             machine.reap();
         }
         thread.join().unwrap();
-        assert_eq!(machine.tasks.next(), Some((task, Wake::Complete)));
+        assert_eq!(machine.tasks.next_ready(), Some((task, Wake::Complete)));
     }
 
     #[test]
@@ -476,7 +477,7 @@ mod tests {
             let deadline = machine.timers.next_deadline();
             machine.sleep(deadline).unwrap();
             machine.fire();
-            woken = machine.tasks.next();
+            woken = machine.tasks.next_ready();
         }
         assert_eq!(woken, Some((task, Wake::Timeout)));
     }

@@ -200,7 +200,7 @@ impl<T> Tasks<T> {
 
     /// Takes the next ready task off the run queue; it runs from now on.
     #[inline]
-    pub fn next(&mut self) -> Option<(TaskId, Wake)> {
+    pub fn next_ready(&mut self) -> Option<(TaskId, Wake)> {
         while let Some(wait) = self.queue.pop_front() {
             let Some(task) = self.tasks.get_mut(wait.task) else {
                 continue;
@@ -231,7 +231,7 @@ mod tests {
         tasks.end_wait(task);
         tasks.begin_wait(task);
         assert!(!tasks.wake(earlier, Wake::Timeout));
-        assert_eq!(tasks.next(), None);
+        assert_eq!(tasks.next_ready(), None);
     }
 
     #[test]
@@ -241,8 +241,8 @@ mod tests {
         let wait = tasks.begin_wait(task);
         assert!(tasks.wake(wait, Wake::Complete));
         assert!(!tasks.wake(wait, Wake::Timeout));
-        assert_eq!(tasks.next(), Some((task, Wake::Complete)));
-        assert_eq!(tasks.next(), None);
+        assert_eq!(tasks.next_ready(), Some((task, Wake::Complete)));
+        assert_eq!(tasks.next_ready(), None);
     }
 
     #[test]
@@ -254,7 +254,7 @@ mod tests {
         tasks.remove(task);
         let other = tasks.add(());
         assert_eq!(other.index, task.index);
-        assert_eq!(tasks.next(), None);
+        assert_eq!(tasks.next_ready(), None);
         assert_eq!(tasks.waiting(), 0);
     }
 
@@ -265,8 +265,8 @@ mod tests {
         let (wait_a, wait_b) = (tasks.begin_wait(a), tasks.begin_wait(b));
         tasks.wake(wait_a, Wake::Complete);
         tasks.wake_first(wait_b, Wake::Complete);
-        assert_eq!(tasks.next().map(|(id, _)| id), Some(b));
-        assert_eq!(tasks.next().map(|(id, _)| id), Some(a));
+        assert_eq!(tasks.next_ready().map(|(id, _)| id), Some(b));
+        assert_eq!(tasks.next_ready().map(|(id, _)| id), Some(a));
     }
 
     proptest! {
@@ -287,7 +287,7 @@ mod tests {
                         prop_assert_eq!(hit, age == 0 && model[n] == State::Waiting);
                         if hit { model[n] = State::Ready(Wake::Complete); }
                     },
-                    _ => if let Some((id, why)) = tasks.next() {
+                    _ => if let Some((id, why)) = tasks.next_ready() {
                         let n = *tasks.get(id).unwrap();
                         prop_assert_eq!(model[n], State::Ready(why));
                         model[n] = State::Running;

@@ -9,7 +9,7 @@ class TestIO < SchedulerTest
     [IO.pipe, UNIXSocket.pair, socket_pair].each do |source, sink|
       received = nil
       scheduled do
-        Fiber.schedule { received = source.read }
+        Fiber.schedule { received = source.read.b }
         Fiber.schedule do
           sink.write(payload)
           sink.close

@@ -75,7 +75,7 @@ class TestTime < SchedulerTest
     in_fiber do
       reader, = IO.pipe
       [-> { sleep }, -> { Queue.new.pop }, -> { reader.readpartial(1) }, -> { reader.wait_readable }, -> { IO.select([reader]) }].each do |wait|
-        assert_raises(Timeout::Error) { Timeout.timeout(0.005, &wait) }
+        assert_raises(Timeout::Error) { Timeout.timeout(0.005) { wait.call } }
       end
     end
   end

@@ -301,8 +301,7 @@ unsafe extern "C" fn take_turn(data: *mut c_void) -> *mut c_void {
     // SAFETY: `data` is the Turn on the worker's frame.
     let turn = unsafe { &mut *data.cast::<Turn>() };
     let mut guard = lock(&POOL);
-    loop {
-        let Some(pool) = &mut *guard else { break };
+    while let Some(pool) = &mut *guard {
         if turn.interrupted.load(Ordering::Acquire) {
             break;
         }

@@ -225,12 +225,12 @@ impl Core {
 
     /// The next ready task. Every so often the ring and the timers come first.
     #[inline]
-    pub fn next(&mut self) -> Option<(TaskId, Wake)> {
+    pub fn next_ready(&mut self) -> Option<(TaskId, Wake)> {
         self.countdown -= 1;
         if self.countdown == 0 {
             self.poll();
         }
-        self.machine.tasks.next()
+        self.machine.tasks.next_ready()
     }
 
     /// Submits and reaps without waiting, and fires timers.

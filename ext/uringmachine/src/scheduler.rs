@@ -214,7 +214,7 @@ unsafe extern "C" fn run_fiber(
     block: VALUE,
     _argc: c_int,
     _argv: *const VALUE,
-    _block: VALUE,
+    _none: VALUE,
 ) -> VALUE {
     // SAFETY: `this` is the scheduler that started the fiber; it is marked by its thread.
     unsafe {

@@ -24,7 +24,7 @@ unsafe fn suspend(core: *mut Core, me: TaskId) -> Wake {
             if (*core).machine.tasks.state(me) == Some(State::Running) {
                 return (*core).waiter(me).woken;
             }
-            match (*core).next() {
+            match (*core).next_ready() {
                 Some((task, wake)) if task == me => return wake,
                 Some((task, wake)) => {
                     let waiter = (*core).waiter(task);
@@ -337,7 +337,7 @@ pub unsafe fn run_others(core: *mut Core, me: TaskId) -> Result<(), Raise> {
     // SAFETY: see `suspend`. The closure holds plain values.
     unsafe {
         let result = sys::protect(|| {
-            match (*core).next() {
+            match (*core).next_ready() {
                 Some((task, wake)) => {
                     let waiter = (*core).waiter(task);
                     waiter.woken = wake;

@@ -1,0 +1,131 @@
+# frozen_string_literal: true
+
+require_relative "test_helper"
+
+# Signals, Thread#kill and Thread#raise unwind every fiber; IO#close wakes who waits.
+class TestInterrupts < SchedulerTest
+  def test_a_signal_unwinds_every_fiber
+    reader, writer = IO.pipe
+    pid = fork do
+      reader.close
+      $stderr.reopen(File::NULL)
+      Fiber.set_scheduler(UM::FiberScheduler.new)
+      %w[sleep read queue].each do |kind|
+        Fiber.schedule do
+          case kind
+          when "sleep" then sleep
+          when "read" then IO.pipe.first.read
+          when "queue" then Queue.new.pop
+          end
+        ensure
+          writer.syswrite("#{kind}\n")
+        end
+      end
+      Fiber.schedule { writer.syswrite("ready\n") && sleep }
+    end
+    writer.close
+    assert_equal "ready\n", reader.gets
+    Process.kill(:INT, pid)
+    assert_equal %W[queue\n read\n sleep\n], reader.readlines.sort
+    assert_equal Signal.list["INT"], Process.wait2(pid).last.termsig
+  end
+
+  def test_a_trap_handler_runs_while_the_scheduler_sleeps
+    handled = Queue.new
+    previous = trap(:USR1) { handled << true }
+    output, status = ruby(<<~RUBY)
+      Signal.trap(:USR1) { $stdout.syswrite("handled") }
+      Fiber.set_scheduler(UM::FiberScheduler.new)
+      Fiber.schedule { sleep 0.005; Process.kill(:USR1, Process.pid); sleep 0.01 }
+    RUBY
+    assert_equal "handled", output
+    assert_predicate status, :success?
+  ensure
+    trap(:USR1, previous || "DEFAULT")
+  end
+
+  def test_killing_the_thread_unwinds_its_fibers
+    log = Queue.new
+    ready = Queue.new
+    thread = Thread.new do
+      Fiber.set_scheduler(UM::FiberScheduler.new)
+      2.times do |number|
+        Fiber.schedule do
+          ready << true
+          sleep
+        ensure
+          log << number
+        end
+      end
+    end
+    2.times { ready.pop }
+    thread.kill.join
+    assert_equal [0, 1], [log.pop, log.pop].sort
+  end
+
+  def test_raising_in_the_thread_unwinds_its_fibers_and_the_thread_raises
+    log = Queue.new
+    ready = Queue.new
+    thread = Thread.new do
+      Thread.current.report_on_exception = false
+      Fiber.set_scheduler(UM::FiberScheduler.new)
+      Fiber.schedule do
+        ready << true
+        sleep
+      ensure
+        sleep 0.001 # An ensure block may wait.
+        log << :unwound
+      end
+    end
+    ready.pop
+    thread.raise(ArgumentError, "stop")
+    error = assert_raises(ArgumentError) { thread.join }
+    assert_equal "stop", error.message
+    assert_equal :unwound, log.pop
+  end
+
+  def test_closing_an_io_wakes_the_fiber_that_reads_it
+    skip_unless_ruby_interrupts_fibers
+    [IO.pipe, UNIXSocket.pair].each do |source, _sink|
+      error = nil
+      scheduled do
+        Fiber.schedule do
+          source.readpartial(1)
+        rescue IOError => e
+          error = e
+        end
+        Fiber.schedule { source.close }
+      end
+      assert_match(/stream closed in another thread/, error.message)
+      assert_predicate source, :closed?
+    end
+  end
+
+  def test_closing_an_io_from_a_plain_thread_wakes_the_fiber_that_reads_it
+    skip_unless_ruby_interrupts_fibers
+    source, = IO.pipe
+    ready = Queue.new
+    error = nil
+    thread = Thread.new do
+      Fiber.set_scheduler(UM::FiberScheduler.new)
+      Fiber.schedule do
+        ready << true
+        source.read
+      rescue IOError => e
+        error = e
+      end
+    end
+    ready.pop
+    Thread.pass until thread.status == "sleep"
+    source.close
+    thread.join
+    assert_match(/stream closed/, error.message)
+  end
+
+  private
+
+  # Ruby 3.4 has no fiber_interrupt.
+  def skip_unless_ruby_interrupts_fibers
+    skip "Ruby #{RUBY_VERSION} interrupts no fibers" if UM::FiberScheduler.interface_version < 3
+  end
+end
