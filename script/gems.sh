@@ -8,9 +8,10 @@ gem_path() {
   printf '%s:%s' "$(GEM_PATH='' "$ruby" -e 'puts Gem.default_dir')" "$GEMS/usr/share/rubygems-integration/all"
 }
 
-# Unpacks arch:all packages of Debian's next release.
+# Unpacks arch:all packages. $1: the release of Debian; $2…: the packages.
 fetch_gems() {
-  private_apt deb forky
+  private_apt deb "$1"
+  shift
   mkdir -p "$GEMS"
   local package work
   work="$(mktemp -d "$CACHE/gems.XXXXXX")"
