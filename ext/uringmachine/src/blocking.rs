@@ -16,6 +16,7 @@ use uringmachine_runtime::waker::Waker;
 use uringmachine_runtime::{TaskId, WaitId};
 
 use crate::core::{Core, Pending};
+use crate::opening;
 use crate::switch;
 use crate::sys::{self, BlockingOperation, BlockingOperations, Outcome, Raise, NIL, TRUE, VALUE};
 
@@ -72,7 +73,7 @@ fn operations() -> Option<BlockingOperations> {
     *FOUND.get_or_init(BlockingOperations::find)
 }
 
-/// Runs an operation on a worker and waits for its end.
+/// Runs an operation on a worker and waits for its end, or leaves it to Ruby if it is sure to be quick.
 pub unsafe fn wait(core: *mut Core, me: TaskId, operation: VALUE) -> Outcome {
     // SAFETY: see `switch`; the job on this frame is dropped, since the waits are protected.
     unsafe {
@@ -80,7 +81,13 @@ pub unsafe fn wait(core: *mut Core, me: TaskId, operation: VALUE) -> Outcome {
             return Err(raise);
         }
         let work = match operations() {
-            Some(api) => Work::Operation((api.extract)(operation)),
+            Some(api) => {
+                let operation = (api.extract)(operation);
+                if opening::is_quick(operation) {
+                    return Ok(NIL);
+                }
+                Work::Operation(operation)
+            }
             None => Work::Callable(operation),
         };
         let Some(waker) = (*core).machine.waker().cloned() else {

@@ -6,6 +6,7 @@ mod descriptors;
 mod durations;
 mod errors;
 mod hooks;
+mod opening;
 mod resolver;
 mod scheduler;
 mod switch;
