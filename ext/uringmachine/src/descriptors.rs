@@ -5,6 +5,7 @@
 
 use std::os::fd::RawFd;
 
+use crate::file_systems;
 use crate::sys::VALUE;
 
 /// What kind of file a descriptor is.
@@ -26,6 +27,8 @@ pub struct Descriptor {
     pub drained: bool,
     /// RWF_NOWAIT is refused on it.
     pub no_nowait: bool,
+    /// Whether a write ends in the page cache; unknown before the first.
+    cached: Option<bool>,
 }
 
 /// Hints by descriptor.
@@ -56,6 +59,7 @@ impl Descriptors {
             kind: kind(fd),
             drained: false,
             no_nowait: false,
+            cached: None,
         };
         let place = fd as usize;
         if fd >= 0 && place < REMEMBERED {
@@ -78,6 +82,17 @@ impl Descriptors {
     pub fn set_no_nowait(&mut self, fd: RawFd) {
         if let Some(Some(descriptor)) = self.table.get_mut(fd as usize) {
             descriptor.no_nowait = true;
+        }
+    }
+
+    /// Whether a write to a file ends in the page cache, looked up before the first.
+    #[inline]
+    pub fn writes_to_cache(&mut self, fd: RawFd) -> bool {
+        match self.table.get_mut(fd as usize) {
+            Some(Some(descriptor)) => *descriptor
+                .cached
+                .get_or_insert_with(|| file_systems::writes_to_cache(fd)),
+            _ => false,
         }
     }
 

@@ -5,6 +5,7 @@ mod core;
 mod descriptors;
 mod durations;
 mod errors;
+mod file_systems;
 mod hooks;
 mod opening;
 mod resolver;

@@ -12,6 +12,7 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::file_systems;
 use crate::sys::{self, BlockingOperation, NIL, VALUE};
 
 /// `struct rb_fiber_scheduler_blocking_operation` of scheduler.c, as far as it is read: Ruby 4.0 only.
@@ -118,33 +119,11 @@ unsafe fn opens_at_once(path: *const libc::c_char, flags: i32) -> bool {
                 if last == device {
                     return local;
                 }
-                let local = is_local(path);
+                let local = file_systems::opens_locally(path);
                 DEVICE.set((device, local));
                 local
             }
             _ => false,
         }
-    }
-}
-
-/// Whether a path's file system keeps its files on this machine. Only those that are known to are.
-unsafe fn is_local(path: *const libc::c_char) -> bool {
-    const BTRFS: i64 = 0x9123_683e;
-    const EXT: i64 = 0xef53;
-    const F2FS: i64 = 0xf2f5_2010;
-    const OVERLAY: i64 = 0x794c_7630;
-    const PROC: i64 = 0x9fa0;
-    const SYSFS: i64 = 0x6265_6572;
-    const TMPFS: i64 = 0x0102_1994;
-    const XFS: i64 = 0x5846_5342;
-    const ZFS: i64 = 0x2fc1_2fc1;
-    // SAFETY: as `opens_at_once`.
-    unsafe {
-        let mut status: libc::statfs = std::mem::zeroed();
-        libc::statfs(path, &mut status) == 0
-            && matches!(
-                status.f_type as i64 & 0xffff_ffff,
-                BTRFS | EXT | F2FS | OVERLAY | PROC | SYSFS | TMPFS | XFS | ZFS
-            )
     }
 }

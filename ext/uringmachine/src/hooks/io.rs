@@ -29,6 +29,10 @@ const FIRST_WITH_PWRITE: i64 = 3;
 /// The current position of a file, as an offset of preadv2(2) and of io_uring.
 const CURRENT: i64 = -1;
 
+/// The most that is copied to the page cache in one call on the scheduler's thread; more goes through
+/// the ring.
+const WRITTEN_AT_ONCE: usize = 256 << 10;
+
 /// One call of a hook: where the bytes are, and how many are wanted.
 struct Transfer {
     core: *mut Core,
@@ -173,6 +177,10 @@ impl Transfer {
             loop {
                 let may_try = match descriptor.kind {
                     Kind::Socket => features.dontwait,
+                    Kind::File if self.writes => {
+                        self.size - done <= WRITTEN_AT_ONCE
+                            && (*self.core).descriptors.writes_to_cache(self.fd)
+                    }
                     _ => features.nowait && !descriptor.no_nowait,
                 };
                 if first && may_try {
@@ -281,7 +289,11 @@ impl Transfer {
                     iov_len: size,
                 };
                 let position = self.position_after(done);
-                if self.writes {
+                if self.writes && kind == Kind::File {
+                    // Most file systems refuse RWF_NOWAIT for buffered writes, and the ring would hand
+                    // each to a kernel thread, for ten times the cost of the copy.
+                    libc::pwritev2(self.fd, &vector, 1, position, 0)
+                } else if self.writes {
                     libc::pwritev2(self.fd, &vector, 1, position, libc::RWF_NOWAIT)
                 } else {
                     libc::preadv2(self.fd, &vector, 1, position, libc::RWF_NOWAIT)
