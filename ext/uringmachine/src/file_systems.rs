@@ -26,7 +26,7 @@ pub unsafe fn opens_locally(path: *const libc::c_char) -> bool {
     };
     magic.is_some_and(|magic| {
         matches!(
-            i64::from(magic) & 0xffff_ffff,
+            magic & 0xffff_ffff,
             BTRFS | EXT | F2FS | OVERLAY | PROC | SYSFS | TMPFS | XFS | ZFS
         )
     })
@@ -42,7 +42,7 @@ pub fn writes_to_cache(fd: RawFd) -> bool {
         flags & (libc::O_DIRECT | libc::O_DSYNC | libc::O_SYNC) == 0
             && libc::fstatfs(fd, &mut status) == 0
             && matches!(
-                i64::from(status.f_type) & 0xffff_ffff,
+                status.f_type & 0xffff_ffff,
                 BTRFS | EXT | F2FS | OVERLAY | TMPFS | XFS | ZFS
             )
     }

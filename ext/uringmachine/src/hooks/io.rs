@@ -8,6 +8,7 @@ use std::ffi::{c_int, c_void};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use uringmachine_runtime::ring::poll_first;
 use uringmachine_runtime::{opcode, types, TaskId};
 
 use crate::core::Core;
@@ -326,7 +327,9 @@ impl Transfer {
             let fd = types::Fd(self.fd);
             let position = self.position_after(done) as u64;
             let entry = match (kind, self.writes) {
-                (Kind::Socket, false) => opcode::Recv::new(fd, base, size).build(),
+                // Most receives come here after an attempt that found the socket empty; data that came since
+                // is found by the poll.
+                (Kind::Socket, false) => poll_first(opcode::Recv::new(fd, base, size).build()),
                 (Kind::Socket, true) => opcode::Send::new(fd, base, size)
                     .flags(libc::MSG_NOSIGNAL)
                     .build(),
