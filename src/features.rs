@@ -45,6 +45,14 @@ features! {
     registered_ring,
     /// IORING_OP_WAITID (Linux 6.7).
     waitid,
+    /// IORING_OP_READ_MULTISHOT (Linux 6.7).
+    read_multishot,
+    /// Provided buffers that are consumed piece by piece (Linux 6.12).
+    incremental_buffers,
+    /// IORING_OP_FTRUNCATE (Linux 6.9).
+    ftruncate,
+    /// IORING_OP_SEND_ZC (Linux 6.0).
+    send_zc,
     /// preadv2 and pwritev2 with RWF_NOWAIT, tried before an operation is submitted (Linux 4.14).
     nowait,
     /// recv and send with MSG_DONTWAIT, tried before an operation is submitted.
@@ -64,6 +72,9 @@ impl Features {
     /// Takes out the operations that `probe` does not list.
     pub fn probed(mut self, probe: &Probe) -> Self {
         self.waitid &= probe.is_supported(opcode::WaitId::CODE);
+        self.read_multishot &= probe.is_supported(opcode::ReadMulti::CODE);
+        self.ftruncate &= probe.is_supported(opcode::Ftruncate::CODE);
+        self.send_zc &= probe.is_supported(opcode::SendZc::CODE);
         self
     }
 }

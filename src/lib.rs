@@ -4,11 +4,13 @@
 //! between them. One [`Machine`] belongs to one thread. It owns
 //!
 //! * the [`ring`]: set-up, submission, waiting, reaping;
-//! * the [`ops`] slab: what the kernel was asked for, until its final completion;
+//! * the [`ops`] slab: what the kernel was asked for, until its final completion, [`stream`]s
+//!   among them, which complete again and again into the [`buffer_ring`];
 //! * the [`tasks`] table and run queue: who waits for what, and who may go on;
 //! * the [`timers`]: deadlines in user space, one of them handed to the kernel per wait;
 //! * the [`waker`]: how another thread ends the machine's sleep.
 
+pub mod buffer_ring;
 pub mod clock;
 pub mod error;
 pub mod features;
@@ -16,6 +18,7 @@ pub mod machine;
 pub mod ops;
 pub mod ring;
 pub mod slab;
+pub mod stream;
 pub mod tasks;
 pub mod timers;
 pub mod waker;

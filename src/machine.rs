@@ -5,12 +5,14 @@ use std::io;
 use io_uring::squeue::Entry;
 use io_uring::{cqueue, opcode, types};
 
+use crate::buffer_ring::{BufferRing, GROUP};
 use crate::clock;
 use crate::error::SetupError;
 use crate::features::Features;
-use crate::ops::{Completion, OpKey, Ops};
+use crate::ops::{Completion, Effect, OpKey, Ops};
 use crate::ring::Ring;
 use crate::slab::Key;
+use crate::stream::{Arrivals, Stream};
 use crate::tasks::{Tasks, WaitId, Wake};
 use crate::timers::{TimerKey, Timers};
 use crate::waker::Waker;
@@ -58,6 +60,29 @@ struct Kernel {
     ring: Ring,
     waker: Waker,
     features: Features,
+    /// After the ring: the kernel takes from the buffers until the ring is closed.
+    buffers: Option<BufferRing>,
+}
+
+/// What a machine has done and has at hand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Operations submitted since the start.
+    pub operations: u64,
+    /// Sleeps in the kernel since the start.
+    pub sleeps: u64,
+    /// Operations the kernel has.
+    pub in_flight: usize,
+    /// Of those, the ones nobody waits for.
+    pub orphans: usize,
+    /// Entries not submitted yet.
+    pub unsubmitted: usize,
+    /// Records of operations kept for reuse.
+    pub free: usize,
+    /// Provided buffers.
+    pub buffers: usize,
+    /// Their bytes.
+    pub buffer_space: usize,
 }
 
 /// Everything that one thread needs to run tasks on io_uring. `T` is the payload of a task.
@@ -67,6 +92,8 @@ pub struct Machine<T> {
     ops: Ops,
     waker_polled: bool,
     expired: Vec<Key>,
+    submitted: u64,
+    sleeps: u64,
     /// The tasks and the run queue.
     pub tasks: Tasks<T>,
     /// The deadlines.
@@ -74,9 +101,10 @@ pub struct Machine<T> {
 }
 
 impl<T> Machine<T> {
-    /// Sets the ring up; [`Machine::enable`] binds it to a thread.
-    pub fn new(entries: u32, mask: Features) -> Result<Self, SetupError> {
-        let ring = Ring::new(entries, mask)?;
+    /// Sets the ring up; [`Machine::enable`] binds it to a thread. With `sqpoll` a thread of the
+    /// kernel submits, and goes to sleep after that many idle milliseconds.
+    pub fn new(entries: u32, mask: Features, sqpoll: Option<u32>) -> Result<Self, SetupError> {
+        let ring = Ring::new(entries, mask, sqpoll)?;
         let waker = Waker::new().map_err(|error| {
             SetupError::from_errno(error.raw_os_error().unwrap_or(libc::EMFILE), entries)
         })?;
@@ -85,10 +113,13 @@ impl<T> Machine<T> {
                 features: ring.features(),
                 ring,
                 waker,
+                buffers: None,
             }),
             ops: Ops::default(),
             waker_polled: false,
             expired: Vec::new(),
+            submitted: 0,
+            sleeps: 0,
             tasks: Tasks::default(),
             timers: Timers::default(),
         })
@@ -133,6 +164,33 @@ impl<T> Machine<T> {
         self.kernel = None;
     }
 
+    /// Leaves the ring to the process that made it: for a child of fork, in which neither the ring
+    /// nor the buffers are mapped, and whose own mappings may lie where they were.
+    pub fn forsake(&mut self) {
+        if let Some(kernel) = self.kernel.take() {
+            kernel.ring.forsake();
+            std::mem::forget(kernel.buffers);
+        }
+    }
+
+    /// What the machine has done and has at hand.
+    pub fn counts(&mut self) -> Counts {
+        let buffers = self
+            .kernel
+            .as_ref()
+            .and_then(|kernel| kernel.buffers.as_ref());
+        Counts {
+            operations: self.submitted,
+            sleeps: self.sleeps,
+            in_flight: self.ops.in_flight(),
+            orphans: self.ops.orphans(),
+            free: self.ops.free(),
+            buffers: buffers.map_or(0, BufferRing::count),
+            buffer_space: buffers.map_or(0, BufferRing::space),
+            unsubmitted: self.ring().map_or(0, Ring::unsubmitted),
+        }
+    }
+
     /// How many operations the kernel has, or has ended without anybody taking the result.
     pub fn operations(&self) -> usize {
         self.ops.len()
@@ -146,22 +204,70 @@ impl<T> Machine<T> {
     #[inline]
     pub unsafe fn submit(&mut self, entry: Entry, wait: WaitId) -> io::Result<OpKey> {
         let op = self.ops.start(wait);
-        let entry = entry.user_data(op.to_bits());
         // SAFETY: the caller's promise.
-        let pushed = self.ring().and_then(|ring| unsafe { ring.push(&entry) });
-        if let Err(error) = pushed {
-            // The entry never reached the queue, so the kernel does not have it.
-            self.ops.complete(
-                op,
-                Completion {
-                    result: 0,
-                    flags: 0,
-                },
-            );
-            self.ops.take(op);
-            return Err(error);
+        unsafe { self.push(op, entry) }
+    }
+
+    /// Queues an operation whose result nobody will want. The memory it works on, if any, is
+    /// kept until the kernel is done with it.
+    ///
+    /// # Safety
+    /// The entry points to nothing but `memory`.
+    pub unsafe fn submit_orphan(
+        &mut self,
+        entry: Entry,
+        memory: Option<Box<[u8]>>,
+    ) -> io::Result<OpKey> {
+        let op = self.ops.start_orphan(memory);
+        // SAFETY: the caller's promise.
+        unsafe { self.push(op, entry) }
+    }
+
+    /// Starts a multishot operation. One that brings bytes must name the group of
+    /// [`Machine::buffer_group`].
+    pub fn start_stream(&mut self, entry: Entry, arrivals: Arrivals) -> io::Result<OpKey> {
+        let op = self.ops.start_stream(arrivals);
+        // SAFETY: a multishot operation points to no memory of its own.
+        unsafe { self.push(op, entry) }
+    }
+
+    unsafe fn push(&mut self, op: OpKey, entry: Entry) -> io::Result<OpKey> {
+        let entry = entry.user_data(op.to_bits());
+        self.submitted += 1;
+        // SAFETY: the caller's promise.
+        match self.ring().and_then(|ring| unsafe { ring.push(&entry) }) {
+            Ok(()) => Ok(op),
+            Err(error) => {
+                // The entry never reached the queue, so the kernel does not have it.
+                self.ops.forget(op);
+                Err(error)
+            }
         }
-        Ok(op)
+    }
+
+    /// The group of provided buffers, made at its first use.
+    pub fn buffer_group(&mut self) -> io::Result<u16> {
+        let Some(kernel) = &mut self.kernel else {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        };
+        if kernel.buffers.is_none() {
+            kernel.buffers = Some(kernel.ring.provide_buffers()?);
+        }
+        Ok(GROUP)
+    }
+
+    /// A stream that has not been discarded.
+    #[inline]
+    pub fn stream(&mut self, op: OpKey) -> Option<&mut Stream> {
+        self.ops.stream(op)
+    }
+
+    /// Gives a stream up and cancels it: what it still brings is thrown away.
+    pub fn discard_stream(&mut self, op: OpKey) -> io::Result<()> {
+        if self.ops.discard_stream(op) {
+            self.cancel(op)?;
+        }
+        Ok(())
     }
 
     /// Takes the result of an operation; `None` while the kernel has it.
@@ -235,6 +341,7 @@ impl<T> Machine<T> {
 
     /// The coming sleep, as something that can be run while other threads use the machine's tasks.
     pub fn sleeper(&mut self, until: Option<u64>) -> Sleep {
+        self.sleeps += 1;
         Sleep {
             ring: self.ring().map_or(std::ptr::null_mut(), std::ptr::from_mut),
             until,
@@ -255,18 +362,42 @@ impl<T> Machine<T> {
             match entry.user_data() {
                 NOBODY => {}
                 WAKER => self.woken(entry.flags()),
-                bits => {
-                    let completion = Completion {
-                        result: entry.result(),
-                        flags: entry.flags(),
-                    };
-                    if let Some(wait) = self.ops.complete(Key::from_bits(bits), completion) {
-                        self.tasks.wake(wait, Wake::Complete);
-                    }
-                }
+                bits => self.complete(Key::from_bits(bits), entry.result(), entry.flags()),
             }
         }
         count
+    }
+
+    #[inline]
+    fn complete(&mut self, op: OpKey, result: i32, flags: u32) {
+        let completion = Completion { result, flags };
+        let mut buffers = match &mut self.kernel {
+            Some(kernel) if cqueue::buffer_select(flags).is_some() => kernel.buffers.as_mut(),
+            _ => None,
+        };
+        let bytes = buffers
+            .as_ref()
+            .map_or(&[][..], |buffers| buffers.bytes(result, flags));
+        let effect = self.ops.complete(op, completion, bytes);
+        if let Some(buffers) = &mut buffers {
+            buffers.give_back(result, flags);
+        }
+        let wait = match effect {
+            Effect::None => None,
+            Effect::Wakes(wait) => Some(wait),
+            Effect::Floods(wait) => {
+                // If it cannot be queued now, the stream is stopped when it brings more.
+                if self.cancel(op).is_err() {
+                    if let Some(stream) = self.ops.stream(op) {
+                        stream.stopped = false;
+                    }
+                }
+                wait
+            }
+        };
+        if let Some(wait) = wait {
+            self.tasks.wake(wait, Wake::Complete);
+        }
     }
 
     fn woken(&mut self, flags: u32) {
@@ -364,7 +495,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     fn machine() -> Machine<()> {
-        let mut machine = Machine::new(8, Features::from_environment()).unwrap();
+        let mut machine = Machine::new(8, Features::from_environment(), None).unwrap();
         machine.enable().unwrap();
         machine
     }
@@ -514,5 +645,115 @@ mod tests {
         machine.poll().unwrap();
         assert_eq!(machine.take(op).unwrap().result, -libc::EBADF);
         machine.poll().unwrap();
+    }
+
+    fn receive(machine: &mut Machine<()>, fd: &impl AsRawFd, limit: usize) -> OpKey {
+        let group = machine.buffer_group().unwrap();
+        let entry = opcode::RecvMulti::new(types::Fd(fd.as_raw_fd()), group).build();
+        machine.start_stream(entry, Arrivals::bytes(limit)).unwrap()
+    }
+
+    fn received(machine: &mut Machine<()>, op: OpKey) -> Vec<u8> {
+        match &mut machine.stream(op).unwrap().arrivals {
+            Arrivals::Bytes { bytes, .. } => {
+                let received = bytes.as_slice().to_vec();
+                bytes.consume(received.len());
+                received
+            }
+            Arrivals::Descriptors(_) => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn a_multishot_receive_brings_every_byte_in_order_and_the_end() {
+        for mask in ["", "incremental_buffers"] {
+            let features = Features::from_environment().masked(mask);
+            let mut machine = Machine::<()>::new(8, features, None).unwrap();
+            machine.enable().unwrap();
+            let (receiver, mut sender) = std::os::unix::net::UnixStream::pair().unwrap();
+            let op = receive(&mut machine, &receiver, usize::MAX);
+            let mut sent = Vec::new();
+            for round in 0..2_000u32 {
+                let message: Vec<u8> = (0..round % 700).map(|byte| (byte + round) as u8).collect();
+                sender.write_all(&message).unwrap();
+                sent.extend(message);
+                machine.poll().unwrap();
+            }
+            drop(sender);
+            while machine.stream(op).unwrap().ended.is_none() {
+                machine.sleep(None).unwrap();
+                machine.reap();
+            }
+            assert_eq!(machine.stream(op).unwrap().ended, Some(0));
+            assert!(received(&mut machine, op) == sent, "mask {mask:?}");
+            machine.discard_stream(op).unwrap();
+            assert_eq!(machine.operations(), 0);
+        }
+    }
+
+    #[test]
+    fn a_flooding_receive_is_stopped_and_goes_on_without_losing_a_byte() {
+        let mut machine = machine();
+        let (receiver, mut sender) = std::os::unix::net::UnixStream::pair().unwrap();
+        let op = receive(&mut machine, &receiver, 1000);
+        let writer = std::thread::spawn(move || {
+            for number in 0..200u8 {
+                sender.write_all(&[number; 500]).unwrap();
+            }
+        });
+        let (mut op, mut got, mut stops) = (op, Vec::new(), 0);
+        while got.len() < 100_000 {
+            machine.sleep(None).unwrap();
+            machine.reap();
+            got.extend(received(&mut machine, op));
+            if machine.stream(op).unwrap().is_resumable() {
+                machine.discard_stream(op).unwrap();
+                op = receive(&mut machine, &receiver, 1000);
+                stops += 1;
+            }
+        }
+        assert!(stops > 0);
+        writer.join().unwrap();
+        let expected: Vec<u8> = (0..200u8).flat_map(|number| [number; 500]).collect();
+        assert!(got == expected);
+    }
+
+    #[test]
+    fn a_discarded_accept_closes_what_it_accepted() {
+        let mut machine = machine();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let entry = opcode::AcceptMulti::new(types::Fd(listener.as_raw_fd())).build();
+        let op = machine
+            .start_stream(entry, Arrivals::descriptors())
+            .unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        while matches!(&machine.stream(op).unwrap().arrivals, Arrivals::Descriptors(fds) if fds.is_empty())
+        {
+            machine.sleep(None).unwrap();
+            machine.reap();
+        }
+        machine.discard_stream(op).unwrap();
+        while machine.operations() > 0 {
+            machine.sleep(None).unwrap();
+            machine.reap();
+        }
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+    }
+
+    #[test]
+    fn an_orphan_keeps_its_memory_until_it_is_written() {
+        let mut machine = machine();
+        let (mut reader, writer) = pipe();
+        let memory: Box<[u8]> = (*b"orphan").into();
+        let fd = types::Fd(writer.as_raw_fd());
+        let entry = opcode::Write::new(fd, memory.as_ptr(), 6).build();
+        // SAFETY: the entry points to the memory that is given along.
+        unsafe { machine.submit_orphan(entry, Some(memory)) }.unwrap();
+        assert_eq!(machine.counts().orphans, 1);
+        machine.poll().unwrap();
+        let mut bytes = [0; 6];
+        reader.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"orphan");
+        assert_eq!(machine.operations(), 0);
     }
 }

@@ -2,9 +2,13 @@
 //!
 //! A record is in flight from the moment its entry is in the submission queue, whatever
 //! io_uring_enter answers later, and ends at the operation's own last completion only: the
-//! completion of a cancel is not that one (io_uring_cancelation(7)).
+//! completion of a cancel is not that one (io_uring_cancelation(7)), and neither is one that
+//! says more will follow (IORING_CQE_F_MORE).
+
+use io_uring::cqueue;
 
 use crate::slab::{Key, Slab};
+use crate::stream::{Arrivals, Stream};
 use crate::tasks::WaitId;
 
 /// Names one operation; its bits are the `user_data` of its entry.
@@ -25,14 +29,32 @@ enum Lifecycle {
     InFlight(WaitId),
     /// It is over; its result waits to be taken.
     Done(Completion),
-    /// The kernel has it, and nobody wants the result: only for operations on no memory.
-    Orphan,
+    /// The kernel has it, and nobody wants the result. The memory it works on, if any, is kept
+    /// here until the kernel is done with it.
+    Orphan(#[allow(dead_code)] Option<Box<[u8]>>),
+    /// It completes again and again.
+    Stream(Box<Stream>),
+}
+
+/// What a completion led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nobody waits for it.
+    None,
+    /// It ends this wait.
+    Wakes(WaitId),
+    /// It ends this wait, if there is one, and the stream has more than it wants: it is to be
+    /// cancelled.
+    Floods(Option<WaitId>),
 }
 
 /// The operations of one machine.
 #[derive(Debug, Default)]
 pub struct Ops {
     slab: Slab<Lifecycle>,
+    /// The results of operations that have completed but still have their memory (a zero-copy
+    /// send).
+    first: Vec<(OpKey, i32)>,
 }
 
 impl Ops {
@@ -40,6 +62,41 @@ impl Ops {
     #[inline]
     pub fn start(&mut self, wait: WaitId) -> OpKey {
         self.slab.insert(Lifecycle::InFlight(wait))
+    }
+
+    /// Opens the record of an operation whose result nobody will want, with the memory it works
+    /// on.
+    pub fn start_orphan(&mut self, memory: Option<Box<[u8]>>) -> OpKey {
+        self.slab.insert(Lifecycle::Orphan(memory))
+    }
+
+    /// Opens the record of an operation that completes again and again.
+    pub fn start_stream(&mut self, arrivals: Arrivals) -> OpKey {
+        self.slab
+            .insert(Lifecycle::Stream(Box::new(Stream::new(arrivals))))
+    }
+
+    /// A stream, until it is removed.
+    #[inline]
+    pub fn stream(&mut self, op: OpKey) -> Option<&mut Stream> {
+        match self.slab.get_mut(op)? {
+            Lifecycle::Stream(stream) => Some(stream),
+            _ => None,
+        }
+    }
+
+    /// Gives a stream up: what it still brings is thrown away, descriptors closed. Says whether
+    /// the kernel still has it, so that it must be cancelled.
+    pub fn discard_stream(&mut self, op: OpKey) -> bool {
+        let Some(stream) = self.stream(op) else {
+            return false;
+        };
+        stream.discard();
+        let running = stream.ended.is_none();
+        if !running {
+            self.slab.remove(op);
+        }
+        running
     }
 
     /// How many records there are.
@@ -61,21 +118,45 @@ impl Ops {
         }
     }
 
-    /// Enters a final completion; returns the wait it ends. Completions of unknown keys (a cancel,
-    /// say) are nobody's.
+    /// Enters a completion, with the bytes it brought in a provided buffer. Completions of unknown
+    /// keys (a cancel, say) are nobody's.
     #[inline]
-    pub fn complete(&mut self, op: OpKey, completion: Completion) -> Option<WaitId> {
-        let record = self.slab.get_mut(op)?;
-        match *record {
+    pub fn complete(&mut self, op: OpKey, completion: Completion, bytes: &[u8]) -> Effect {
+        let Some(record) = self.slab.get_mut(op) else {
+            return Effect::None;
+        };
+        let more = cqueue::more(completion.flags);
+        match record {
+            // The first completion of a zero-copy send: its memory is busy until the second.
+            Lifecycle::InFlight(_) | Lifecycle::Orphan(_) if more => {
+                self.first.push((op, completion.result));
+                Effect::None
+            }
             Lifecycle::InFlight(wait) => {
+                let wait = *wait;
+                let completion = match self.first.iter().position(|(first, _)| *first == op) {
+                    None => completion,
+                    Some(place) => Completion {
+                        result: self.first.swap_remove(place).1,
+                        flags: completion.flags,
+                    },
+                };
                 *record = Lifecycle::Done(completion);
-                Some(wait)
+                Effect::Wakes(wait)
             }
-            Lifecycle::Orphan => {
+            Lifecycle::Orphan(_) => {
+                self.first.retain(|(first, _)| *first != op);
                 self.slab.remove(op);
-                None
+                Effect::None
             }
-            Lifecycle::Done(_) => None,
+            Lifecycle::Stream(stream) => {
+                let effect = stream.arrive(completion, more, bytes);
+                if stream.is_discarded() && stream.ended.is_some() {
+                    self.slab.remove(op);
+                }
+                effect
+            }
+            Lifecycle::Done(_) => Effect::None,
         }
     }
 
@@ -96,7 +177,7 @@ impl Ops {
     pub fn is_over(&self, op: OpKey) -> bool {
         !matches!(
             self.slab.get(op),
-            Some(Lifecycle::InFlight(_) | Lifecycle::Orphan)
+            Some(Lifecycle::InFlight(_) | Lifecycle::Orphan(_) | Lifecycle::Stream(_))
         )
     }
 
@@ -104,15 +185,37 @@ impl Ops {
     pub fn in_flight(&self) -> usize {
         self.slab
             .iter()
-            .filter(|(_, record)| !matches!(record, Lifecycle::Done(_)))
+            .filter(|(_, record)| match record {
+                Lifecycle::Done(_) => false,
+                Lifecycle::Stream(stream) => stream.ended.is_none(),
+                _ => true,
+            })
             .count()
+    }
+
+    /// How many operations the kernel has that nobody waits for.
+    pub fn orphans(&self) -> usize {
+        self.slab
+            .iter()
+            .filter(|(_, record)| matches!(record, Lifecycle::Orphan(_)))
+            .count()
+    }
+
+    /// How many records can be opened without more memory.
+    pub fn free(&self) -> usize {
+        self.slab.free()
+    }
+
+    /// Closes the record of an operation that the kernel was never given.
+    pub(crate) fn forget(&mut self, op: OpKey) {
+        self.slab.remove(op);
     }
 
     /// Gives up the result of an operation on no memory. Says whether the kernel still has it.
     pub fn orphan(&mut self, op: OpKey) -> bool {
         match self.slab.get_mut(op) {
             Some(record @ Lifecycle::InFlight(_)) => {
-                *record = Lifecycle::Orphan;
+                *record = Lifecycle::Orphan(None);
                 true
             }
             Some(_) => {
@@ -148,7 +251,7 @@ mod tests {
         let mut ops = Ops::default();
         let op = ops.start(wait());
         assert_eq!(ops.take(op), None);
-        assert_eq!(ops.complete(op, DONE), Some(wait()));
+        assert_eq!(ops.complete(op, DONE, &[]), Effect::Wakes(wait()));
         assert_eq!(ops.take(op), Some(DONE));
         assert_eq!(ops.take(op), None);
         assert!(ops.is_empty());
@@ -160,7 +263,7 @@ mod tests {
         let op = ops.start(wait());
         assert!(ops.orphan(op));
         assert_eq!(ops.len(), 1);
-        assert_eq!(ops.complete(op, DONE), None);
+        assert_eq!(ops.complete(op, DONE, &[]), Effect::None);
         assert!(ops.is_empty());
     }
 
@@ -168,7 +271,7 @@ mod tests {
     fn giving_up_a_result_that_is_there_closes_the_record() {
         let mut ops = Ops::default();
         let op = ops.start(wait());
-        ops.complete(op, DONE);
+        ops.complete(op, DONE, &[]);
         assert!(!ops.orphan(op));
         assert!(ops.is_empty());
     }
@@ -177,11 +280,47 @@ mod tests {
     fn a_late_completion_of_a_reused_place_is_nobodys() {
         let mut ops = Ops::default();
         let old = ops.start(wait());
-        ops.complete(old, DONE);
+        ops.complete(old, DONE, &[]);
         ops.take(old);
         let new = ops.start(wait());
         assert_eq!(new.index, old.index);
-        assert_eq!(ops.complete(old, DONE), None);
+        assert_eq!(ops.complete(old, DONE, &[]), Effect::None);
         assert_eq!(ops.take(new), None);
+    }
+
+    const MORE: u32 = 1 << 1;
+
+    #[test]
+    fn the_memory_of_a_zero_copy_send_is_busy_until_its_second_completion() {
+        let mut ops = Ops::default();
+        let op = ops.start(wait());
+        let sent = Completion {
+            result: 42,
+            flags: MORE,
+        };
+        assert_eq!(ops.complete(op, sent, &[]), Effect::None);
+        assert!(!ops.is_over(op));
+        let notified = Completion {
+            result: 0,
+            flags: 0,
+        };
+        assert_eq!(ops.complete(op, notified, &[]), Effect::Wakes(wait()));
+        assert_eq!(ops.take(op).map(|done| done.result), Some(42));
+        assert!(ops.first.is_empty());
+    }
+
+    #[test]
+    fn a_discarded_stream_ends_at_its_final_completion() {
+        let mut ops = Ops::default();
+        let op = ops.start_stream(Arrivals::bytes(1 << 20));
+        assert!(ops.discard_stream(op));
+        let some = Completion {
+            result: 3,
+            flags: MORE,
+        };
+        assert_eq!(ops.complete(op, some, b"abc"), Effect::None);
+        assert_eq!(ops.len(), 1);
+        assert_eq!(ops.complete(op, DONE, b"defgh"), Effect::None);
+        assert!(ops.is_empty());
     }
 }

@@ -6,10 +6,12 @@ use std::os::fd::{AsRawFd, RawFd};
 use io_uring::squeue::Entry;
 use io_uring::{cqueue, types, EnterFlags, IoUring, Probe};
 
+use crate::buffer_ring::BufferRing;
 use crate::error::SetupError;
 use crate::features::Features;
 
 /// Flags of io_uring_enter(2) that this crate's dependency keeps to itself.
+const ENTER_SQ_WAKEUP: u32 = 1 << 1;
 const ENTER_REGISTERED_RING: u32 = 1 << 4;
 const REGISTER_RING_FDS: libc::c_uint = 20;
 
@@ -18,6 +20,8 @@ pub struct Ring {
     uring: IoUring,
     features: Features,
     defer_taskrun: bool,
+    /// A thread of the kernel submits.
+    sqpoll: bool,
     /// The ring's index among the thread's registered descriptors, once [`Ring::enable`] had one.
     registered: Option<u32>,
 }
@@ -33,15 +37,20 @@ impl Ring {
     /// Sets a ring up, disabled: the thread that calls [`Ring::enable`] is the one that may submit.
     ///
     /// Flags are given up one step at a time, and only on EINVAL: NO_SQARRAY (Linux 6.6), then
-    /// SINGLE_ISSUER with DEFER_TASKRUN (6.1) for COOP_TASKRUN (5.19).
-    pub fn new(entries: u32, mask: Features) -> Result<Self, SetupError> {
-        let ladder = [(true, true), (true, false), (false, false)];
+    /// SINGLE_ISSUER with DEFER_TASKRUN (6.1) for COOP_TASKRUN (5.19). With `sqpoll`, the
+    /// milliseconds after which the kernel's submitting thread goes to sleep, neither is asked for.
+    pub fn new(entries: u32, mask: Features, sqpoll: Option<u32>) -> Result<Self, SetupError> {
+        let mask = Features {
+            defer_taskrun: mask.defer_taskrun && sqpoll.is_none(),
+            ..mask
+        };
+        let ladder = [(true, true), (true, false), (false, true), (false, false)];
         let mut refused = libc::EINVAL;
         for (defer_taskrun, no_sqarray) in ladder {
             if (defer_taskrun && !mask.defer_taskrun) || (no_sqarray && !mask.no_sqarray) {
                 continue;
             }
-            match Self::build(entries, defer_taskrun, no_sqarray) {
+            match Self::build(entries, defer_taskrun, no_sqarray, sqpoll) {
                 Ok(uring) => return Self::probed(uring, mask, defer_taskrun, no_sqarray),
                 Err(error) => match error.raw_os_error().unwrap_or(libc::EINVAL) {
                     libc::EINVAL => refused = libc::EINVAL,
@@ -52,19 +61,28 @@ impl Ring {
         Err(SetupError::from_errno(refused, entries))
     }
 
-    fn build(entries: u32, defer_taskrun: bool, no_sqarray: bool) -> io::Result<IoUring> {
+    fn build(
+        entries: u32,
+        defer_taskrun: bool,
+        no_sqarray: bool,
+        sqpoll: Option<u32>,
+    ) -> io::Result<IoUring> {
         let mut builder = IoUring::builder();
         builder
             .dontfork()
             .setup_clamp()
             .setup_r_disabled()
             .setup_submit_all()
-            .setup_taskrun_flag()
             .setup_cqsize(entries.saturating_mul(COMPLETIONS_PER_ENTRY));
-        if defer_taskrun {
-            builder.setup_single_issuer().setup_defer_taskrun();
+        if let Some(idle) = sqpoll {
+            builder.setup_sqpoll(idle);
+        } else if defer_taskrun {
+            builder
+                .setup_taskrun_flag()
+                .setup_single_issuer()
+                .setup_defer_taskrun();
         } else {
-            builder.setup_coop_taskrun();
+            builder.setup_taskrun_flag().setup_coop_taskrun();
         }
         if no_sqarray {
             builder.setup_no_sqarray();
@@ -92,6 +110,7 @@ impl Ring {
         features.defer_taskrun = defer_taskrun;
         features.no_sqarray = no_sqarray;
         Ok(Self {
+            sqpoll: uring.params().is_setup_sqpoll(),
             uring,
             features,
             defer_taskrun,
@@ -111,6 +130,23 @@ impl Ring {
     /// What may be used on this ring.
     pub fn features(&self) -> Features {
         self.features
+    }
+
+    /// Provides buffers to the kernel.
+    pub(crate) fn provide_buffers(&self) -> io::Result<BufferRing> {
+        BufferRing::new(&self.uring, self.features.incremental_buffers)
+    }
+
+    /// Closes the descriptor and leaves the mappings alone: they are the parent's.
+    pub(crate) fn forsake(self) {
+        // SAFETY: the descriptor is this process's copy, and its owner is forgotten below.
+        unsafe { libc::close(self.fd()) };
+        std::mem::forget(self.uring);
+    }
+
+    /// Whether a thread of the kernel submits.
+    pub fn is_sqpoll(&self) -> bool {
+        self.sqpoll
     }
 
     /// The ring's descriptor.
@@ -160,6 +196,20 @@ impl Ring {
     /// set.
     pub fn enter(&mut self, want: u32, timeout: Option<u64>) -> io::Result<()> {
         let to_submit = self.unsubmitted() as u32;
+        let flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
+        let mut extra = 0;
+        if self.sqpoll {
+            let submission = self.uring.submission();
+            if submission.need_wakeup() {
+                extra |= ENTER_SQ_WAKEUP;
+            } else if want == 0 && !submission.cq_overflow() {
+                if to_submit as usize == submission.capacity() {
+                    drop(submission);
+                    self.uring.submitter().squeue_wait()?;
+                }
+                return Ok(());
+            }
+        }
         let time;
         let mut args = types::SubmitArgs::new();
         if let Some(nanoseconds) = timeout {
@@ -168,10 +218,9 @@ impl Ring {
                 .nsec((nanoseconds % 1_000_000_000) as u32);
             args = args.timespec(&time);
         }
-        let flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
         let (fd, flags) = match self.registered {
-            Some(index) => (index as RawFd, flags.bits() | ENTER_REGISTERED_RING),
-            None => (self.uring.as_raw_fd(), flags.bits()),
+            Some(index) => (index as RawFd, flags.bits() | extra | ENTER_REGISTERED_RING),
+            None => (self.uring.as_raw_fd(), flags.bits() | extra),
         };
         // SAFETY: the descriptor is our ring's, and the argument block lives across the call.
         let result = unsafe {
@@ -258,7 +307,7 @@ mod tests {
     use io_uring::opcode;
 
     fn ring(mask: Features) -> Ring {
-        let mut ring = Ring::new(4, mask).expect("io_uring is allowed here");
+        let mut ring = Ring::new(4, mask, None).expect("io_uring is allowed here");
         ring.enable().unwrap();
         ring
     }
@@ -312,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_ring_too_large_is_clamped() {
-        assert!(Ring::new(MAX_ENTRIES * 4, Features::ALL).is_ok());
+        assert!(Ring::new(MAX_ENTRIES * 4, Features::ALL, None).is_ok());
     }
 
     #[test]

@@ -56,6 +56,11 @@ impl<T> Slab<T> {
         self.places.len() - self.free.len()
     }
 
+    /// How many entries can be stored without more memory.
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
     /// Whether there is no entry.
     #[inline]
     pub fn is_empty(&self) -> bool {
