@@ -8,7 +8,7 @@ require "tempfile"
 require "uringmachine"
 
 # What every test may use.
-class SchedulerTest < Minitest::Test
+class PatientTest < Minitest::Test
   # Longer than any test takes, on any machine: a test that hangs says where.
   PATIENCE = 60
 
@@ -25,6 +25,24 @@ class SchedulerTest < Minitest::Test
     @watchdog.kill.join
   end
 
+  def open_descriptors
+    Dir.children("/proc/self/fd").size
+  end
+
+  # Runs Ruby code in a process of its own; returns its output and status.
+  def ruby(code, *arguments, env: {})
+    command = [env, RbConfig.ruby, "-W:no-experimental", *$LOAD_PATH.flat_map { |folder| ["-I", folder] }, "-ruringmachine", "-e", code, *arguments]
+    output = IO.popen(command, err: %i[child out], &:read)
+    [output, $?]
+  end
+
+  def rss
+    File.read("/proc/self/status")[/VmRSS:\s+(\d+)/, 1].to_i
+  end
+end
+
+# Tests of the scheduler.
+class SchedulerTest < PatientTest
   # Runs the block as the body of a thread with a scheduler; returns what it returns once every fiber has ended.
   def scheduled(scheduler = nil)
     Thread.new do
@@ -45,19 +63,41 @@ class SchedulerTest < Minitest::Test
     scheduled { |scheduler| Fiber.schedule { result = yield scheduler } }
     result
   end
+end
 
-  def open_descriptors
-    Dir.children("/proc/self/fd").size
+# Tests of the machine's own methods.
+class MachineTest < PatientTest
+  attr_reader :machine
+
+  def setup
+    super
+    @machine = UM.new
+    @opened = []
   end
 
-  # Runs Ruby code in a process of its own; returns its output and status.
-  def ruby(code, *arguments, env: {})
-    command = [env, RbConfig.ruby, "-W:no-experimental", *$LOAD_PATH.flat_map { |folder| ["-I", folder] }, "-ruringmachine", "-e", code, *arguments]
-    output = IO.popen(command, err: %i[child out], &:read)
-    [output, $?]
+  def teardown
+    @opened.each do |fd|
+      machine.close(fd)
+    rescue Errno::EBADF
+      # The test has closed it.
+    end
+    super
   end
 
-  def rss
-    File.read("/proc/self/status")[/VmRSS:\s+(\d+)/, 1].to_i
+  # Notes descriptors that are closed when the test ends; returns them.
+  def opened(*fds)
+    @opened.concat(fds.flatten)
+    fds.size == 1 ? fds.first : fds
+  end
+
+  # Runs other fibers until the block is true.
+  def eventually
+    machine.snooze until yield
+  end
+
+  # Asserts that a call raises an error of a class whose message names an argument.
+  def assert_names(name, error_class, &)
+    error = assert_raises(error_class, &)
+    assert_match(/\b#{Regexp.escape(name)}\b/, error.message)
   end
 end

@@ -119,7 +119,8 @@ pub unsafe fn wait(core: *mut Core, me: TaskId, operation: VALUE) -> Outcome {
                 let next = switch::unwinding(state);
                 raise = match (raise.take(), next) {
                     (Some(Raise::Exception(first)), Raise::Exception(second)) => {
-                        (*core).waiter(me).pending = Some(Pending::Exception(second));
+                        let pending = &mut (*core).waiter(me).pending;
+                        pending.push_front(Pending::Exception(second));
                         Some(Raise::Exception(first))
                     }
                     (_, next) => Some(next),

@@ -1,7 +1,8 @@
 //! One thread's machine with Ruby's fibers on it: whose fiber is which task, and what waits to be
 //! raised in whom.
 
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -33,16 +34,48 @@ const SWITCHES_PER_POLL: u32 = 64;
 pub enum Pending {
     /// This exception.
     Exception(VALUE),
-    /// That of a `timeout_after`, made when it is raised.
+    /// That of a timeout, made when it is raised.
     Timeout(Key),
+    /// This value is not raised: a machine's `schedule` gives it to the fiber.
+    Value(VALUE),
+}
+
+/// How a fiber goes on that somebody has scheduled.
+#[derive(Debug)]
+pub enum Resumption {
+    Raise(Raise),
+    Value(VALUE),
+}
+
+thread_local! {
+    /// The core that is about to start a fiber it has spun.
+    static STARTING: Cell<*mut Core> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+/// The core that started the fiber that begins to run, asked once.
+pub fn take_starting() -> *mut Core {
+    STARTING.replace(std::ptr::null_mut())
+}
+
+/// Notes the core that starts a fiber.
+pub fn set_starting(core: *mut Core) {
+    STARTING.set(core);
 }
 
 /// The payload of a task: a fiber, and how it stands.
 #[derive(Debug)]
 pub struct Waiter {
     pub fiber: VALUE,
-    /// Started by the scheduler: it lives as long as its fiber.
+    /// Started by the scheduler or the machine: it lives as long as its fiber.
     pub scheduled: bool,
+    /// Started by the machine's `spin`.
+    pub spun: bool,
+    /// It has never run in this machine: its first switch brings a value along.
+    pub fresh: bool,
+    /// It waits for nothing but to be scheduled.
+    pub yielding: bool,
+    /// The Ruby object whose memory its operation works on.
+    pub held: VALUE,
     /// Why its last wait ended.
     pub woken: Wake,
     /// It waits for the kernel to give memory back: nothing may interrupt that.
@@ -51,7 +84,8 @@ pub struct Waiter {
     pub blocked: bool,
     /// An `unblock` that came before the `block` it was for.
     pub unblocked_by: VALUE,
-    pub pending: Option<Pending>,
+    /// What it is to raise, or be given, at its next waits.
+    pub pending: VecDeque<Pending>,
 }
 
 /// A running `timeout_after` block.
@@ -61,7 +95,18 @@ pub struct Timeout {
     pub fiber: VALUE,
     pub exception: VALUE,
     pub message: VALUE,
+    /// `exception` is not raised: the wait returns it.
+    pub is_value: bool,
     pub fired: bool,
+}
+
+/// What profile mode counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Profile {
+    /// When it was turned on, in nanoseconds of CPU time of this thread.
+    pub cpu_start: u64,
+    /// Nanoseconds in the kernel's wait.
+    pub waited: u64,
 }
 
 /// Fibers by address: multiplied by a large odd number, since addresses share their low bits.
@@ -94,8 +139,23 @@ pub struct Core {
     pub raises: Vec<(VALUE, VALUE)>,
     /// The task that runs, as far as the machine knows.
     pub current: TaskId,
-    /// The root fiber, while it is parked here.
+    /// The root fiber, while it is parked here by a scheduler.
     pub root: Option<TaskId>,
+    /// The thread's root fiber, or `NIL`: interrupts are its to handle.
+    pub home: VALUE,
+    /// How many switches to another fiber there were.
+    pub switches: u64,
+    /// Switches between looks at the ring.
+    pub patience: u32,
+    /// Streams whose owners are gone, to be given up by the machine's own thread.
+    pub discards: Vec<Key>,
+    /// Ruby objects that operations work on that no fiber waits for, and those of operations on
+    /// several.
+    pub holds: Slab<Vec<VALUE>>,
+    /// Memory for small transfers, kept for reuse.
+    pub scratch: crate::memory::Scratch,
+    /// Nanoseconds asleep and their start, counted in profile mode.
+    pub profile: Option<Profile>,
     /// The thread sleeps without the GVL.
     pub asleep: bool,
     by_fiber: ByFiber,
@@ -118,6 +178,13 @@ impl Core {
                 generation: 0,
             },
             root: None,
+            home: NIL,
+            switches: 0,
+            patience: SWITCHES_PER_POLL,
+            discards: Vec::new(),
+            holds: Slab::default(),
+            scratch: crate::memory::Scratch::default(),
+            profile: None,
             asleep: false,
             by_fiber: ByFiber::default(),
             kept: None,
@@ -181,14 +248,32 @@ impl Core {
         let task = self.machine.tasks.add(Waiter {
             fiber,
             scheduled,
+            spun: false,
+            fresh: false,
+            yielding: false,
+            held: NIL,
             woken: Wake::Complete,
             draining: false,
             blocked: false,
             unblocked_by: FALSE,
-            pending: None,
+            pending: VecDeque::new(),
         });
         self.by_fiber.insert(fiber, task);
+        // SAFETY: a plain accessor.
+        if !scheduled && self.home == NIL && unsafe { sys::is_blocking_fiber(fiber) } {
+            self.home = fiber;
+        }
         task
+    }
+
+    /// The task that interrupts of the thread belong to: the root fiber's, while it waits here.
+    pub fn interrupt_target(&self) -> Option<TaskId> {
+        if self.root.is_some() {
+            return self.root;
+        }
+        let home = self.find(self.home)?;
+        let waits = self.machine.tasks.state(home)? != State::Running;
+        waits.then_some(home)
     }
 
     pub fn remove(&mut self, task: TaskId) {
@@ -212,11 +297,24 @@ impl Core {
         self.machine.tasks.end_wait(task);
         let waiter = self.waiter(task);
         waiter.blocked = false;
-        if waiter.scheduled || self.kept == Some(task) {
+        if !waiter.scheduled {
+            self.keep(task);
+        }
+    }
+
+    /// Keeps the task of an unscheduled fiber, in place of another one's.
+    #[inline]
+    pub fn keep(&mut self, task: TaskId) {
+        if self.kept == Some(task) {
             return;
         }
         if let Some(other) = self.kept.replace(task) {
-            let in_use = self.root == Some(other);
+            let in_use = self.root == Some(other)
+                || self
+                    .machine
+                    .tasks
+                    .get(other)
+                    .is_some_and(|other| other.fiber == self.home || !other.pending.is_empty());
             if !in_use && self.machine.tasks.state(other) == Some(State::Running) {
                 self.remove(other);
             }
@@ -233,9 +331,20 @@ impl Core {
         self.machine.tasks.next_ready()
     }
 
+    /// Whether to look at the ring at every switch.
+    pub fn set_eager(&mut self, eager: bool) {
+        self.patience = if eager { 1 } else { SWITCHES_PER_POLL };
+        self.countdown = self.patience;
+    }
+
     /// Submits and reaps without waiting, and fires timers.
     pub fn poll(&mut self) {
-        self.countdown = SWITCHES_PER_POLL;
+        self.countdown = self.patience;
+        if !self.discards.is_empty() {
+            for stream in std::mem::take(&mut self.discards) {
+                let _ = self.machine.discard_stream(stream);
+            }
+        }
         // What enter refuses now it refuses again when the machine has to sleep, where it is raised.
         let _ = self.machine.poll();
         self.expire_timeouts();
@@ -260,40 +369,86 @@ impl Core {
         }
     }
 
-    /// Ends a wait by something to raise; one that is draining, or over, raises at its next wait.
+    /// Ends a wait by something to raise or to be given; one that is draining, or over, raises at
+    /// its next wait.
     pub fn interrupt(&mut self, task: TaskId, pending: Pending) {
-        if self.waiter(task).draining {
-            self.defer(task, pending);
-            return;
+        if !self.waiter(task).draining {
+            if let Some(wait) = self.machine.tasks.current_wait(task) {
+                self.machine.tasks.wake(wait, Wake::Interrupt);
+            }
         }
-        if let Some(wait) = self.machine.tasks.current_wait(task) {
-            if self.machine.tasks.wake(wait, Wake::Interrupt) {
-                self.waiter(task).pending = Some(pending);
+        self.defer(task, pending);
+    }
+
+    fn defer(&mut self, task: TaskId, pending: Pending) {
+        self.waiter(task).pending.push_back(pending);
+    }
+
+    /// Makes the exception that a task is to raise now, if any.
+    #[inline]
+    pub fn take_pending(&mut self, task: TaskId) -> Option<Raise> {
+        if self.waiter(task).pending.is_empty() {
+            return None;
+        }
+        self.take_raise(task)
+    }
+
+    #[cold]
+    fn take_raise(&mut self, task: TaskId) -> Option<Raise> {
+        loop {
+            let waiter = self.waiter(task);
+            let place = waiter
+                .pending
+                .iter()
+                .position(|pending| !matches!(pending, Pending::Value(_)))?;
+            let pending = waiter.pending.remove(place)?;
+            match self.resumption(pending) {
+                Some(Resumption::Raise(raise)) => return Some(raise),
+                Some(Resumption::Value(value)) => {
+                    self.waiter(task).pending.push_front(Pending::Value(value));
+                }
+                None => {}
             }
         }
     }
 
-    fn defer(&mut self, task: TaskId, pending: Pending) {
-        let waiter = self.waiter(task);
-        waiter.pending.get_or_insert(pending);
+    /// What a task is to raise or be given next, if anything.
+    #[inline]
+    pub fn take_resumption(&mut self, task: TaskId) -> Option<Resumption> {
+        while let Some(pending) = self.waiter(task).pending.pop_front() {
+            let resumption = self.resumption(pending);
+            if resumption.is_some() {
+                return resumption;
+            }
+        }
+        None
     }
 
-    /// Makes the exception that a task is to raise now, if any.
-    pub fn take_pending(&mut self, task: TaskId) -> Option<Raise> {
-        let pending = self.waiter(task).pending.take()?;
+    /// Forgets the values a task was given: they were for a wait that has ended by itself.
+    pub fn drop_values(&mut self, task: TaskId) {
+        let pending = &mut self.waiter(task).pending;
+        pending.retain(|pending| !matches!(pending, Pending::Value(_)));
+    }
+
+    /// `None` for a timeout whose block has ended.
+    fn resumption(&mut self, pending: Pending) -> Option<Resumption> {
         match pending {
-            Pending::Exception(exception) => Some(Raise::Exception(exception)),
+            Pending::Exception(exception) => Some(Resumption::Raise(Raise::Exception(exception))),
+            Pending::Value(value) => Some(Resumption::Value(value)),
             Pending::Timeout(key) => {
                 let timeout = self.timeouts.get(key)?;
+                if timeout.is_value {
+                    return Some(Resumption::Value(timeout.exception));
+                }
                 let arguments = [timeout.exception, timeout.message];
                 let count = if timeout.message == sys::UNDEF { 1 } else { 2 };
                 // SAFETY: the arguments live on this frame; nothing here needs dropping.
                 let made =
                     unsafe { sys::protect(|| sys::rb_make_exception(count, arguments.as_ptr())) };
-                Some(match made {
+                Some(Resumption::Raise(match made {
                     Ok(exception) => Raise::Exception(exception),
                     Err(state) => Raise::Jump(state),
-                })
+                }))
             }
         }
     }
@@ -325,9 +480,15 @@ impl Core {
         for (_, _, waiter) in self.machine.tasks.iter() {
             mark(waiter.fiber);
             mark(waiter.unblocked_by);
-            if let Some(Pending::Exception(exception)) = waiter.pending {
-                mark(exception);
+            mark(waiter.held);
+            for pending in &waiter.pending {
+                if let Pending::Exception(object) | Pending::Value(object) = pending {
+                    mark(*object);
+                }
             }
+        }
+        for (_, held) in self.holds.iter() {
+            held.iter().for_each(|object| mark(*object));
         }
         for (_, timeout) in self.timeouts.iter() {
             mark(timeout.fiber);
@@ -341,5 +502,6 @@ impl Core {
             mark(*exception);
         }
         mark(self.thread);
+        mark(self.home);
     }
 }

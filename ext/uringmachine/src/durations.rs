@@ -44,6 +44,33 @@ pub fn nanoseconds(duration: VALUE) -> Result<Option<u64>, Raise> {
     }
 }
 
+/// As [`nanoseconds`], with errors that name the argument.
+pub fn named(duration: VALUE, name: &str) -> Result<Option<u64>, Raise> {
+    // SAFETY: type checks; what is raised is stopped by `nanoseconds`.
+    unsafe {
+        if duration != NIL
+            && !sys::is_a(duration, rb_sys::rb_cNumeric)
+            && rb_sys::rb_respond_to(duration, sys::id("divmod")) == 0
+        {
+            return Err(crate::arguments::wrong_type(
+                duration,
+                name,
+                "a number of seconds",
+            ));
+        }
+        match nanoseconds(duration) {
+            Err(Raise::Jump(state)) => match sys::take_exception() {
+                Some(error) if sys::is_a(error, rb_sys::rb_eArgError) => {
+                    Err(Raise::argument(&format!("{name} can't be negative")))
+                }
+                Some(error) => Err(Raise::Exception(error)),
+                None => Err(Raise::Jump(state)),
+            },
+            result => result,
+        }
+    }
+}
+
 /// The moment a duration from now; `None` for nil.
 pub fn deadline(duration: VALUE) -> Result<Option<u64>, Raise> {
     Ok(nanoseconds(duration)?.map(from_now))

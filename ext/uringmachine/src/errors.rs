@@ -1,4 +1,4 @@
-//! UM::Error and UM::UnsupportedError.
+//! UM::Error, UM::UnsupportedError and UM::Terminate.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,10 +8,16 @@ use crate::sys::{Raise, VALUE};
 
 static ERROR: AtomicU64 = AtomicU64::new(0);
 static UNSUPPORTED: AtomicU64 = AtomicU64::new(0);
+static TERMINATE: AtomicU64 = AtomicU64::new(0);
 
 /// UM::Error, for misuse.
 pub fn error_class() -> VALUE {
     ERROR.load(Ordering::Relaxed)
+}
+
+/// UM::Terminate, which ends a fiber.
+pub fn terminate_class() -> VALUE {
+    TERMINATE.load(Ordering::Relaxed)
 }
 
 /// What a ring that could not be set up raises: UM::UnsupportedError for a refusal, the Errno for a
@@ -23,7 +29,7 @@ pub fn from_setup(error: SetupError) -> Raise {
     }
 }
 
-/// Defines both classes.
+/// Defines the classes.
 pub unsafe fn define(module: VALUE) {
     // SAFETY: the classes are constants of a module that is never collected.
     unsafe {
@@ -31,6 +37,9 @@ pub unsafe fn define(module: VALUE) {
             rb_sys::rb_define_class_under(module, c"Error".as_ptr(), rb_sys::rb_eStandardError);
         let unsupported =
             rb_sys::rb_define_class_under(module, c"UnsupportedError".as_ptr(), error);
+        let terminate =
+            rb_sys::rb_define_class_under(module, c"Terminate".as_ptr(), rb_sys::rb_eException);
+        TERMINATE.store(terminate, Ordering::Relaxed);
         ERROR.store(error, Ordering::Relaxed);
         UNSUPPORTED.store(unsupported, Ordering::Relaxed);
     }

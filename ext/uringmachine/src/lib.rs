@@ -1,5 +1,7 @@
 //! Ruby's side of uringmachine: the classes, the scheduler's hooks, and the worker threads.
 
+mod arguments;
+mod async_op;
 mod blocking;
 mod core;
 mod descriptors;
@@ -7,12 +9,17 @@ mod durations;
 mod errors;
 mod file_systems;
 mod hooks;
+mod machine;
+mod memory;
+mod mutex;
 mod opening;
+mod queue;
 mod resolver;
 mod scheduler;
 mod switch;
 mod sys;
 mod um;
+mod waiters;
 
 /// Called by Ruby when the extension is required. Nothing here touches io_uring.
 ///
@@ -26,6 +33,10 @@ pub unsafe extern "C" fn Init_uringmachine() {
         rb_sys::rb_ext_ractor_safe(true);
         let class = um::define();
         errors::define(class);
+        machine::define(class);
+        async_op::define(class);
+        queue::define(class);
+        mutex::define(class);
         scheduler::define(class);
     }
 }

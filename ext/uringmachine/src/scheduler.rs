@@ -3,9 +3,9 @@
 
 use std::ffi::{c_int, c_void};
 
-use uringmachine_runtime::{Features, Machine, Wake};
+use uringmachine_runtime::Wake;
 
-use crate::core::{Core, Waiter};
+use crate::core::Core;
 use crate::errors;
 use crate::hooks;
 use crate::sys::{self, Raise, FALSE, NIL, TRUE, VALUE};
@@ -64,12 +64,12 @@ impl Scheduler {
             {
                 return Ok(self.core);
             }
-            self.first_use(thread)
+            self.first_use()
         }
     }
 
     #[cold]
-    unsafe fn first_use(&self, thread: VALUE) -> Result<*mut Core, Raise> {
+    unsafe fn first_use(&self) -> Result<*mut Core, Raise> {
         // SAFETY: as above.
         unsafe {
             if self.core.is_null() || self.closed {
@@ -90,8 +90,7 @@ impl Scheduler {
                     "fiber called across threads",
                 ));
             }
-            (*self.core).bind(thread)?;
-            Ok(self.core)
+            um::bind(self.machine, self.core)
         }
     }
 
@@ -245,14 +244,9 @@ unsafe extern "C" fn run_fiber(
 /// Whether an exception ends more than its fiber: `exit`, a signal, a shortage of memory, or any
 /// under `abort_on_exception`.
 unsafe fn fails_all(scheduler: &Scheduler, exception: VALUE) -> bool {
-    // SAFETY: classes are set once Ruby runs; the accessors are Thread's own.
+    // SAFETY: the accessors are Thread's own.
     unsafe {
-        let is = |class| rb_sys::rb_obj_is_kind_of(exception, class) == TRUE;
-        if scheduler.abort_on_exception
-            || is(rb_sys::rb_eSystemExit)
-            || is(rb_sys::rb_eSignal)
-            || is(rb_sys::rb_eNoMemError)
-        {
+        if scheduler.abort_on_exception || is_fatal(exception) {
             return true;
         }
         let abort = sys::id("abort_on_exception");
@@ -261,8 +255,17 @@ unsafe fn fails_all(scheduler: &Scheduler, exception: VALUE) -> bool {
     }
 }
 
+/// Whether an exception ends more than the fiber it was raised in, whatever is set.
+pub unsafe fn is_fatal(exception: VALUE) -> bool {
+    // SAFETY: classes are set once Ruby runs.
+    unsafe {
+        let is = |class| rb_sys::rb_obj_is_kind_of(exception, class) == TRUE;
+        is(rb_sys::rb_eSystemExit) || is(rb_sys::rb_eSignal) || is(rb_sys::rb_eNoMemError)
+    }
+}
+
 /// Reports what a fiber failed by, as a thread does (thread.c, rb_threadptr_report_on_exception).
-unsafe fn report(exception: VALUE) -> VALUE {
+pub unsafe fn report(exception: VALUE) -> VALUE {
     // SAFETY: plain calls of Ruby methods; nothing here needs dropping.
     unsafe {
         let thread = sys::rb_thread_current();
@@ -523,13 +526,6 @@ unsafe extern "C" fn abort_on_exception(this: VALUE) -> VALUE {
     } else {
         FALSE
     }
-}
-
-/// Makes a core with the features the environment leaves.
-pub fn new_core(entries: u32) -> Result<Box<Core>, Raise> {
-    Machine::<Waiter>::new(entries, Features::from_environment())
-        .map(|machine| Box::new(Core::new(machine)))
-        .map_err(errors::from_setup)
 }
 
 /// Defines the class and its hooks.

@@ -8,7 +8,7 @@ use uringmachine_runtime::ops::Completion;
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::{waker, Entry, OpKey, TaskId, Wake};
 
-use crate::core::{Core, Pending};
+use crate::core::{self, Core, Pending, Resumption};
 use crate::sys::{self, Raise, NIL, VALUE};
 
 /// How long a cancelled operation is waited for with the thread, before other fibers run again:
@@ -27,16 +27,59 @@ unsafe fn suspend(core: *mut Core, me: TaskId) -> Wake {
             match (*core).next_ready() {
                 Some((task, wake)) if task == me => return wake,
                 Some((task, wake)) => {
-                    let waiter = (*core).waiter(task);
-                    waiter.woken = wake;
-                    let fiber = waiter.fiber;
-                    (*core).current = task;
-                    sys::rb_fiber_transfer(fiber, 0, std::ptr::null());
+                    transfer_to(core, task, wake);
                     (*core).current = me;
                 }
                 None => idle(core, me),
             }
         }
+    }
+}
+
+/// Switches to a ready task. May longjmp, as [`suspend`]. Returns what the switch back brought.
+#[inline]
+unsafe fn transfer_to(core: *mut Core, task: TaskId, wake: Wake) -> VALUE {
+    // SAFETY: as in `suspend`.
+    unsafe {
+        (*core).switches += 1;
+        (*core).current = task;
+        let waiter = (*core).waiter(task);
+        waiter.woken = wake;
+        let fiber = waiter.fiber;
+        if waiter.fresh {
+            return start(core, task, fiber);
+        }
+        sys::rb_fiber_transfer(fiber, 0, std::ptr::null())
+    }
+}
+
+/// Switches to a fiber that this machine has not run yet, with the value it was scheduled with.
+#[cold]
+unsafe fn start(core: *mut Core, task: TaskId, fiber: VALUE) -> VALUE {
+    // SAFETY: as in `suspend`.
+    unsafe {
+        let waiter = (*core).waiter(task);
+        waiter.fresh = false;
+        let spun = waiter.spun;
+        if !sys::truthy(sys::rb_fiber_alive_p(fiber)) {
+            // Somebody else has run it to its end.
+            (*core).remove(task);
+            return NIL;
+        }
+        let value = match waiter.pending.front() {
+            Some(Pending::Value(value)) => *value,
+            // A fiber of the program's own is given the exception as a value.
+            Some(Pending::Exception(exception)) if !spun => *exception,
+            _ => NIL,
+        };
+        if !(spun && matches!(waiter.pending.front(), Some(Pending::Exception(_)))) {
+            waiter.pending.pop_front();
+        }
+        if !spun {
+            (*core).keep(task);
+        }
+        core::set_starting(if spun { core } else { std::ptr::null_mut() });
+        sys::rb_fiber_transfer(fiber, 1, &value)
     }
 }
 
@@ -66,6 +109,7 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
             errno: 0,
         };
         (*core).asleep = true;
+        let slept = (*core).profile.map(|_| uringmachine_runtime::clock::now());
         let eventfd = (*core).machine.waker().map_or(-1, |waker| waker.fd());
         sys::rb_nogvl(
             SleepCall::run,
@@ -75,6 +119,9 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
             sys::NOGVL_INTR_FAIL | sys::NOGVL_UBF_ASYNC_SAFE,
         );
         (*core).asleep = false;
+        if let (Some(since), Some(profile)) = (slept, &mut (*core).profile) {
+            profile.waited += uringmachine_runtime::clock::now() - since;
+        }
         if sleep.errno != 0 {
             Raise::errno(sleep.errno).leave();
         }
@@ -113,7 +160,7 @@ unsafe extern "C" fn end_sleep(eventfd: *mut c_void) {
 unsafe fn check_interrupts(core: *mut Core, me: TaskId) {
     // SAFETY: as in `suspend`. A fiber switch checks interrupts on arrival (cont.c, fiber_switch).
     unsafe {
-        match (*core).root {
+        match (*core).interrupt_target() {
             Some(root) if root != me => {
                 let fiber = (*core).waiter(root).fiber;
                 (*core).current = root;
@@ -139,6 +186,9 @@ unsafe fn raise_elsewhere(core: *mut Core, me: TaskId, fiber: VALUE, exception: 
                 .iter()
                 .find(|(key, timeout)| i64::from(key.index) == index && timeout.fired);
             let Some((_, timeout)) = found else { return };
+            if timeout.is_value {
+                return;
+            }
             arguments = [timeout.exception, timeout.message];
             count = if timeout.message == sys::UNDEF { 1 } else { 2 };
         }
@@ -177,8 +227,19 @@ pub unsafe fn wait(
     result.map(|_| wake)
 }
 
-/// Waits until woken or until `deadline`. `Ok(true)` means woken, `Ok(false)` the deadline.
-pub unsafe fn pause(core: *mut Core, me: TaskId, deadline: Option<u64>) -> Result<bool, Raise> {
+/// How a wait for no operation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Somebody woke it.
+    Woken,
+    /// Its deadline came.
+    Deadline,
+    /// A machine's `schedule` gave it a value.
+    Scheduled(VALUE),
+}
+
+/// Waits until woken or until `deadline`.
+pub unsafe fn pause(core: *mut Core, me: TaskId, deadline: Option<u64>) -> Result<Ended, Raise> {
     // SAFETY: see `suspend`.
     unsafe {
         if let Some(raise) = (*core).take_pending(me) {
@@ -191,11 +252,12 @@ pub unsafe fn pause(core: *mut Core, me: TaskId, deadline: Option<u64>) -> Resul
             (*core).machine.timers.cancel(timer);
         }
         let ended = match result {
-            Ok(Wake::Complete) => Ok(true),
-            Ok(Wake::Timeout) => Ok(false),
-            Ok(Wake::Interrupt) => match (*core).take_pending(me) {
-                Some(raise) => Err(raise),
-                None => Ok(true),
+            Ok(Wake::Complete) => Ok(Ended::Woken),
+            Ok(Wake::Timeout) => Ok(Ended::Deadline),
+            Ok(Wake::Interrupt) => match (*core).take_resumption(me) {
+                Some(Resumption::Raise(raise)) => Err(raise),
+                Some(Resumption::Value(value)) => Ok(Ended::Scheduled(value)),
+                None => Ok(Ended::Woken),
             },
             Err(state) => Err(Raise::Jump(state)),
         };
@@ -219,6 +281,91 @@ pub unsafe fn yield_now(core: *mut Core, me: TaskId) -> Result<(), Raise> {
     }
 }
 
+/// Waits until somebody schedules the fiber, and returns the value it is given.
+pub unsafe fn await_schedule(core: *mut Core, me: TaskId) -> Result<VALUE, Raise> {
+    // SAFETY: see `suspend`.
+    unsafe {
+        match (*core).take_resumption(me) {
+            Some(Resumption::Value(value)) => return Ok(value),
+            Some(Resumption::Raise(raise)) => return Err(raise),
+            None => {}
+        }
+        (*core).machine.tasks.begin_wait(me);
+        (*core).waiter(me).yielding = true;
+        let result = wait(core, me, None);
+        (*core).waiter(me).yielding = false;
+        let ended = match result {
+            Ok(_) => match (*core).take_resumption(me) {
+                Some(Resumption::Value(value)) => Ok(value),
+                Some(Resumption::Raise(raise)) => Err(raise),
+                None => Ok(NIL),
+            },
+            Err(state) => Err(Raise::Jump(state)),
+        };
+        (*core).finish_wait(me);
+        ended
+    }
+}
+
+/// Hands the thread over without being known to the machine meanwhile, so that a fiber that nobody
+/// schedules any more can be collected. Returns the value it is scheduled with, if it ever is.
+pub unsafe fn switch_away(core: *mut Core, me: TaskId) -> Result<VALUE, Raise> {
+    /// The task of a fiber the machine does not know: no slab is as large.
+    const NOBODY: TaskId = TaskId {
+        index: u32::MAX,
+        generation: 0,
+    };
+    // SAFETY: see `suspend`. The closure holds plain values.
+    unsafe {
+        let waiter = (*core).waiter(me);
+        let fiber = waiter.fiber;
+        if waiter.scheduled || fiber == (*core).home || !waiter.pending.is_empty() {
+            return await_schedule(core, me);
+        }
+        (*core).remove(me);
+        let mut value = NIL;
+        let slot = &raw mut value;
+        let result = sys::protect(|| {
+            loop {
+                match (*core).next_ready() {
+                    Some((task, _)) if (*core).waiter(task).fiber == fiber => {
+                        (*core).current = task;
+                        let waiter = (*core).waiter(task);
+                        waiter.fresh = false;
+                        if let Some(Pending::Value(value) | Pending::Exception(value)) =
+                            waiter.pending.pop_front()
+                        {
+                            *slot = value;
+                        }
+                        break;
+                    }
+                    Some((task, wake)) => {
+                        *slot = transfer_to(core, task, wake);
+                        // Whoever schedules this fiber makes it a task again; else it was only
+                        // passed by: a fiber ended.
+                        let known = (*core).machine.tasks.get((*core).current);
+                        if known.is_some_and(|waiter| waiter.fiber == fiber) {
+                            break;
+                        }
+                        (*core).current = NOBODY;
+                    }
+                    None => idle(core, NOBODY),
+                }
+            }
+            NIL
+        });
+        if let Some(task) = (*core).find(fiber) {
+            (*core).current = task;
+            (*core).machine.tasks.end_wait(task);
+        }
+        result.map_err(Raise::Jump)?;
+        if sys::is_a(value, rb_sys::rb_eException) {
+            return Err(Raise::Exception(value));
+        }
+        Ok(value)
+    }
+}
+
 /// Why an operation brought no result.
 #[derive(Debug)]
 pub enum Failure {
@@ -226,6 +373,8 @@ pub enum Failure {
     Timeout,
     /// Its fiber is to raise.
     Raise(Raise),
+    /// A machine's `schedule` gave its fiber this value instead.
+    Scheduled(VALUE),
 }
 
 impl From<Raise> for Failure {
@@ -241,11 +390,36 @@ impl From<Raise> for Failure {
 ///
 /// # Safety
 /// What the entry points to stays valid and unmoved until this returns.
+#[inline]
 pub unsafe fn operate(
     core: *mut Core,
     me: TaskId,
     entry: Entry,
     deadline: Option<u64>,
+) -> Result<i32, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe { operate_for(core, me, entry, deadline, Yields::Count) }
+}
+
+/// What the result of an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Yields {
+    /// A number.
+    Count,
+    /// A new descriptor: closed if nobody can be given it.
+    Descriptor,
+}
+
+/// As [`operate`].
+///
+/// # Safety
+/// As [`operate`].
+pub unsafe fn operate_for(
+    core: *mut Core,
+    me: TaskId,
+    entry: Entry,
+    deadline: Option<u64>,
+    yields: Yields,
 ) -> Result<i32, Failure> {
     // SAFETY: see `suspend`; the caller keeps the memory.
     unsafe {
@@ -271,21 +445,35 @@ pub unsafe fn operate(
                 None => Err(Failure::Raise(Raise::errno(libc::EINVAL))),
             },
             Ok(wake) => match drain(core, me, op) {
-                (_, Some(raise)) => Err(Failure::Raise(raise)),
+                (completion, Some(raise)) => {
+                    if yields == Yields::Descriptor && completion.result >= 0 {
+                        libc::close(completion.result);
+                    }
+                    Err(Failure::Raise(raise))
+                }
                 // It won the race: the result counts, and what was to be raised waits.
-                (completion, None) if completion.result >= 0 => Ok(completion.result),
+                (completion, None) if completion.result >= 0 => {
+                    (*core).drop_values(me);
+                    Ok(completion.result)
+                }
                 (_, None) if wake == Wake::Timeout => Err(Failure::Timeout),
-                (_, None) => match (*core).take_pending(me) {
-                    Some(raise) => Err(Failure::Raise(raise)),
+                (_, None) => match (*core).take_resumption(me) {
+                    Some(Resumption::Raise(raise)) => Err(Failure::Raise(raise)),
+                    Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
                     None => Ok(-libc::EINTR),
                 },
             },
             Err(state) => {
                 let first = unwinding(state);
-                let raise = match (first, drain(core, me, op).1) {
+                let (completion, second) = drain(core, me, op);
+                if yields == Yields::Descriptor && completion.result >= 0 {
+                    libc::close(completion.result);
+                }
+                let raise = match (first, second) {
                     // The second exception is raised at the fiber's next wait.
                     (Raise::Exception(first), Some(Raise::Exception(second))) => {
-                        (*core).waiter(me).pending = Some(Pending::Exception(second));
+                        let pending = &mut (*core).waiter(me).pending;
+                        pending.push_front(Pending::Exception(second));
                         Raise::Exception(first)
                     }
                     (_, Some(second)) => second,
@@ -339,11 +527,7 @@ pub unsafe fn run_others(core: *mut Core, me: TaskId) -> Result<(), Raise> {
         let result = sys::protect(|| {
             match (*core).next_ready() {
                 Some((task, wake)) => {
-                    let waiter = (*core).waiter(task);
-                    waiter.woken = wake;
-                    let fiber = waiter.fiber;
-                    (*core).current = task;
-                    sys::rb_fiber_transfer(fiber, 0, std::ptr::null());
+                    transfer_to(core, task, wake);
                 }
                 None => idle(core, me),
             }

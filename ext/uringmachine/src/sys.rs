@@ -5,6 +5,7 @@
 
 use std::ffi::{c_char, c_int, c_long, c_void};
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use rb_sys::{Qfalse, Qnil, Qtrue, Qundef, ID, VALUE};
 
@@ -65,6 +66,7 @@ extern "C" {
         base: *mut *mut c_void,
         size: *mut usize,
     );
+    pub fn rb_io_buffer_resize(buffer: VALUE, size: usize);
     pub fn rb_io_buffer_lock(buffer: VALUE) -> VALUE;
     pub fn rb_io_buffer_unlock(buffer: VALUE) -> VALUE;
 
@@ -114,6 +116,11 @@ impl Raise {
     pub fn errno(errno: i32) -> Self {
         // SAFETY: a NULL message is allowed (error.c).
         Self::Exception(unsafe { rb_syserr_new(errno, std::ptr::null()) })
+    }
+
+    /// A UM::Error with `text`.
+    pub fn misuse(text: &str) -> Self {
+        Self::new(crate::errors::error_class(), text)
     }
 
     pub fn argument(text: &str) -> Self {
@@ -265,6 +272,16 @@ pub fn as_fixnum(value: VALUE) -> Option<i64> {
     (value & 1 == 1).then_some(value as i64 >> 1)
 }
 
+/// true or false.
+#[inline]
+pub fn boolean(answer: bool) -> VALUE {
+    if answer {
+        TRUE
+    } else {
+        FALSE
+    }
+}
+
 #[inline]
 pub fn truthy(value: VALUE) -> bool {
     value & !NIL != 0
@@ -358,6 +375,62 @@ pub unsafe fn timeout_error() -> Result<VALUE, Raise> {
     }
 }
 
+/// Whether a value is a String.
+#[inline]
+pub unsafe fn is_string(value: VALUE) -> bool {
+    // SAFETY: a type check.
+    unsafe { rb_sys::RB_TYPE_P(value, rb_sys::ruby_value_type::RUBY_T_STRING) }
+}
+
+/// Whether a value is an Array.
+pub unsafe fn is_array(value: VALUE) -> bool {
+    // SAFETY: a type check.
+    unsafe { rb_sys::RB_TYPE_P(value, rb_sys::ruby_value_type::RUBY_T_ARRAY) }
+}
+
+/// Whether a value is a Hash.
+pub unsafe fn is_hash(value: VALUE) -> bool {
+    // SAFETY: a type check.
+    unsafe { rb_sys::RB_TYPE_P(value, rb_sys::ruby_value_type::RUBY_T_HASH) }
+}
+
+/// Whether a value is an IO::Buffer.
+pub unsafe fn is_io_buffer(value: VALUE) -> bool {
+    static CLASS: AtomicU64 = AtomicU64::new(0);
+    // SAFETY: the class is a constant of IO, which is never collected.
+    unsafe {
+        let mut class = CLASS.load(Ordering::Relaxed);
+        if class == 0 {
+            class = rb_sys::rb_const_get(rb_sys::rb_cIO, id("Buffer"));
+            CLASS.store(class, Ordering::Relaxed);
+        }
+        is_a(value, class)
+    }
+}
+
+/// Whether an object is frozen.
+pub unsafe fn is_frozen(value: VALUE) -> bool {
+    // SAFETY: a check of a flag.
+    unsafe { rb_sys::rb_obj_frozen_p(value) == TRUE }
+}
+
+/// Whether a fiber is a blocking one, as the root fiber of a thread is.
+pub unsafe fn is_blocking_fiber(fiber: VALUE) -> bool {
+    // SAFETY: a method of Fiber that does not raise; protected in case a program replaced it.
+    unsafe {
+        if rb_obj_is_fiber(fiber) != TRUE {
+            return false;
+        }
+        match protect(|| funcall(fiber, id("blocking?"), &[])) {
+            Ok(answer) => truthy(answer),
+            Err(_) => {
+                take_exception();
+                false
+            }
+        }
+    }
+}
+
 /// Takes out the constant IO::TimeoutError.
 pub unsafe fn io_timeout_error() -> VALUE {
     // SAFETY: IO::TimeoutError is defined since Ruby 3.2.
@@ -381,7 +454,7 @@ pub unsafe fn class(name: &std::ffi::CStr) -> VALUE {
 pub unsafe fn is_a(object: VALUE, class: VALUE) -> bool {
     // SAFETY: what is no immediate begins with an RBasic.
     unsafe {
-        if rb_sys::SPECIAL_CONST_P(object) || (*(object as *const rb_sys::RBasic)).klass == 0 {
+        if !rb_sys::SPECIAL_CONST_P(object) && (*(object as *const rb_sys::RBasic)).klass == 0 {
             return false;
         }
         rb_sys::rb_obj_is_kind_of(object, class) == TRUE

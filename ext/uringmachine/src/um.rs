@@ -3,14 +3,16 @@
 
 use std::ffi::{c_int, c_void, CStr};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uringmachine_runtime::ring::{DEFAULT_ENTRIES, MAX_ENTRIES};
-use uringmachine_runtime::{Features, Machine};
+use uringmachine_runtime::{Features, Machine, SetupError};
 
+use crate::arguments;
 use crate::core::Core;
+use crate::durations;
 use crate::errors;
-use crate::scheduler::new_core;
-use crate::sys::{self, Raise, FALSE, NIL, TRUE, VALUE};
+use crate::sys::{self, Raise, NIL, TRUE, VALUE};
 
 /// A Ruby data type, made at compile time.
 pub struct DataType(rb_sys::rb_data_type_t);
@@ -40,6 +42,16 @@ impl DataType {
         unsafe { rb_sys::rb_data_typed_object_wrap(class, data, &self.0) }
     }
 
+    /// The data of an object of this type, `None` for any other.
+    #[inline]
+    pub unsafe fn find(&'static self, value: VALUE) -> Option<*mut c_void> {
+        // SAFETY: a check of the type, which does not raise.
+        unsafe {
+            (rb_sys::rb_typeddata_is_kind_of(value, &self.0) != 0)
+                .then(|| rb_sys::rb_check_typeddata(value, &self.0))
+        }
+    }
+
     /// The data of an object of this type; raises TypeError for any other.
     #[inline]
     pub unsafe fn get(&'static self, value: VALUE) -> *mut c_void {
@@ -54,7 +66,42 @@ static CLASS: AtomicU64 = AtomicU64::new(0);
 /// What a UM holds.
 struct Um {
     core: Option<Box<Core>>,
+    size: u32,
+    sqpoll: bool,
+    sidecar: bool,
 }
+
+/// The cores of machines that belong to a thread, for the root below.
+static BOUND: Mutex<Vec<Bound>> = Mutex::new(Vec::new());
+
+struct Bound {
+    object: VALUE,
+    core: *mut Core,
+}
+
+// SAFETY: a core is used under the GVL only, by the collector too.
+unsafe impl Send for Bound {}
+
+fn bound() -> MutexGuard<'static, Vec<Bound>> {
+    BOUND.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The mark of an object that lives for ever: a machine is kept while the kernel may still write to
+/// memory that only the machine marks, whether a program refers to it or not.
+unsafe extern "C" fn mark_busy(_: *mut c_void) {
+    for Bound { object, core } in bound().iter() {
+        // SAFETY: a bound core lives until its UM is freed, which unbinds it.
+        unsafe {
+            if (**core).machine.operations() > 0 && !(**core).is_forked() {
+                rb_sys::rb_gc_mark(*object);
+            }
+        }
+    }
+}
+
+unsafe extern "C" fn keep(_: *mut c_void) {}
+
+static ROOT: DataType = DataType::new::<()>(c"UringMachine root", mark_busy, keep);
 
 unsafe extern "C" fn mark(data: *mut c_void) {
     // SAFETY: Ruby hands over the data of an object of this type.
@@ -66,38 +113,97 @@ unsafe extern "C" fn mark(data: *mut c_void) {
 unsafe extern "C" fn free(data: *mut c_void) {
     // SAFETY: the object is dead, so no fiber waits in its machine.
     let um = unsafe { Box::from_raw(data.cast::<Um>()) };
-    if let Some(mut core) = um.core {
-        // Only a scheduler that was never closed leaves operations; none of them can be waited for
-        // here, so what the kernel may still touch is never freed.
-        if core.machine.operations() > 0 && !core.is_forked() {
-            core.asleep = false;
-            std::mem::forget(core);
-        }
+    if let Some(core) = um.core {
+        give_up(core);
+    }
+}
+
+/// Ends a core that nobody can use any more.
+fn give_up(mut core: Box<Core>) {
+    let place: *mut Core = &raw mut *core;
+    bound().retain(|bound| bound.core != place);
+    if core.is_forked() {
+        core.machine.forsake();
+    } else if core.machine.operations() > 0 {
+        // What the kernel may still touch is never freed.
+        std::mem::forget(core);
     }
 }
 
 unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
-    let um = Box::new(Um { core: None });
+    let um = Box::new(Um {
+        core: None,
+        size: 0,
+        sqpoll: false,
+        sidecar: false,
+    });
     // SAFETY: the box is given to the new object.
     unsafe { TYPE.wrap(class, Box::into_raw(um).cast()) }
+}
+
+unsafe fn get<'a>(value: VALUE) -> &'a mut Um {
+    // SAFETY: the type is checked; no two references are held across a call into Ruby.
+    unsafe { &mut *TYPE.get(value).cast::<Um>() }
 }
 
 /// The core of a UM.
 pub unsafe fn core(value: VALUE) -> Result<*mut Core, Raise> {
     // SAFETY: the type is checked; the box does not move.
     unsafe {
-        let um = &mut *TYPE.get(value).cast::<Um>();
-        match &mut um.core {
+        match &mut get(value).core {
             Some(core) => Ok(&raw mut **core),
-            None => Err(Raise::new(errors::error_class(), "uninitialized machine")),
+            None => Err(Raise::misuse("uninitialized or closed machine")),
         }
+    }
+}
+
+/// The entries that were asked for.
+pub unsafe fn size_of(value: VALUE) -> u64 {
+    // SAFETY: the type is checked.
+    u64::from(unsafe { get(value).size })
+}
+
+/// The core of a UM for a method that runs on its thread, which is the one that uses it first.
+#[inline]
+pub unsafe fn own_core(value: VALUE) -> Result<*mut Core, Raise> {
+    // SAFETY: as `core`.
+    unsafe {
+        let core = core(value)?;
+        if (*core).thread() == sys::rb_thread_current() && !(*core).is_forked() {
+            return Ok(core);
+        }
+        bind(value, core)
+    }
+}
+
+/// Binds a machine to the current thread.
+#[cold]
+pub unsafe fn bind(value: VALUE, core: *mut Core) -> Result<*mut Core, Raise> {
+    // SAFETY: as `core`.
+    unsafe {
+        if (*core).is_forked() {
+            return Err(Raise::misuse(
+                "this machine belongs to the parent process; make one of your own with UM.new",
+            ));
+        }
+        if (*core).thread() != NIL {
+            return Err(Raise::misuse("this machine belongs to another thread"));
+        }
+        (*core).bind(sys::rb_thread_current())?;
+        bound().push(Bound {
+            object: value,
+            core,
+        });
+        Ok(core)
     }
 }
 
 /// Keeps the machine of a UM for ever.
 pub unsafe fn leak(value: VALUE) {
     // SAFETY: the type is checked.
-    if let Some(core) = unsafe { (*TYPE.get(value).cast::<Um>()).core.take() } {
+    if let Some(mut core) = unsafe { get(value).core.take() } {
+        let place: *mut Core = &raw mut *core;
+        bound().retain(|bound| bound.core != place);
         std::mem::forget(core);
     }
 }
@@ -107,71 +213,178 @@ pub unsafe fn new_default() -> Result<VALUE, Raise> {
     // SAFETY: the class is defined when the extension is loaded; a fresh object has no core.
     unsafe {
         let object = allocate(CLASS.load(Ordering::Relaxed));
-        (*TYPE.get(object).cast::<Um>()).core = Some(new_core(DEFAULT_ENTRIES)?);
+        set_up(get(object), DEFAULT_ENTRIES, None, false)?;
         Ok(object)
     }
 }
 
-/// UM.new(size: 256)
+unsafe fn set_up(um: &mut Um, size: u32, sqpoll: Option<u32>, sidecar: bool) -> Result<(), Raise> {
+    // SAFETY: a collection frees the descriptors of machines that nobody refers to.
+    let core = unsafe {
+        match new_core(size, sqpoll) {
+            Err(error) if matches!(error.errno(), Some(libc::EMFILE | libc::ENFILE)) => {
+                rb_sys::rb_gc();
+                new_core(size, sqpoll)
+            }
+            result => result,
+        }
+    };
+    um.core = Some(core.map_err(errors::from_setup)?);
+    um.size = size;
+    um.sqpoll = sqpoll.is_some();
+    um.sidecar = sidecar;
+    Ok(())
+}
+
+/// Makes a core with the features the environment leaves.
+fn new_core(entries: u32, sqpoll: Option<u32>) -> Result<Box<Core>, SetupError> {
+    Machine::new(entries, Features::from_environment(), sqpoll)
+        .map(|machine| Box::new(Core::new(machine)))
+}
+
+/// Makes a machine. It belongs to the thread that uses it first.
+///
+/// @method UringMachine.new(size: 256, sqpoll: false, sidecar: false)
+/// @param size [Integer] entries of the submission queue, 1 to 32768; a full queue is submitted, so a
+///   small one costs no more than system calls
+/// @param sqpoll [Boolean, Numeric] whether a thread of the kernel submits; a number is the seconds after
+///   which it goes to sleep, true is one second
+/// @param sidecar [Boolean] taken for programs written for uringmachine 1.0, and without effect: waiting
+///   directly costs less (docs/benchmarks.md)
+/// @return [UringMachine]
+/// @raise [UringMachine::UnsupportedError] if the kernel or the sandbox refuses io_uring
+/// @raise [Errno::EMFILE] and the like, if a resource is short
+/// @raise [ArgumentError] for an option that is unknown or out of range
+/// @kernel 6.1
+/// @example
+///   machine = UM.new
+///   machine.sleep(0.01)
 unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments.
     unsafe {
         sys::method(|| {
-            let entries = match argc {
-                0 => DEFAULT_ENTRIES,
-                1 if rb_sys::rb_obj_is_kind_of(*argv, rb_sys::rb_cHash) == TRUE => size(*argv)?,
+            let (mut entries, mut sqpoll, mut sidecar) = (DEFAULT_ENTRIES, None, false);
+            match argc {
+                0 => {}
+                1 if sys::is_hash(*argv) => {
+                    let names = ["size", "sqpoll", "sidecar"];
+                    let [size, poll, car] = arguments::keywords(*argv, names)?;
+                    if let Some(size) = size {
+                        entries = read_size(size)?;
+                    }
+                    sqpoll = poll.map_or(Ok(None), read_sqpoll)?;
+                    sidecar = car.is_some_and(sys::truthy);
+                }
                 _ => {
                     return Err(Raise::argument(&format!(
                         "wrong number of arguments (given {argc}, expected 0)"
                     )))
                 }
             };
-            let um = &mut *TYPE.get(this).cast::<Um>();
+            let um = get(this);
             if um.core.is_some() {
-                return Err(Raise::new(errors::error_class(), "already initialized"));
+                return Err(Raise::misuse("already initialized"));
             }
-            um.core = Some(new_core(entries)?);
+            set_up(um, entries, sqpoll, sidecar)?;
             Ok(this)
         })
     }
 }
 
-unsafe fn size(options: VALUE) -> Result<u32, Raise> {
-    // SAFETY: `options` is a Hash.
-    unsafe {
-        let key = rb_sys::rb_id2sym(sys::id("size"));
-        let size = rb_sys::rb_hash_lookup2(options, key, sys::UNDEF);
-        let known = usize::from(size != sys::UNDEF);
-        if rb_sys::rb_hash_size_num(options) as usize != known {
-            return Err(Raise::argument("unknown keyword; UM.new takes size:"));
-        }
-        if size == sys::UNDEF {
-            return Ok(DEFAULT_ENTRIES);
-        }
-        match sys::as_fixnum(size) {
-            Some(entries) if (1..=i64::from(MAX_ENTRIES)).contains(&entries) => Ok(entries as u32),
-            Some(entries) => Err(Raise::argument(&format!(
-                "size: {entries} is not within 1..{MAX_ENTRIES}"
-            ))),
-            None => Err(Raise::new(
-                rb_sys::rb_eTypeError,
-                "size: must be an Integer",
-            )),
+fn read_size(size: VALUE) -> Result<u32, Raise> {
+    match arguments::long(size, "size")? {
+        entries if (1..=i64::from(MAX_ENTRIES)).contains(&entries) => Ok(entries as u32),
+        entries => Err(Raise::argument(&format!(
+            "size {entries} is not within 1..{MAX_ENTRIES}"
+        ))),
+    }
+}
+
+/// Milliseconds until the kernel's thread goes to sleep.
+fn read_sqpoll(value: VALUE) -> Result<Option<u32>, Raise> {
+    match value {
+        sys::FALSE | NIL => Ok(None),
+        TRUE => Ok(Some(1000)),
+        seconds => {
+            let nanoseconds = durations::named(seconds, "sqpoll")?.unwrap_or(0);
+            Ok(Some(
+                u32::try_from(nanoseconds / 1_000_000)
+                    .unwrap_or(u32::MAX)
+                    .max(1),
+            ))
         }
     }
 }
 
-/// UM.supported?: whether the kernel and the sandbox allow io_uring.
+/// @method UringMachine#size
+/// @return [Integer] the entries of the submission queue that were asked for
+/// @example
+///   UM.new(size: 64).size #=> 64
+unsafe extern "C" fn size(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    sys::fixnum(i64::from(unsafe { get(this).size }))
+}
+
+/// @method UringMachine#sqpoll_mode?
+/// @return [Boolean] whether a thread of the kernel submits
+/// @example
+///   UM.new.sqpoll_mode? #=> false
+unsafe extern "C" fn is_sqpoll(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    sys::boolean(unsafe { get(this).sqpoll })
+}
+
+/// @method UringMachine#sidecar_mode?
+/// @return [Boolean] whether a sidecar was asked for; there is none
+/// @example
+///   UM.new.sidecar_mode? #=> false
+unsafe extern "C" fn is_sidecar(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    sys::boolean(unsafe { get(this).sidecar })
+}
+
+/// Notes that a sidecar is wanted; there is none.
+///
+/// @method UringMachine#sidecar_start
+/// @return [UringMachine] self
+/// @example
+///   UM.new.sidecar_start.sidecar_mode? #=> true
+unsafe extern "C" fn sidecar_start(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    unsafe { get(this).sidecar = true };
+    this
+}
+
+/// Notes that no sidecar is wanted.
+///
+/// @method UringMachine#sidecar_stop
+/// @return [UringMachine] self
+/// @example
+///   UM.new(sidecar: true).sidecar_stop.sidecar_mode? #=> false
+unsafe extern "C" fn sidecar_stop(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    unsafe { get(this).sidecar = false };
+    this
+}
+
+/// Asks whether the kernel and the sandbox allow io_uring. Never raises.
+///
+/// @method UringMachine.supported?
+/// @return [Boolean]
+/// @example
+///   abort UM.unsupported_reason unless UM.supported?
 unsafe extern "C" fn is_supported(_class: VALUE) -> VALUE {
-    match Machine::<()>::new(1, Features::from_environment()) {
-        Ok(_) => TRUE,
-        Err(_) => FALSE,
-    }
+    sys::boolean(Machine::<()>::new(1, Features::from_environment(), None).is_ok())
 }
 
-/// UM.unsupported_reason: why io_uring cannot be had, or nil.
+/// Says why io_uring cannot be had.
+///
+/// @method UringMachine.unsupported_reason
+/// @return [String, nil] the cause and the remedy; nil if io_uring can be had
+/// @example
+///   UM.unsupported_reason #=> nil
 unsafe extern "C" fn unsupported_reason(_class: VALUE) -> VALUE {
-    match Machine::<()>::new(1, Features::from_environment()) {
+    match Machine::<()>::new(1, Features::from_environment(), None) {
         Ok(_) => NIL,
         Err(error) => {
             let text = error.to_string();
@@ -189,7 +402,14 @@ pub unsafe fn define() -> VALUE {
         rb_sys::rb_define_const(rb_sys::rb_cObject, c"UM".as_ptr(), class);
         rb_sys::rb_define_alloc_func(class, Some(allocate));
         CLASS.store(class, Ordering::Relaxed);
+        let root = ROOT.wrap(rb_sys::rb_cObject, std::ptr::dangling_mut::<u8>().cast());
+        rb_sys::rb_gc_register_mark_object(root);
         sys::define_method(class, c"initialize", initialize as *const (), -1);
+        sys::define_method(class, c"size", size as *const (), 0);
+        sys::define_method(class, c"sqpoll_mode?", is_sqpoll as *const (), 0);
+        sys::define_method(class, c"sidecar_mode?", is_sidecar as *const (), 0);
+        sys::define_method(class, c"sidecar_start", sidecar_start as *const (), 0);
+        sys::define_method(class, c"sidecar_stop", sidecar_stop as *const (), 0);
         sys::define_singleton_method(class, c"supported?", is_supported as *const (), 0);
         sys::define_singleton_method(
             class,

@@ -36,8 +36,8 @@ unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALU
                 return Ok(TRUE);
             }
             (*core).waiter(me).blocked = true;
-            let woken = switch::pause(core, me, deadline)?;
-            Ok(if woken { TRUE } else { FALSE })
+            let ended = switch::pause(core, me, deadline)?;
+            Ok(sys::boolean(ended != switch::Ended::Deadline))
         })
     }
 }

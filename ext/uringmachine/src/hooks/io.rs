@@ -349,6 +349,8 @@ impl Transfer {
             }
             match result {
                 Ok(result) => Ok(result as isize),
+                // Ruby looks at interrupts and comes again.
+                Err(Failure::Scheduled(_)) => Ok(-(libc::EINTR as isize)),
                 Err(failure) => Err(timed_out(failure)),
             }
         }
@@ -384,6 +386,7 @@ impl Transfer {
 fn timed_out(failure: Failure) -> Raise {
     match failure {
         Failure::Raise(raise) => raise,
+        Failure::Scheduled(_) => Raise::errno(libc::EINTR),
         // SAFETY: a constant of IO.
         Failure::Timeout => Raise::new(
             unsafe { sys::io_timeout_error() },

@@ -54,7 +54,7 @@ unsafe fn wait_for_change(core: *mut Core, me: TaskId, pid: i32, flags: i32) -> 
         let entry = opcode::WaitId::new(id_type, id as u32, options).build();
         match switch::operate(core, me, entry, None) {
             // ECHILD is for Ruby's own wait to report.
-            Ok(_) | Err(Failure::Timeout) => Ok(()),
+            Ok(_) | Err(Failure::Timeout | Failure::Scheduled(_)) => Ok(()),
             Err(Failure::Raise(raise)) => Err(raise),
         }
     }

@@ -33,12 +33,15 @@ pub unsafe fn wait_ready(
     deadline: Option<u64>,
 ) -> Result<i64, Raise> {
     let entry = opcode::PollAdd::new(types::Fd(fd), events as u32).build();
-    // SAFETY: a poll points to nothing.
-    match unsafe { switch::operate(core, me, entry, deadline) } {
-        Ok(answer) if answer >= 0 => Ok(ready_events(answer, events)),
-        Ok(errno) => Err(Raise::errno(-errno)),
-        Err(Failure::Timeout) => Ok(0),
-        Err(Failure::Raise(raise)) => Err(raise),
+    loop {
+        // SAFETY: a poll points to nothing.
+        match unsafe { switch::operate(core, me, entry.clone(), deadline) } {
+            Ok(answer) if answer >= 0 => return Ok(ready_events(answer, events)),
+            Ok(errno) => return Err(Raise::errno(-errno)),
+            Err(Failure::Timeout) => return Ok(0),
+            Err(Failure::Raise(raise)) => return Err(raise),
+            Err(Failure::Scheduled(_)) => {}
+        }
     }
 }
 

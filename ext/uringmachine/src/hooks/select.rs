@@ -43,7 +43,7 @@ unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> 
                 let woken = if let Some(list) = &descriptors {
                     wait_for_any(core, me, list, deadline)?
                 } else {
-                    switch::pause(core, me, deadline)?
+                    switch::pause(core, me, deadline)? != switch::Ended::Deadline
                 };
                 let ready = select_now(&sets)?;
                 if ready != NIL || !woken {

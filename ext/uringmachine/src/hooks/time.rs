@@ -88,6 +88,7 @@ unsafe extern "C" fn timeout_after(argc: c_int, argv: *const VALUE, this: VALUE)
                 fiber: (*core).waiter(me).fiber,
                 exception,
                 message: argument(2),
+                is_value: false,
                 fired: false,
             });
             let timer = (*core).arm_timeout(key, nanoseconds);

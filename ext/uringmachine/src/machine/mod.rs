@@ -1,0 +1,213 @@
+//! The methods of UringMachine, a file per kind of thing they work on.
+//!
+//! Each doc comment holds the method's documentation for Ruby users, in YARD's words, from `@method`
+//! on; `script/docs` makes docs/api.md of them.
+
+mod fibers;
+mod introspection;
+mod time;
+mod transfer;
+
+use std::ffi::{c_int, CStr};
+use std::ops::RangeInclusive;
+
+use uringmachine_runtime::{Entry, TaskId};
+
+use crate::arguments::Arguments;
+use crate::core::Core;
+use crate::memory::{Destination, Source};
+use crate::switch::{self, Failure, Yields};
+use crate::sys::{self, Raise, NIL, VALUE};
+use crate::um;
+
+/// The fiber that called a method, on the machine it called.
+#[derive(Clone, Copy)]
+pub struct Caller {
+    pub core: *mut Core,
+    pub me: TaskId,
+}
+
+/// How a method's body ends: a value that `schedule` gave the fiber is what the method returns.
+pub type Answer = Result<VALUE, Failure>;
+
+impl Caller {
+    /// The fiber that runs, on the machine `um`, which must be its thread's.
+    #[inline]
+    pub unsafe fn new(um: VALUE) -> Result<Self, Raise> {
+        // SAFETY: the core lives as long as the UM, which is the receiver of the method that runs.
+        unsafe {
+            let core = um::own_core(um)?;
+            let me = (*core).current_task();
+            Ok(Self { core, me })
+        }
+    }
+
+    /// Submits an operation and waits for its completion: the result, or the Errno raised.
+    ///
+    /// # Safety
+    /// What the entry points to is on the caller's frame, or stays in place by other means, until
+    /// this returns.
+    #[inline]
+    pub unsafe fn operate(&self, entry: Entry) -> Result<i32, Failure> {
+        // SAFETY: the caller's promise.
+        count(unsafe { switch::operate(self.core, self.me, entry, None) }?)
+    }
+
+    /// As [`Caller::operate`], for an operation that makes a descriptor.
+    ///
+    /// # Safety
+    /// As [`Caller::operate`].
+    pub unsafe fn open(&self, entry: Entry) -> Result<i32, Failure> {
+        let yields = Yields::Descriptor;
+        // SAFETY: the caller's promise.
+        count(unsafe { switch::operate_for(self.core, self.me, entry, None, yields) }?)
+    }
+
+    /// Submits an operation whose result nobody will want, with the memory it works on.
+    ///
+    /// # Safety
+    /// The entry points to nothing but `memory`.
+    pub unsafe fn launch(&self, entry: Entry, memory: Option<Box<[u8]>>) -> Result<(), Raise> {
+        // SAFETY: the caller's promise.
+        match unsafe { (*self.core).machine.submit_orphan(entry, memory) } {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Raise::errno(error.raw_os_error().unwrap_or(libc::EAGAIN))),
+        }
+    }
+
+    /// Drops what the machine remembers of a descriptor that is being closed.
+    pub fn forget_descriptor(&self, fd: i32) {
+        // SAFETY: the core is alive while one of its fibers runs a method.
+        unsafe { (*self.core).descriptors.forget(fd) };
+    }
+
+    /// Runs an operation that reads an object's memory.
+    #[inline]
+    pub unsafe fn give(
+        &self,
+        source: Source,
+        make: impl FnOnce(*const u8, u32) -> Entry,
+    ) -> Result<i32, Failure> {
+        // SAFETY: the source keeps the memory in place until it is released, and the waiter marks its
+        // object; `operate` returns when the kernel is done with it.
+        unsafe {
+            let length = source.length.min(crate::memory::MOST) as u32;
+            (*self.core).waiter(self.me).held = source.held();
+            let result = switch::operate(self.core, self.me, make(source.pointer, length), None);
+            (*self.core).waiter(self.me).held = NIL;
+            source.release(self.core);
+            count(result?)
+        }
+    }
+
+    /// Runs an operation that fills an object's memory; returns the count.
+    #[inline]
+    pub unsafe fn fill(
+        &self,
+        destination: Destination,
+        make: impl FnOnce(*mut u8, u32) -> Entry,
+    ) -> Result<i32, Failure> {
+        // SAFETY: as `give`.
+        unsafe {
+            let length = destination.length as u32;
+            (*self.core).waiter(self.me).held = destination.held();
+            let entry = make(destination.pointer, length);
+            let result = switch::operate(self.core, self.me, entry, None);
+            let filled = match result {
+                Ok(count) if count >= 0 => Some(count as usize),
+                _ => None,
+            };
+            let finished = destination.finish(self.core, filled);
+            (*self.core).waiter(self.me).held = NIL;
+            finished?;
+            count(result?)
+        }
+    }
+}
+
+/// A result that is no error.
+#[inline]
+pub fn count(result: i32) -> Result<i32, Failure> {
+    if result >= 0 {
+        Ok(result)
+    } else {
+        Err(Failure::Raise(Raise::errno(-result)))
+    }
+}
+
+/// The result of a system call that was made directly.
+pub fn direct(result: i32) -> Result<i32, Raise> {
+    if result >= 0 {
+        return Ok(result);
+    }
+    // SAFETY: errno of the call just made.
+    Err(Raise::errno(unsafe { *libc::__errno_location() }))
+}
+
+/// A small number as a method returns it.
+#[inline]
+pub fn number(result: i32) -> VALUE {
+    sys::fixnum(i64::from(result))
+}
+
+/// Runs the body of a method of UringMachine.
+///
+/// # Safety
+/// Ruby called the method with these arguments.
+#[inline]
+pub unsafe fn method(
+    argc: c_int,
+    argv: *const VALUE,
+    this: VALUE,
+    expected: RangeInclusive<usize>,
+    body: impl FnOnce(Caller, Arguments) -> Answer,
+) -> VALUE {
+    // SAFETY: the caller's promise.
+    unsafe {
+        sys::method(|| {
+            let arguments = Arguments::new(argc, argv, expected)?;
+            let caller = Caller::new(this)?;
+            answer(body(caller, arguments))
+        })
+    }
+}
+
+/// What a method returns or raises.
+#[inline]
+pub fn answer(answer: Answer) -> sys::Outcome {
+    match answer {
+        Ok(value) | Err(Failure::Scheduled(value)) => Ok(value),
+        Err(Failure::Raise(raise)) => Err(raise),
+        Err(Failure::Timeout) => Err(Raise::errno(libc::ETIMEDOUT)),
+    }
+}
+
+/// The type of a method that takes any number of arguments.
+pub type Method = unsafe extern "C" fn(c_int, *const VALUE, VALUE) -> VALUE;
+
+/// Defines methods that check their arguments themselves.
+pub unsafe fn define_all(class: VALUE, methods: &[(&CStr, Method)]) {
+    for (name, function) in methods {
+        // SAFETY: the functions take (argc, argv, self), as arity -1 says.
+        unsafe { sys::define_method(class, name, *function as *const (), -1) };
+    }
+}
+
+/// Defines singleton methods likewise.
+pub unsafe fn define_all_singleton(class: VALUE, methods: &[(&CStr, Method)]) {
+    for (name, function) in methods {
+        // SAFETY: as above.
+        unsafe { sys::define_singleton_method(class, name, *function as *const (), -1) };
+    }
+}
+
+/// Defines the methods.
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: each file defines functions that take what their arity says.
+    unsafe {
+        fibers::define(class);
+        introspection::define(class);
+        time::define(class);
+        transfer::define(class);
+    }
+}

@@ -1,0 +1,406 @@
+//! The memory of Strings and IO::Buffers that operations work on.
+//!
+//! What the kernel is given neither moves, shrinks nor goes while the kernel has it, whatever Ruby
+//! does meanwhile. Small transfers go through memory of the machine's own and are copied. A large
+//! one works on the object itself, which is then
+//!
+//! * pinned and kept, by the mark of the task that waits ([`crate::core::Waiter::held`]);
+//! * locked, so that nobody resizes, modifies or freezes it. Ruby's lock is a flag, so locks for
+//!   several writes of one object are counted here;
+//! * too large to be embedded: compaction moves the bytes of a locked and pinned String too when they
+//!   fit into its slot (gc.c, gc_update_object_references).
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Mutex, PoisonError};
+
+use crate::arguments::no_buffer;
+use crate::core::Core;
+use crate::errors;
+use crate::sys::{self, Raise, NIL, VALUE};
+
+/// Transfers of up to this many bytes are copied.
+pub const COPIED: usize = 4096;
+/// More than any String in a slot of Ruby's heap has (gc.c: the largest slot has 640 bytes).
+const NEVER_EMBEDDED: usize = 1024;
+/// The most that one read or write moves (read(2), NOTES).
+pub const MOST: usize = 0x7fff_f000;
+/// What is read into a String when no length is given.
+const DEFAULT_LENGTH: usize = 16 << 10;
+
+type Block = Box<[u8; COPIED]>;
+
+/// Blocks of memory for small transfers, kept for reuse.
+#[derive(Default)]
+pub struct Scratch {
+    free: Vec<Block>,
+}
+
+impl Scratch {
+    fn take(&mut self) -> Block {
+        self.free.pop().unwrap_or_else(|| Box::new([0; COPIED]))
+    }
+
+    fn give(&mut self, block: Block) {
+        const KEPT: usize = 64;
+        if self.free.len() < KEPT {
+            self.free.push(block);
+        }
+    }
+}
+
+enum Backing {
+    /// Memory of the machine's own.
+    Block(Block),
+    /// As a block, but larger.
+    Copy(Vec<u8>),
+    /// The object's, locked once by this use.
+    Locked,
+    /// The object's, which nobody can modify.
+    Frozen,
+}
+
+/// Where an operation reads from: the bytes of an object.
+pub struct Source {
+    object: VALUE,
+    backing: Backing,
+    pub pointer: *const u8,
+    pub length: usize,
+}
+
+impl Source {
+    /// The first `length` bytes of a String or an IO::Buffer, all if `None`.
+    pub unsafe fn new(
+        core: *mut Core,
+        object: VALUE,
+        length: Option<usize>,
+        name: &str,
+    ) -> Result<Self, Raise> {
+        // SAFETY: the bytes are those of the object, and are copied or locked before Ruby runs again.
+        unsafe {
+            let (pointer, size) = bytes_of(object, name)?;
+            let length = length.unwrap_or(size).min(size);
+            if length <= COPIED {
+                let mut block = (*core).scratch.take();
+                std::ptr::copy_nonoverlapping(pointer, block.as_mut_ptr(), length);
+                return Ok(Self {
+                    object: NIL,
+                    pointer: block.as_ptr(),
+                    backing: Backing::Block(block),
+                    length,
+                });
+            }
+            let backing = if sys::is_string(object) && sys::is_frozen(object) {
+                Backing::Frozen
+            } else if lock(object) {
+                Backing::Locked
+            } else {
+                // Somebody else has locked it, and may unlock it before the kernel is done.
+                Backing::Copy(std::slice::from_raw_parts(pointer, length).to_vec())
+            };
+            let (object, pointer) = match &backing {
+                Backing::Copy(copy) => (NIL, copy.as_ptr()),
+                _ => (object, pointer),
+            };
+            Ok(Self {
+                object,
+                backing,
+                pointer,
+                length,
+            })
+        }
+    }
+
+    /// What must be marked while the operation runs, or `NIL`.
+    pub fn held(&self) -> VALUE {
+        self.object
+    }
+
+    /// Gives the memory back. The kernel is done with it.
+    pub unsafe fn release(self, core: *mut Core) {
+        // SAFETY: the lock is this source's; `core` is alive.
+        unsafe {
+            match self.backing {
+                Backing::Block(block) => (*core).scratch.give(block),
+                Backing::Locked => unlock(self.object),
+                Backing::Copy(_) | Backing::Frozen => {}
+            }
+        }
+    }
+}
+
+/// The bytes of a String or an IO::Buffer, to be read.
+unsafe fn bytes_of(object: VALUE, name: &str) -> Result<(*const u8, usize), Raise> {
+    // SAFETY: the type is checked; the accessor may raise, stopped here.
+    unsafe {
+        if sys::is_string(object) {
+            let bytes = sys::string_bytes(&object);
+            return Ok((bytes.as_ptr(), bytes.len()));
+        }
+        if !sys::is_io_buffer(object) {
+            return Err(no_buffer(object, name));
+        }
+        let (mut base, mut size) = (std::ptr::null(), 0);
+        let (base_slot, size_slot) = (&raw mut base, &raw mut size);
+        sys::protect(|| {
+            sys::rb_io_buffer_get_bytes_for_reading(object, base_slot, size_slot);
+            NIL
+        })
+        .map_err(Raise::Jump)?;
+        Ok((base.cast(), size))
+    }
+}
+
+/// Copies of the bytes of an object, owned by whoever asks.
+pub unsafe fn copy_of(
+    object: VALUE,
+    length: Option<usize>,
+    name: &str,
+) -> Result<Box<[u8]>, Raise> {
+    // SAFETY: the bytes are copied before Ruby runs again.
+    unsafe {
+        let (pointer, size) = bytes_of(object, name)?;
+        let length = length.unwrap_or(size).min(size);
+        if length == 0 {
+            return Ok(Box::default());
+        }
+        Ok(std::slice::from_raw_parts(pointer, length).into())
+    }
+}
+
+/// Where an operation writes to: the memory of an object.
+pub struct Destination {
+    object: VALUE,
+    backing: Backing,
+    offset: usize,
+    is_string: bool,
+    pub pointer: *mut u8,
+    pub length: usize,
+}
+
+impl Destination {
+    /// Room for `length` bytes in a String or an IO::Buffer, at `offset`; a negative offset counts
+    /// from the end, -1 being it. The object is made large enough, and locked.
+    pub unsafe fn new(
+        core: *mut Core,
+        object: VALUE,
+        length: Option<usize>,
+        offset: i64,
+        name: &str,
+    ) -> Result<Self, Raise> {
+        // SAFETY: the types are checked; what may raise is protected.
+        unsafe {
+            if sys::is_string(object) {
+                return Self::in_string(core, object, length, offset);
+            }
+            if !sys::is_io_buffer(object) {
+                return Err(no_buffer(object, name));
+            }
+            let (mut base, mut size) = (std::ptr::null_mut::<c_void>(), 0);
+            let (base_slot, size_slot) = (&raw mut base, &raw mut size);
+            let get = || {
+                sys::protect(|| {
+                    sys::rb_io_buffer_get_bytes_for_writing(object, base_slot, size_slot);
+                    NIL
+                })
+                .map_err(Raise::Jump)
+            };
+            get()?;
+            let offset = place(offset, size)?;
+            let length = length.unwrap_or(size - offset).min(MOST);
+            if offset + length > size {
+                sys::protect(|| {
+                    sys::rb_io_buffer_resize(object, offset + length);
+                    NIL
+                })
+                .map_err(Raise::Jump)?;
+                get()?;
+            }
+            sys::protect(|| sys::rb_io_buffer_lock(object)).map_err(Raise::Jump)?;
+            Ok(Self {
+                object,
+                backing: Backing::Locked,
+                offset,
+                is_string: false,
+                pointer: base.cast::<u8>().add(offset),
+                length,
+            })
+        }
+    }
+
+    unsafe fn in_string(
+        core: *mut Core,
+        object: VALUE,
+        length: Option<usize>,
+        offset: i64,
+    ) -> Result<Self, Raise> {
+        // SAFETY: as in `new`.
+        unsafe {
+            let size = rb_sys::RSTRING_LEN(object) as usize;
+            let offset = place(offset, size)?;
+            let length = length.unwrap_or(DEFAULT_LENGTH).min(MOST);
+            let small = length <= COPIED;
+            let wanted = if small {
+                0
+            } else {
+                (offset + length).max(NEVER_EMBEDDED) - size.min(offset + length)
+            };
+            let locked = sys::protect(|| {
+                rb_sys::rb_str_modify_expand(object, wanted as _);
+                rb_sys::rb_str_locktmp(object)
+            });
+            if let Err(state) = locked {
+                return Err(in_use(state));
+            }
+            let (backing, pointer) = if small {
+                let mut block = (*core).scratch.take();
+                let pointer = block.as_mut_ptr();
+                (Backing::Block(block), pointer)
+            } else {
+                let pointer = rb_sys::RSTRING_PTR(object).cast::<u8>().cast_mut();
+                (Backing::Locked, pointer.add(offset))
+            };
+            Ok(Self {
+                object,
+                backing,
+                offset,
+                is_string: true,
+                pointer,
+                length,
+            })
+        }
+    }
+
+    /// What must be marked while the operation runs.
+    pub fn held(&self) -> VALUE {
+        self.object
+    }
+
+    /// Gives the memory back with the `count` bytes the kernel has put there; `None` leaves a String
+    /// as it was.
+    pub unsafe fn finish(self, core: *mut Core, count: Option<usize>) -> Result<(), Raise> {
+        // SAFETY: the lock is this destination's; the kernel is done with the memory.
+        unsafe {
+            if !self.is_string {
+                sys::rb_io_buffer_unlock(self.object);
+                return Ok(());
+            }
+            rb_sys::rb_str_unlocktmp(self.object);
+            let filled = match (self.backing, count) {
+                (Backing::Block(block), Some(count)) => {
+                    let wanted = self.offset + count;
+                    let size = rb_sys::RSTRING_LEN(self.object) as usize;
+                    let result = sys::protect(|| {
+                        rb_sys::rb_str_modify_expand(self.object, wanted.saturating_sub(size) as _);
+                        NIL
+                    });
+                    if result.is_ok() {
+                        let place = rb_sys::RSTRING_PTR(self.object).cast::<u8>().cast_mut();
+                        let place = place.add(self.offset);
+                        std::ptr::copy_nonoverlapping(block.as_ptr(), place, count);
+                        rb_sys::rb_str_set_len(self.object, wanted as _);
+                    }
+                    (*core).scratch.give(block);
+                    result
+                }
+                (Backing::Block(block), None) => {
+                    (*core).scratch.give(block);
+                    Ok(NIL)
+                }
+                (_, Some(count)) => {
+                    rb_sys::rb_str_set_len(self.object, (self.offset + count) as _);
+                    Ok(NIL)
+                }
+                (_, None) => Ok(NIL),
+            };
+            filled.map(drop).map_err(Raise::Jump)
+        }
+    }
+}
+
+/// The error for a String that could not be locked: frozen, or locked by somebody else.
+unsafe fn in_use(state: std::ffi::c_int) -> Raise {
+    // SAFETY: called right after the unwinding was stopped.
+    match unsafe { sys::take_exception() } {
+        Some(error) if unsafe { sys::is_a(error, rb_sys::rb_eFrozenError) } => {
+            Raise::Exception(error)
+        }
+        Some(error) if unsafe { sys::is_a(error, rb_sys::rb_eRuntimeError) } => Raise::new(
+            errors::error_class(),
+            "buffer is in use by another operation",
+        ),
+        Some(error) => Raise::Exception(error),
+        None => Raise::Jump(state),
+    }
+}
+
+/// The place that an offset means in a buffer of that size.
+fn place(offset: i64, size: usize) -> Result<usize, Raise> {
+    let place = if offset < 0 {
+        offset + size as i64 + 1
+    } else {
+        offset
+    };
+    match usize::try_from(place) {
+        Ok(place) if place <= size => Ok(place),
+        _ => Err(Raise::argument(&format!(
+            "buffer_offset {offset} is outside the buffer of {size} bytes"
+        ))),
+    }
+}
+
+/// How many operations have locked an object. Behind a lock of its own, since Ractors have a GVL
+/// each.
+static LOCKS: Mutex<Option<HashMap<VALUE, u32>>> = Mutex::new(None);
+
+/// Locks an object for one more operation that reads it; false if somebody else has locked it.
+unsafe fn lock(object: VALUE) -> bool {
+    let mut guard = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let locks = guard.get_or_insert_default();
+    if let Some(count) = locks.get_mut(&object) {
+        *count += 1;
+        return true;
+    }
+    // SAFETY: the object is a String or an IO::Buffer; a raise is stopped before the guard's frame.
+    unsafe {
+        let locked = sys::protect(|| {
+            if sys::is_string(object) {
+                rb_sys::rb_str_locktmp(object)
+            } else {
+                sys::rb_io_buffer_lock(object)
+            }
+        });
+        if locked.is_err() {
+            sys::take_exception();
+            return false;
+        }
+    }
+    locks.insert(object, 1);
+    true
+}
+
+unsafe fn unlock(object: VALUE) {
+    let mut guard = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(locks) = guard.as_mut() else { return };
+    let Some(count) = locks.get_mut(&object) else {
+        return;
+    };
+    *count -= 1;
+    if *count > 0 {
+        return;
+    }
+    locks.remove(&object);
+    // SAFETY: it was locked by `lock`, and by nobody else since.
+    unsafe {
+        let unlocked = sys::protect(|| {
+            if sys::is_string(object) {
+                rb_sys::rb_str_unlocktmp(object)
+            } else {
+                sys::rb_io_buffer_unlock(object)
+            }
+        });
+        if unlocked.is_err() {
+            sys::take_exception();
+        }
+    }
+}

@@ -1,0 +1,98 @@
+# frozen_string_literal: true
+
+class UringMachine
+  # An exception that ends a fiber without being reported.
+  TERMINATE_EXCEPTION = Terminate.new
+
+  # Ends fibers by raising a UM::Terminate in each. Does not wait for them.
+  #
+  # @param fibers [Array<Fiber>] fibers, or one Enumerable of them; those that have ended are left alone
+  # @return [UringMachine] self
+  # @raise [TypeError] if one is no Fiber
+  # @example
+  #   machine.terminate(fiber)
+  def terminate(*fibers)
+    fibers = fibers.first if fibers.size == 1 && fibers.first.is_a?(Enumerable)
+    fibers.each { |fiber| schedule(fiber, Terminate.new) unless fiber.is_a?(Fiber) && fiber.done? }
+    self
+  end
+
+  # Waits for fibers to end.
+  #
+  # @param fibers [Array<Fiber, Proc>] fibers of `spin`, of any machine; or one Enumerable of them. A proc is run by
+  #   a fiber of its own
+  # @return [Object, Array] the result of a single fiber; else an array of results, in the fibers' order. A fiber that
+  #   failed has its exception for a result: it is returned, not raised
+  # @raise [TypeError] if one is neither
+  # @example
+  #   machine.join(-> { machine.sleep(0.02); :a }, -> { :b }) #=> [:a, :b]
+  def join(*fibers)
+    list = to_fibers(fibers)
+    await_all(list)
+    fibers.size == 1 && !fibers.first.is_a?(Enumerable) ? list.first.result : list.map(&:result)
+  end
+
+  # Waits for fibers to end, without their results.
+  #
+  # @param fibers [Array<Fiber, Proc>] as for `join`
+  # @return [Integer] how many there were
+  # @raise [TypeError] if one is neither a Fiber nor a Proc
+  # @example
+  #   machine.await(first, second) #=> 2
+  def await(*fibers)
+    list = to_fibers(fibers)
+    await_all(list)
+    list.size
+  end
+
+  private
+
+  def to_fibers(fibers)
+    fibers = fibers.first.to_a if fibers.size == 1 && fibers.first.is_a?(Enumerable)
+    fibers.map do |fiber|
+      case fiber
+      when Fiber then fiber
+      when Proc then fiber.arity.zero? ? spin { fiber.call } : spin(&fiber)
+      else raise TypeError, "fibers must be Fibers or Procs, not #{fiber.class}"
+      end
+    end
+  end
+
+  # A queue of its own: nobody else's message ends the wait.
+  def await_all(fibers)
+    pending = fibers.reject(&:done?).uniq
+    return if pending.empty?
+
+    queue = Queue.new
+    pending.each { |fiber| fiber.add_done_listener(queue) }
+    pending.size.times { shift(queue) }
+  end
+
+  # What every Fiber gets.
+  module FiberExtensions
+    # The fiber's own queue, for whoever wants to send it messages. The machine puts nothing there.
+    #
+    # @return [UringMachine::Queue]
+    # @example
+    #   machine.push(fiber.mailbox, :hello)
+    def mailbox
+      @um_mailbox ||= Queue.new
+    end
+  end
+
+  # What every Thread gets.
+  module ThreadExtensions
+    # The thread's own machine, made at its first use. A child of fork gets a new one.
+    #
+    # @return [UringMachine]
+    # @example
+    #   Thread.current.machine.sleep(0.1)
+    def machine
+      @um_machine = nil unless @um_machine_pid == Process.pid
+      @um_machine_pid = Process.pid
+      @um_machine ||= UringMachine.new
+    end
+  end
+
+  Thread.include(ThreadExtensions)
+end
