@@ -196,6 +196,12 @@ impl<T> Machine<T> {
         self.ops.len()
     }
 
+    /// Whether the kernel has operations that somebody waits for, so that they may work on memory the
+    /// machine does not own.
+    pub fn has_waited_operations(&self) -> bool {
+        self.ops.any_waited()
+    }
+
     /// Queues an operation whose completion ends `wait`.
     ///
     /// # Safety

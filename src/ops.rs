@@ -193,6 +193,13 @@ impl Ops {
             .count()
     }
 
+    /// Whether the kernel has operations that somebody waits for.
+    pub fn any_waited(&self) -> bool {
+        self.slab
+            .iter()
+            .any(|(_, record)| matches!(record, Lifecycle::InFlight(_)))
+    }
+
     /// How many operations the kernel has that nobody waits for.
     pub fn orphans(&self) -> usize {
         self.slab

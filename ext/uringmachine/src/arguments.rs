@@ -190,7 +190,8 @@ pub fn no_buffer(value: VALUE, name: &str) -> Raise {
     Raise::new(errors::error_class(), &text)
 }
 
-fn class_name(value: VALUE) -> String {
+/// The name of a value's class, for messages.
+pub fn class_name(value: VALUE) -> String {
     if value == NIL {
         return "nil".into();
     }

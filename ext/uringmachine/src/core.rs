@@ -4,7 +4,8 @@
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uringmachine_runtime::machine::Timer;
 use uringmachine_runtime::slab::{Key, Slab};
@@ -100,6 +101,37 @@ pub struct Timeout {
     pub fired: bool,
 }
 
+/// Streams to be given up by the machine's own thread, whoever finds that nobody wants them.
+#[derive(Clone, Default)]
+pub struct Discards(Arc<DiscardsShared>);
+
+#[derive(Default)]
+struct DiscardsShared {
+    any: AtomicBool,
+    list: Mutex<Vec<Key>>,
+}
+
+impl Discards {
+    /// Adds one. Any thread, the collector too.
+    pub fn add(&self, stream: Key) {
+        self.list().push(stream);
+        self.0.any.store(true, Ordering::Release);
+    }
+
+    fn any(&self) -> bool {
+        self.0.any.load(Ordering::Acquire)
+    }
+
+    fn take(&self) -> Vec<Key> {
+        self.0.any.store(false, Ordering::Release);
+        std::mem::take(&mut *self.list())
+    }
+
+    fn list(&self) -> MutexGuard<'_, Vec<Key>> {
+        self.0.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What profile mode counts.
 #[derive(Clone, Copy, Debug)]
 pub struct Profile {
@@ -148,7 +180,7 @@ pub struct Core {
     /// Switches between looks at the ring.
     pub patience: u32,
     /// Streams whose owners are gone, to be given up by the machine's own thread.
-    pub discards: Vec<Key>,
+    pub discards: Discards,
     /// Ruby objects that operations work on that no fiber waits for, and those of operations on
     /// several.
     pub holds: Slab<Vec<VALUE>>,
@@ -181,7 +213,7 @@ impl Core {
             home: NIL,
             switches: 0,
             patience: SWITCHES_PER_POLL,
-            discards: Vec::new(),
+            discards: Discards::default(),
             holds: Slab::default(),
             scratch: crate::memory::Scratch::default(),
             profile: None,
@@ -340,14 +372,20 @@ impl Core {
     /// Submits and reaps without waiting, and fires timers.
     pub fn poll(&mut self) {
         self.countdown = self.patience;
-        if !self.discards.is_empty() {
-            for stream in std::mem::take(&mut self.discards) {
-                let _ = self.machine.discard_stream(stream);
-            }
-        }
+        self.discard_streams();
         // What enter refuses now it refuses again when the machine has to sleep, where it is raised.
         let _ = self.machine.poll();
         self.expire_timeouts();
+    }
+
+    /// Gives up the streams whose owners are gone.
+    #[inline]
+    pub fn discard_streams(&mut self) {
+        if self.discards.any() {
+            for stream in self.discards.take() {
+                let _ = self.machine.discard_stream(stream);
+            }
+        }
     }
 
     /// Has the fibers raise whose timeouts have fired.

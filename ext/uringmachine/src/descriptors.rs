@@ -105,7 +105,8 @@ impl Descriptors {
     }
 }
 
-fn kind(fd: RawFd) -> Kind {
+/// What kind of file a descriptor is.
+pub fn kind(fd: RawFd) -> Kind {
     // SAFETY: an all-zero stat is valid, and fstat fills it or fails.
     let mode = unsafe {
         let mut status: libc::stat = std::mem::zeroed();

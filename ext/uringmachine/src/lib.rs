@@ -1,5 +1,6 @@
 //! Ruby's side of uringmachine: the classes, the scheduler's hooks, and the worker threads.
 
+mod addresses;
 mod arguments;
 mod async_op;
 mod blocking;
@@ -9,6 +10,7 @@ mod durations;
 mod errors;
 mod file_systems;
 mod hooks;
+mod io;
 mod machine;
 mod memory;
 mod mutex;
@@ -36,6 +38,7 @@ pub unsafe extern "C" fn Init_uringmachine() {
         machine::define(class);
         async_op::define(class);
         queue::define(class);
+        io::define(class);
         mutex::define(class);
         scheduler::define(class);
     }

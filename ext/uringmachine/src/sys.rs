@@ -19,7 +19,11 @@ pub const UNDEF: VALUE = Qundef as VALUE;
 pub const NOGVL_INTR_FAIL: c_int = 0x1;
 pub const NOGVL_UBF_ASYNC_SAFE: c_int = 0x2;
 
-/// Flag of an IO::Buffer that is locked (include/ruby/io/buffer.h).
+/// Flags of an IO::Buffer that is a read-only view of memory it does not own: EXTERNAL and READONLY
+/// (include/ruby/io/buffer.h).
+pub const IO_BUFFER_VIEW: c_int = 1 | 128;
+
+/// Flag of an IO::Buffer that is locked.
 pub const IO_BUFFER_LOCKED: c_int = 32;
 
 pub type BlockFn = unsafe extern "C" fn(VALUE, VALUE, c_int, *const VALUE, VALUE) -> VALUE;
@@ -66,6 +70,8 @@ extern "C" {
         base: *mut *mut c_void,
         size: *mut usize,
     );
+    pub fn rb_io_buffer_new(base: *mut c_void, size: usize, flags: c_int) -> VALUE;
+    pub fn rb_io_buffer_free(buffer: VALUE) -> VALUE;
     pub fn rb_io_buffer_resize(buffer: VALUE, size: usize);
     pub fn rb_io_buffer_lock(buffer: VALUE) -> VALUE;
     pub fn rb_io_buffer_unlock(buffer: VALUE) -> VALUE;
@@ -100,6 +106,8 @@ extern "C" {
 #[derive(Debug)]
 pub enum Raise {
     Exception(VALUE),
+    /// The Errno of this number, made when it is raised.
+    Errno(i32),
     Jump(c_int),
 }
 
@@ -114,8 +122,7 @@ impl Raise {
 
     /// The Errno for `errno`.
     pub fn errno(errno: i32) -> Self {
-        // SAFETY: a NULL message is allowed (error.c).
-        Self::Exception(unsafe { rb_syserr_new(errno, std::ptr::null()) })
+        Self::Errno(errno)
     }
 
     /// A UM::Error with `text`.
@@ -134,6 +141,8 @@ impl Raise {
         unsafe {
             match self {
                 Self::Exception(exception) => rb_exc_raise(exception),
+                // A NULL message is allowed (error.c).
+                Self::Errno(errno) => rb_exc_raise(rb_syserr_new(errno, std::ptr::null())),
                 Self::Jump(state) => rb_jump_tag(state),
             }
         }
@@ -386,6 +395,12 @@ pub unsafe fn is_string(value: VALUE) -> bool {
 pub unsafe fn is_array(value: VALUE) -> bool {
     // SAFETY: a type check.
     unsafe { rb_sys::RB_TYPE_P(value, rb_sys::ruby_value_type::RUBY_T_ARRAY) }
+}
+
+/// Whether a value is a Symbol.
+pub unsafe fn is_symbol(value: VALUE) -> bool {
+    // SAFETY: a type check.
+    unsafe { rb_sys::RB_TYPE_P(value, rb_sys::ruby_value_type::RUBY_T_SYMBOL) }
 }
 
 /// Whether a value is a Hash.

@@ -92,7 +92,7 @@ unsafe extern "C" fn mark_busy(_: *mut c_void) {
     for Bound { object, core } in bound().iter() {
         // SAFETY: a bound core lives until its UM is freed, which unbinds it.
         unsafe {
-            if (**core).machine.operations() > 0 && !(**core).is_forked() {
+            if (**core).machine.has_waited_operations() && !(**core).is_forked() {
                 rb_sys::rb_gc_mark(*object);
             }
         }
@@ -124,11 +124,23 @@ fn give_up(mut core: Box<Core>) {
     bound().retain(|bound| bound.core != place);
     if core.is_forked() {
         core.machine.forsake();
-    } else if core.machine.operations() > 0 {
+        return;
+    }
+    if core.machine.operations() == 0 {
+        return;
+    }
+    // SAFETY: a plain accessor. Only the thread that a ring belongs to may enter it, and no Ruby runs
+    // while it does.
+    let own = core.thread() == unsafe { sys::rb_thread_current() };
+    if !(own && core.machine.shut_down(SHUT_DOWN_LIMIT)) {
         // What the kernel may still touch is never freed.
+        core.machine.forsake();
         std::mem::forget(core);
     }
 }
+
+/// How long the collector waits for the kernel to give an unused machine's memory back, in nanoseconds.
+const SHUT_DOWN_LIMIT: u64 = 100_000_000;
 
 unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
     let um = Box::new(Um {
@@ -367,6 +379,24 @@ unsafe extern "C" fn sidecar_stop(this: VALUE) -> VALUE {
     this
 }
 
+/// The machine that the current thread used first of those it still has.
+///
+/// @method UringMachine.current
+/// @return [UringMachine, nil] nil if the thread has used none
+/// @example
+///   UM.current #=> nil
+unsafe extern "C" fn current(_class: VALUE) -> VALUE {
+    // SAFETY: the bound cores are alive.
+    let thread = unsafe { sys::rb_thread_current() };
+    bound()
+        .iter()
+        .find(|bound| unsafe {
+            // SAFETY: as above.
+            (*bound.core).thread() == thread && !(*bound.core).is_forked()
+        })
+        .map_or(NIL, |bound| bound.object)
+}
+
 /// Asks whether the kernel and the sandbox allow io_uring. Never raises.
 ///
 /// @method UringMachine.supported?
@@ -410,6 +440,7 @@ pub unsafe fn define() -> VALUE {
         sys::define_method(class, c"sidecar_mode?", is_sidecar as *const (), 0);
         sys::define_method(class, c"sidecar_start", sidecar_start as *const (), 0);
         sys::define_method(class, c"sidecar_stop", sidecar_stop as *const (), 0);
+        sys::define_singleton_method(class, c"current", current as *const (), 0);
         sys::define_singleton_method(class, c"supported?", is_supported as *const (), 0);
         sys::define_singleton_method(
             class,

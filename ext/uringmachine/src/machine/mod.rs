@@ -5,8 +5,10 @@
 
 mod fibers;
 mod introspection;
+mod sockets;
+pub mod streams;
 mod time;
-mod transfer;
+pub mod transfer;
 
 use std::ffi::{c_int, CStr};
 use std::ops::RangeInclusive;
@@ -207,6 +209,8 @@ pub unsafe fn define(class: VALUE) {
     unsafe {
         fibers::define(class);
         introspection::define(class);
+        sockets::define(class);
+        streams::define(class);
         time::define(class);
         transfer::define(class);
     }

@@ -1,0 +1,483 @@
+//! UM::IO: a buffered stream over a descriptor or a TLS connection.
+//!
+//! Bytes come by multishot read or receive into the machine's provided buffers, and from there into the
+//! stream's own queue. A stream whose bytes are not consumed is stopped (see
+//! [`crate::machine::streams`]), so a fast peer fills no memory.
+
+mod reading;
+mod resp;
+
+use std::ffi::{c_int, c_void};
+
+use uringmachine_runtime::stream::{Arrivals, Bytes};
+use uringmachine_runtime::{opcode, types, OpKey};
+
+use crate::arguments::{self, Arguments, CURRENT};
+use crate::core::Discards;
+use crate::machine::streams::Running;
+use crate::machine::transfer::{write_all, Sink};
+use crate::machine::{answer, define_all, Answer, Caller, Method};
+use crate::switch::Failure;
+use crate::sys::{self, Raise, NIL, VALUE};
+use crate::um::DataType;
+
+/// What is read from, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// read and write.
+    Fd,
+    /// recv and send.
+    Socket,
+    /// The machine's TLS.
+    Ssl,
+}
+
+/// What a UM::IO holds.
+struct Io {
+    /// The UM it belongs to; `NIL` before it is initialized.
+    machine: VALUE,
+    mode: Mode,
+    fd: i32,
+    /// The SSLSocket of mode `Ssl`.
+    ssl: VALUE,
+    /// What has been read and not consumed.
+    bytes: Bytes,
+    /// The multishot operation that reads, while there is one.
+    op: Option<OpKey>,
+    /// Where operations go that nobody will stop.
+    discards: Option<Discards>,
+    ended: bool,
+    consumed: u64,
+    /// A fiber reads.
+    busy: bool,
+}
+
+static TYPE: DataType = DataType::new::<Io>(c"UM::IO", mark, free);
+
+unsafe extern "C" fn mark(data: *mut c_void) {
+    // SAFETY: Ruby hands over the data of an object of this type.
+    unsafe {
+        let io = data.cast::<Io>();
+        rb_sys::rb_gc_mark((*io).machine);
+        rb_sys::rb_gc_mark((*io).ssl);
+    }
+}
+
+unsafe extern "C" fn free(data: *mut c_void) {
+    // SAFETY: the object is dead.
+    let io = unsafe { Box::from_raw(data.cast::<Io>()) };
+    // Any thread may collect it; only the machine's own may stop the operation.
+    if let (Some(op), Some(discards)) = (io.op, &io.discards) {
+        discards.add(op);
+    }
+}
+
+unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
+    let io = Box::new(Io {
+        machine: NIL,
+        mode: Mode::Fd,
+        fd: -1,
+        ssl: NIL,
+        bytes: Bytes::default(),
+        op: None,
+        discards: None,
+        ended: false,
+        consumed: 0,
+        busy: false,
+    });
+    // SAFETY: the box is given to the new object.
+    unsafe { TYPE.wrap(class, Box::into_raw(io).cast()) }
+}
+
+/// The data of a UM::IO, which does not move while the object lives.
+unsafe fn get(value: VALUE) -> Result<*mut Io, Raise> {
+    // SAFETY: the type is checked.
+    unsafe {
+        let io = TYPE.get(value).cast::<Io>();
+        if (*io).machine == NIL {
+            return Err(Raise::misuse("uninitialized UM::IO"));
+        }
+        Ok(io)
+    }
+}
+
+/// The stream of a method that reads: one fiber at a time.
+struct Reader {
+    io: *mut Io,
+    caller: Caller,
+}
+
+/// How a read went on: whether there are more bytes than before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum More {
+    Bytes,
+    End,
+}
+
+impl Reader {
+    fn bytes(&self) -> &Bytes {
+        // SAFETY: the object is on the method's frame, and a fiber reads alone; no reference is held
+        // across a wait, or while the bytes are changed.
+        unsafe { &(*self.io).bytes }
+    }
+
+    /// Takes the oldest bytes away.
+    fn consume(&self, count: usize) {
+        // SAFETY: as `bytes`.
+        unsafe {
+            (*self.io).bytes.consume(count);
+            (*self.io).consumed += count as u64;
+        }
+    }
+
+    /// Waits for more bytes.
+    fn more(&self) -> Result<More, Failure> {
+        // SAFETY: as `bytes`.
+        unsafe {
+            if (*self.io).ended {
+                return Ok(More::End);
+            }
+            let more = match (*self.io).mode {
+                Mode::Ssl => self.more_of_ssl(),
+                Mode::Fd | Mode::Socket => self.more_of_stream(),
+            }?;
+            if more == More::End {
+                (*self.io).ended = true;
+            }
+            Ok(more)
+        }
+    }
+
+    unsafe fn more_of_stream(&self) -> Result<More, Failure> {
+        let io = self.io;
+        // SAFETY: as `bytes`; an operation that the IO holds is this machine's.
+        unsafe {
+            loop {
+                if (*io).op.is_none() {
+                    let receive = ((*io).mode == Mode::Socket).then_some(0);
+                    match Running::bytes(&self.caller, (*io).fd, receive)? {
+                        Some(running) => (*io).op = Some(running.op()),
+                        None => return self.more_by_single_read(),
+                    }
+                }
+                let Some(op) = (*io).op else { continue };
+                let running = Running::of(op);
+                let stream = running.state(&self.caller);
+                let resumable = stream.is_resumable();
+                let ended = stream.ended;
+                let had = (*io).bytes.len();
+                take_bytes(&mut stream.arrivals, &mut (*io).bytes);
+                if ended.is_some() {
+                    (*io).op = None;
+                    Running::of(op).stop(&self.caller);
+                    if ended == Some(0) {
+                        (*io).ended = true;
+                    }
+                }
+                if (*io).bytes.len() > had {
+                    return Ok(More::Bytes);
+                }
+                match ended {
+                    Some(_) if resumable => {}
+                    Some(0) => return Ok(More::End),
+                    Some(result) => return Err(Raise::errno(-result).into()),
+                    None => running.wait(&self.caller)?,
+                }
+            }
+        }
+    }
+
+    /// For what cannot be read by multishot: regular files, and older kernels.
+    unsafe fn more_by_single_read(&self) -> Result<More, Failure> {
+        const LENGTH: u32 = 64 << 10;
+        // SAFETY: the room is the queue's own, which nobody else changes while this fiber reads, and
+        // which lives as long as the IO: on the method's frame. `operate` returns when the kernel is
+        // done with it.
+        unsafe {
+            let room = (*self.io).bytes.reserve(LENGTH as usize);
+            let fd = types::Fd((*self.io).fd);
+            let entry = opcode::Read::new(fd, room, LENGTH).offset(CURRENT).build();
+            let count = self.caller.operate(entry)?;
+            (*self.io).bytes.commit(count as usize);
+            Ok(if count == 0 { More::End } else { More::Bytes })
+        }
+    }
+
+    unsafe fn more_of_ssl(&self) -> Result<More, Failure> {
+        Err(Raise::misuse("mode :ssl needs OpenSSL 3").into())
+    }
+}
+
+/// Moves what a stream has brought to the end of a queue.
+fn take_bytes(arrivals: &mut Arrivals, to: &mut Bytes) {
+    if let Arrivals::Bytes { bytes, chunks, .. } = arrivals {
+        chunks.clear();
+        if to.is_empty() {
+            std::mem::swap(bytes, to);
+        } else {
+            to.push(bytes.as_slice());
+            bytes.consume(bytes.len());
+        }
+    }
+}
+
+/// Runs a method that reads.
+unsafe fn reading(
+    argc: c_int,
+    argv: *const VALUE,
+    this: VALUE,
+    expected: std::ops::RangeInclusive<usize>,
+    body: impl FnOnce(&Reader, Arguments) -> Answer,
+) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the object is on Ruby's frame of the call.
+    unsafe {
+        sys::method(|| {
+            let arguments = Arguments::new(argc, argv, expected)?;
+            let io = get(this)?;
+            let caller = Caller::new((*io).machine)?;
+            if std::mem::replace(&mut (*io).busy, true) {
+                return Err(Raise::misuse("another fiber is reading from this UM::IO"));
+            }
+            let result = body(&Reader { io, caller }, arguments);
+            (*io).busy = false;
+            std::hint::black_box(this);
+            answer(result)
+        })
+    }
+}
+
+/// Makes a stream over a descriptor or an SSLSocket.
+///
+/// @method UringMachine::IO.new(machine, target, mode = nil)
+/// @param machine [UringMachine]
+/// @param target [Integer, OpenSSL::SSL::SSLSocket] file descriptor, or TLS connection
+/// @param mode [:fd, :socket, :ssl, nil] how it is read and written: by read and write, by recv and send, or by
+///   TLS; nil is :fd for a descriptor, :ssl for an SSLSocket
+/// @return [UringMachine::IO]
+/// @raise [TypeError] if machine is no UringMachine, or target is neither
+/// @raise [UringMachine::Error] if mode is none of these
+/// @kernel 6.0
+/// @example
+///   io = UM::IO.new(machine, fd, :socket)
+unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        sys::method(|| {
+            let arguments = Arguments::new(argc, argv, 2..=3)?;
+            let machine = arguments.get(0);
+            let caller = Caller::new(machine)?;
+            let io = TYPE.get(this).cast::<Io>();
+            if (*io).machine != NIL {
+                return Err(Raise::misuse("already initialized"));
+            }
+            let target = arguments.get(1);
+            let mode = match arguments.optional(2) {
+                Some(mode) => read_mode(mode)?,
+                None if sys::is_a(target, rb_sys::rb_cInteger) => Mode::Fd,
+                None if is_ssl_socket(target) => Mode::Ssl,
+                None => {
+                    let wanted = "a descriptor or an SSLSocket";
+                    return Err(arguments::wrong_type(target, "target", wanted));
+                }
+            };
+            match mode {
+                Mode::Ssl if !is_ssl_socket(target) => {
+                    return Err(arguments::wrong_type(target, "target", "an SSLSocket"))
+                }
+                Mode::Ssl => (*io).ssl = target,
+                Mode::Fd | Mode::Socket => (*io).fd = arguments::int(target, "target")?,
+            }
+            (*io).mode = mode;
+            (*io).machine = machine;
+            (*io).discards = Some((*caller.core).discards.clone());
+            if mode == Mode::Ssl {
+                sys::protect(|| sys::funcall(machine, sys::id("ssl_set_bio"), &[target]))
+                    .map_err(Raise::Jump)?;
+            }
+            Ok(this)
+        })
+    }
+}
+
+unsafe fn read_mode(mode: VALUE) -> Result<Mode, Raise> {
+    // SAFETY: symbols are compared.
+    unsafe {
+        let modes = [
+            ("fd", Mode::Fd),
+            ("socket", Mode::Socket),
+            ("ssl", Mode::Ssl),
+        ];
+        modes
+            .into_iter()
+            .find(|(name, _)| mode == rb_sys::rb_id2sym(sys::id(name)))
+            .map(|(_, mode)| mode)
+            .ok_or_else(|| Raise::misuse("mode must be :fd, :socket or :ssl"))
+    }
+}
+
+/// Whether a value is an OpenSSL::SSL::SSLSocket, if OpenSSL is loaded.
+unsafe fn is_ssl_socket(value: VALUE) -> bool {
+    // SAFETY: constants are looked up where they are defined.
+    unsafe {
+        let mut module = rb_sys::rb_cObject;
+        for name in ["OpenSSL", "SSL", "SSLSocket"] {
+            let name = sys::id(name);
+            if rb_sys::rb_const_defined(module, name) == 0 {
+                return false;
+            }
+            module = rb_sys::rb_const_get(module, name);
+        }
+        sys::is_a(value, module)
+    }
+}
+
+/// @method UringMachine::IO#mode
+/// @return [Symbol] :fd, :socket or :ssl
+/// @example
+///   machine.io(fd).mode #=> :fd
+unsafe extern "C" fn mode(_argc: c_int, _argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    unsafe {
+        sys::method(|| {
+            let name = match (*get(this)?).mode {
+                Mode::Fd => "fd",
+                Mode::Socket => "socket",
+                Mode::Ssl => "ssl",
+            };
+            Ok(rb_sys::rb_id2sym(sys::id(name)))
+        })
+    }
+}
+
+/// Writes all of the buffers, however long it takes.
+///
+/// @method UringMachine::IO#write(*buffers)
+/// @param buffers [Array<String, IO::Buffer>]
+/// @return [Integer] bytes written
+/// @raise [SystemCallError] as write(2)
+/// @raise [UringMachine::Error] if a buffer is no buffer
+/// @example
+///   io.write("HTTP/1.1 204 No Content\r\n", "\r\n") #=> 29
+unsafe extern "C" fn write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the object is on Ruby's frame of the call.
+    unsafe {
+        sys::method(|| {
+            let arguments = Arguments::new(argc, argv, 0..=usize::MAX)?;
+            let io = get(this)?;
+            let caller = Caller::new((*io).machine)?;
+            answer(write_to(&caller, io, arguments.all()).map(|total| sys::fixnum(total as i64)))
+        })
+    }
+}
+
+unsafe fn write_to(caller: &Caller, io: *mut Io, buffers: &[VALUE]) -> Result<u64, Failure> {
+    // SAFETY: as `write`.
+    unsafe {
+        let sink = match (*io).mode {
+            Mode::Fd => Sink::Write(None),
+            Mode::Socket => Sink::Send(libc::MSG_NOSIGNAL | libc::MSG_WAITALL),
+            Mode::Ssl => return Err(Raise::misuse("mode :ssl needs OpenSSL 3").into()),
+        };
+        write_all(caller, (*io).fd, buffers, sink)
+    }
+}
+
+/// Whether the end has been reached: it has come, and everything before it has been consumed. Does not wait.
+///
+/// @method UringMachine::IO#eof?
+/// @return [Boolean]
+/// @example
+///   io.eof? #=> false
+unsafe extern "C" fn is_eof(_argc: c_int, _argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: the type is checked; the operation is this machine's.
+    unsafe {
+        sys::method(|| {
+            let io = get(this)?;
+            let mut ended = (*io).ended;
+            if let (false, Some(op)) = (ended, (*io).op) {
+                let caller = Caller::new((*io).machine)?;
+                let _ = (*caller.core).machine.poll();
+                let stream = Running::of(op).state(&caller);
+                ended = stream.ended == Some(0) && arrived(&stream.arrivals) == 0;
+            }
+            Ok(sys::boolean(ended && (*io).bytes.is_empty()))
+        })
+    }
+}
+
+fn arrived(arrivals: &Arrivals) -> usize {
+    match arrivals {
+        Arrivals::Bytes { bytes, .. } => bytes.len(),
+        Arrivals::Descriptors(_) => 0,
+    }
+}
+
+/// @method UringMachine::IO#consumed
+/// @return [Integer] bytes that methods have returned or skipped since the start
+/// @example
+///   io.consumed #=> 0
+unsafe extern "C" fn consumed(_argc: c_int, _argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    unsafe { sys::method(|| Ok(sys::fixnum((*get(this)?).consumed as i64))) }
+}
+
+/// @method UringMachine::IO#pending
+/// @return [Integer] bytes that have come and are not consumed
+/// @example
+///   io.pending #=> 0
+unsafe extern "C" fn pending(_argc: c_int, _argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: the type is checked; the operation is this machine's.
+    unsafe {
+        sys::method(|| {
+            let io = get(this)?;
+            let mut count = (*io).bytes.len();
+            if let Some(op) = (*io).op {
+                let caller = Caller::new((*io).machine)?;
+                count += arrived(&Running::of(op).state(&caller).arrivals);
+            }
+            Ok(sys::fixnum(count as i64))
+        })
+    }
+}
+
+/// Throws away what has come and is not consumed, and stops reading; the next method that reads starts anew.
+///
+/// @method UringMachine::IO#clear
+/// @return [UringMachine::IO] self
+/// @raise [UringMachine::Error] if another fiber is reading
+/// @example
+///   io.clear
+unsafe extern "C" fn clear(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: as `reading`.
+    unsafe {
+        reading(argc, argv, this, 0..=0, |reader, _| {
+            let io = reader.io;
+            if let Some(op) = (*io).op.take() {
+                Running::of(op).stop(&reader.caller);
+            }
+            (*io).bytes = Bytes::default();
+            Ok(this)
+        })
+    }
+}
+
+/// Defines the class.
+pub unsafe fn define(module: VALUE) {
+    // SAFETY: the functions are methods.
+    unsafe {
+        let class = rb_sys::rb_define_class_under(module, c"IO".as_ptr(), rb_sys::rb_cObject);
+        rb_sys::rb_define_alloc_func(class, Some(allocate));
+        let methods: &[(&std::ffi::CStr, Method)] = &[
+            (c"initialize", initialize),
+            (c"mode", mode),
+            (c"write", write),
+            (c"eof?", is_eof),
+            (c"consumed", consumed),
+            (c"pending", pending),
+            (c"clear", clear),
+        ];
+        define_all(class, methods);
+        reading::define(class);
+        resp::define(class);
+    }
+}

@@ -1,0 +1,663 @@
+//! Sockets: made, bound, connected, accepted, sent to and received from.
+
+use std::ffi::c_int;
+
+use uringmachine_runtime::{opcode, types};
+
+use super::transfer::{length_or_all, write_all, Sink};
+use super::{define_all, direct, method, number};
+use crate::addresses::{self, Address};
+use crate::arguments;
+use crate::memory::{Destination, Source};
+use crate::resolver;
+use crate::switch::Failure;
+use crate::sys::{self, Raise, VALUE};
+
+/// Makes a socket, close-on-exec.
+///
+/// @method UringMachine#socket(domain, type, protocol = 0, flags = 0)
+/// @param domain [Integer] UM::AF_INET, UM::AF_INET6, UM::AF_UNIX …
+/// @param type [Integer] UM::SOCK_STREAM, UM::SOCK_DGRAM …
+/// @param protocol [Integer]
+/// @param flags [Integer] more bits for type
+/// @return [Integer] file descriptor
+/// @raise [SystemCallError] as socket(2)
+/// @example
+///   fd = machine.socket(UM::AF_INET, UM::SOCK_STREAM, 0, 0)
+unsafe extern "C" fn socket(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the call touches no memory.
+    unsafe {
+        method(argc, argv, this, 2..=4, |_, arguments| {
+            let domain = arguments.int(0, "domain")?;
+            let kind = arguments.int(1, "type")? | libc::SOCK_CLOEXEC;
+            let protocol = arguments.int_or(2, "protocol", 0)?;
+            let flags = arguments.int_or(3, "flags", 0)?;
+            // It never waits, and a system call of its own costs less than an operation.
+            let fd = direct(libc::socket(domain, kind | flags, protocol))?;
+            Ok(number(fd))
+        })
+    }
+}
+
+/// Binds a socket to an address.
+///
+/// @method UringMachine#bind(fd, host, port = nil)
+/// @param fd [Integer] file descriptor
+/// @param host [String] IPv4 or IPv6 address, or a name that is looked up; the path of a UNIX socket, or, with
+///   a zero byte first, its abstract name
+/// @param port [Integer] 0 to 65535, 0 for any that is free; not for UNIX sockets
+/// @return [Integer] 0
+/// @raise [SystemCallError] as bind(2)
+/// @raise [Socket::ResolutionError] if the name has no address
+/// @raise [ArgumentError] if it has none of the socket's family
+/// @example
+///   machine.bind(fd, "127.0.0.1", 1234)
+unsafe extern "C" fn bind(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the address is on this frame.
+    unsafe {
+        method(argc, argv, this, 2..=3, |caller, arguments| {
+            let fd = arguments.fd(0, "fd")?;
+            let address = addresses::read(&caller, fd, &arguments, 1)?[0];
+            direct(libc::bind(fd, address.as_ptr(), address.length()))?;
+            Ok(number(0))
+        })
+    }
+}
+
+/// Has a socket take connections.
+///
+/// @method UringMachine#listen(fd, backlog = UM::SOMAXCONN)
+/// @param fd [Integer] file descriptor
+/// @param backlog [Integer] the connections that may wait to be accepted
+/// @return [Integer] 0
+/// @raise [SystemCallError] as listen(2)
+/// @example
+///   machine.listen(fd, 128)
+unsafe extern "C" fn listen(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the call touches no memory.
+    unsafe {
+        method(argc, argv, this, 1..=2, |_, arguments| {
+            let fd = arguments.fd(0, "fd")?;
+            let backlog = arguments.int_or(1, "backlog", libc::SOMAXCONN)?;
+            direct(libc::listen(fd, backlog))?;
+            Ok(number(0))
+        })
+    }
+}
+
+/// Connects a socket. A name with several addresses is tried one address after the other as long as the
+/// kernel refuses at once; `tcp_connect` makes a new socket for each.
+///
+/// @method UringMachine#connect(fd, host, port = nil)
+/// @param fd [Integer] file descriptor
+/// @param host [String] as for `bind`
+/// @param port [Integer] 0 to 65535; not for UNIX sockets
+/// @return [Integer] 0
+/// @raise [SystemCallError] as connect(2)
+/// @raise [Socket::ResolutionError] if the name has no address
+/// @raise [ArgumentError] if it has none of the socket's family
+/// @kernel 5.5
+/// @example
+///   machine.connect(fd, "::1", 1234)
+unsafe extern "C" fn connect(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the addresses are on this frame, which `operate` does not
+    // leave before the kernel is done.
+    unsafe {
+        method(argc, argv, this, 2..=3, |caller, arguments| {
+            let fd = arguments.fd(0, "fd")?;
+            let addresses = addresses::read(&caller, fd, &arguments, 1)?;
+            let mut result = Ok(0);
+            for address in &addresses {
+                let fd = types::Fd(fd);
+                let entry = opcode::Connect::new(fd, address.as_ptr(), address.length()).build();
+                result = caller.operate(entry);
+                if !matches!(result, Err(Failure::Raise(Raise::Errno(_)))) {
+                    break;
+                }
+            }
+            result?;
+            Ok(number(0))
+        })
+    }
+}
+
+/// Accepts a connection, close-on-exec.
+///
+/// @method UringMachine#accept(fd)
+/// @param fd [Integer] descriptor of a listening socket
+/// @return [Integer] descriptor of the connection
+/// @raise [SystemCallError] as accept(2)
+/// @kernel 5.5
+/// @example
+///   connection = machine.accept(server)
+unsafe extern "C" fn accept(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the operation is given no memory.
+    unsafe {
+        method(argc, argv, this, 1..=1, |caller, arguments| {
+            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let null = std::ptr::null_mut();
+            let entry = opcode::Accept::new(fd, null, std::ptr::null_mut())
+                .flags(libc::SOCK_CLOEXEC)
+                .build();
+            Ok(number(caller.open(entry)?))
+        })
+    }
+}
+
+/// Receives from a socket into a buffer, once.
+///
+/// @method UringMachine#recv(fd, buffer, maxlen, flags = 0)
+/// @param fd [Integer] file descriptor
+/// @param buffer [String, IO::Buffer] as for `read`
+/// @param maxlen [Integer, nil] as for `read`
+/// @param flags [Integer] UM::MSG_PEEK and the like
+/// @return [Integer] bytes received; 0 at the end
+/// @raise [SystemCallError] as recv(2)
+/// @raise [UringMachine::Error] if the buffer is no buffer, or in use by another operation
+/// @kernel 5.6
+/// @example
+///   machine.recv(fd, buffer, 8192, 0) #=> 5
+unsafe extern "C" fn recv(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; `fill` keeps the memory in place.
+    unsafe {
+        method(argc, argv, this, 2..=4, |caller, arguments| {
+            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let maxlen = super::transfer::length(&arguments, 2, "maxlen")?;
+            let flags = arguments.int_or(3, "flags", 0)?;
+            let destination = Destination::new(caller.core, arguments.get(1), maxlen, 0, "buffer")?;
+            let count = caller.fill(destination, |pointer, length| {
+                opcode::Recv::new(fd, pointer, length).flags(flags).build()
+            })?;
+            Ok(number(count))
+        })
+    }
+}
+
+/// Sends from a buffer to a socket, once. A peer that is gone is Errno::EPIPE, never a signal.
+///
+/// @method UringMachine#send(fd, buffer, len = nil, flags = 0)
+/// @param fd [Integer] file descriptor
+/// @param buffer [String, IO::Buffer] the bytes
+/// @param len [Integer, nil] how many of them; nil and -1 are all
+/// @param flags [Integer] UM::MSG_WAITALL has all of them sent, however long it takes
+/// @return [Integer] bytes sent
+/// @raise [SystemCallError] as send(2)
+/// @raise [UringMachine::Error] if the buffer is no buffer
+/// @kernel 5.6
+/// @example
+///   machine.send(fd, "Hello", 5, UM::MSG_WAITALL) #=> 5
+unsafe extern "C" fn send(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; `give` keeps the memory in place.
+    unsafe {
+        method(argc, argv, this, 2..=4, |caller, arguments| {
+            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let len = length_or_all(&arguments, 2, "len")?;
+            let flags = arguments.int_or(3, "flags", 0)? | libc::MSG_NOSIGNAL;
+            let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
+            let count = caller.give(source, |pointer, length| {
+                opcode::Send::new(fd, pointer, length).flags(flags).build()
+            })?;
+            Ok(number(count))
+        })
+    }
+}
+
+/// Sends a frozen String without copying it, once; returns when the network has taken the last byte of it.
+/// Worth it for large messages to other machines; on a socket or a kernel without it, it is a `send`.
+///
+/// @method UringMachine#send_zc(fd, string, flags = 0)
+/// @param fd [Integer] file descriptor
+/// @param string [String] frozen
+/// @param flags [Integer] as for `send`
+/// @return [Integer] bytes sent
+/// @raise [SystemCallError] as send(2)
+/// @raise [ArgumentError] if the String is not frozen
+/// @kernel 6.0
+/// @example
+///   machine.send_zc(fd, page.freeze, UM::MSG_WAITALL)
+unsafe extern "C" fn send_zc(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; `give` keeps the memory in place until the operation's last
+    // completion, which says that the network has let go of it.
+    unsafe {
+        method(argc, argv, this, 2..=3, |caller, arguments| {
+            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let string = arguments::string(arguments.get(1), "string")?;
+            if !sys::is_frozen(string) {
+                return Err(Raise::argument("string must be frozen").into());
+            }
+            let flags = arguments.int_or(2, "flags", 0)? | libc::MSG_NOSIGNAL;
+            let zero_copy = (*caller.core).machine.features().send_zc;
+            for zero_copy in [zero_copy, false] {
+                let source = Source::new(caller.core, string, None, "string")?;
+                let sent = caller.give(source, |pointer, length| {
+                    if zero_copy {
+                        opcode::SendZc::new(fd, pointer, length)
+                            .flags(flags)
+                            .build()
+                    } else {
+                        opcode::Send::new(fd, pointer, length).flags(flags).build()
+                    }
+                });
+                match sent {
+                    Err(Failure::Raise(Raise::Errno(libc::EOPNOTSUPP))) if zero_copy => {}
+                    sent => return Ok(number(sent?)),
+                }
+            }
+            Ok(number(0))
+        })
+    }
+}
+
+/// Sends several buffers to a socket, all of them.
+///
+/// @method UringMachine#sendv(fd, *buffers)
+/// @param fd [Integer] file descriptor
+/// @param buffers [Array<String, IO::Buffer>] the bytes
+/// @return [Integer] bytes sent
+/// @raise [SystemCallError] as sendmsg(2); what was sent before stays sent
+/// @raise [UringMachine::Error] if a buffer is no buffer
+/// @kernel 5.3
+/// @example
+///   machine.sendv(fd, headers, body) #=> 120
+unsafe extern "C" fn sendv(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; `write_all` keeps the memory in place.
+    unsafe {
+        method(argc, argv, this, 1..=usize::MAX, |caller, arguments| {
+            let fd = arguments.fd(0, "fd")?;
+            let sink = Sink::Send(libc::MSG_NOSIGNAL | libc::MSG_WAITALL);
+            let total = write_all(&caller, fd, &arguments.all()[1..], sink)?;
+            Ok(sys::fixnum(total as i64))
+        })
+    }
+}
+
+/// Sends a message to an address.
+///
+/// @method UringMachine#sendto(fd, buffer, len, flags, host, port = nil)
+/// @param fd [Integer] file descriptor
+/// @param buffer [String, IO::Buffer] the bytes
+/// @param len [Integer, nil] how many of them; nil and -1 are all
+/// @param flags [Integer]
+/// @param host [String] as for `bind`
+/// @param port [Integer] 0 to 65535; not for UNIX sockets
+/// @return [Integer] bytes sent
+/// @raise [SystemCallError] as sendto(2)
+/// @raise [UringMachine::Error] if the buffer is no buffer
+/// @kernel 5.3
+/// @example
+///   machine.sendto(fd, "ping", nil, 0, "127.0.0.1", 5353)
+unsafe extern "C" fn sendto(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the message and the address are on this frame, the bytes in
+    // the source.
+    unsafe {
+        method(argc, argv, this, 5..=6, |caller, arguments| {
+            let fd = arguments.fd(0, "fd")?;
+            let len = length_or_all(&arguments, 2, "len")?;
+            let flags = arguments.int_or(3, "flags", 0)? | libc::MSG_NOSIGNAL;
+            let mut address = addresses::read(&caller, fd, &arguments, 4)?[0];
+            let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
+            let mut piece: libc::iovec = std::mem::zeroed();
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_namelen = address.length();
+            message.msg_name = address.as_mut_ptr().cast();
+            message.msg_iov = &raw mut piece;
+            message.msg_iovlen = 1;
+            let (piece, message) = (&raw mut piece, &raw const message);
+            let count = caller.give(source, |pointer, length| {
+                (*piece).iov_base = pointer.cast_mut().cast();
+                (*piece).iov_len = length as usize;
+                opcode::SendMsg::new(types::Fd(fd), message)
+                    .flags(flags as u32)
+                    .build()
+            })?;
+            Ok(number(count))
+        })
+    }
+}
+
+/// Receives a message, and who sent it.
+///
+/// @method UringMachine#recvfrom(fd, buffer, maxlen, flags = 0)
+/// @param fd [Integer] file descriptor
+/// @param buffer [String, IO::Buffer] as for `read`
+/// @param maxlen [Integer, nil] as for `read`
+/// @param flags [Integer]
+/// @return [Array(Integer, Array(String, Integer))] bytes received, and the sender as `[host, port]`: a path for
+///   UNIX sockets, nil if it has no address
+/// @raise [SystemCallError] as recvfrom(2)
+/// @raise [UringMachine::Error] if the buffer is no buffer, or in use by another operation
+/// @kernel 5.3
+/// @example
+///   machine.recvfrom(fd, buffer, 1500) #=> [4, ["127.0.0.1", 40312]]
+unsafe extern "C" fn recvfrom(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the message and the address are on this frame.
+    unsafe {
+        method(argc, argv, this, 2..=4, |caller, arguments| {
+            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let maxlen = super::transfer::length(&arguments, 2, "maxlen")?;
+            let flags = arguments.int_or(3, "flags", 0)?;
+            let mut address = Address::empty();
+            let mut piece: libc::iovec = std::mem::zeroed();
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_namelen = address.length();
+            message.msg_name = address.as_mut_ptr().cast();
+            message.msg_iov = &raw mut piece;
+            message.msg_iovlen = 1;
+            let (piece, pointer_to_message) = (&raw mut piece, &raw mut message);
+            let destination = Destination::new(caller.core, arguments.get(1), maxlen, 0, "buffer")?;
+            let count = caller.fill(destination, |pointer, length| {
+                (*piece).iov_base = pointer.cast();
+                (*piece).iov_len = length as usize;
+                opcode::RecvMsg::new(fd, pointer_to_message)
+                    .flags(flags as u32)
+                    .build()
+            })?;
+            *address.length_mut() = (*pointer_to_message).msg_namelen;
+            let answer = rb_sys::rb_ary_new();
+            rb_sys::rb_ary_push(answer, number(count));
+            rb_sys::rb_ary_push(answer, address.to_ruby());
+            Ok(answer)
+        })
+    }
+}
+
+/// Shuts down part or all of a connection.
+///
+/// @method UringMachine#shutdown(fd, how)
+/// @param fd [Integer] file descriptor
+/// @param how [Integer] UM::SHUT_RD, UM::SHUT_WR or UM::SHUT_RDWR
+/// @return [Integer] 0
+/// @raise [SystemCallError] as shutdown(2)
+/// @example
+///   machine.shutdown(fd, UM::SHUT_WR)
+unsafe extern "C" fn shutdown(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the call touches no memory.
+    unsafe {
+        method(argc, argv, this, 2..=2, |_, arguments| {
+            let fd = arguments.fd(0, "fd")?;
+            direct(libc::shutdown(fd, arguments.int(1, "how")?))?;
+            Ok(number(0))
+        })
+    }
+}
+
+/// Has a connection shut down without waiting for it. It is submitted with the machine's next operations,
+/// after those submitted before.
+///
+/// @method UringMachine#shutdown_async(fd, how)
+/// @param fd [Integer] file descriptor
+/// @param how [Integer] as for `shutdown`
+/// @return [Integer] fd
+/// @kernel 5.11
+/// @example
+///   machine.shutdown_async(fd, UM::SHUT_WR)
+unsafe extern "C" fn shutdown_async(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; a shutdown points to nothing.
+    unsafe {
+        method(argc, argv, this, 2..=2, |caller, arguments| {
+            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let how = arguments.int(1, "how")?;
+            caller.launch(opcode::Shutdown::new(fd, how).build(), None)?;
+            Ok(arguments.get(0))
+        })
+    }
+}
+
+/// @method UringMachine#getsockopt(fd, level, option)
+/// @param fd [Integer] file descriptor
+/// @param level [Integer] UM::SOL_SOCKET, UM::IPPROTO_TCP …
+/// @param option [Integer] UM::SO_REUSEADDR …
+/// @return [Integer]
+/// @raise [SystemCallError] as getsockopt(2)
+/// @example
+///   machine.getsockopt(fd, UM::SOL_SOCKET, UM::SO_ERROR) #=> 0
+unsafe extern "C" fn getsockopt(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        method(argc, argv, this, 3..=3, |_, arguments| {
+            let (level, option) = (arguments.int(1, "level")?, arguments.int(2, "option")?);
+            let value = addresses::option(arguments.fd(0, "fd")?, level, option)?;
+            Ok(number(value))
+        })
+    }
+}
+
+/// @method UringMachine#setsockopt(fd, level, option, value)
+/// @param fd [Integer] file descriptor
+/// @param level [Integer] UM::SOL_SOCKET, UM::IPPROTO_TCP …
+/// @param option [Integer] UM::SO_REUSEADDR …
+/// @param value [Integer, Boolean, String] a String holds the struct the option takes
+/// @return [Integer] 0
+/// @raise [SystemCallError] as setsockopt(2)
+/// @example
+///   machine.setsockopt(fd, UM::SOL_SOCKET, UM::SO_REUSEADDR, true)
+unsafe extern "C" fn setsockopt(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the value lives across the call.
+    unsafe {
+        method(argc, argv, this, 4..=4, |_, arguments| {
+            let fd = arguments.fd(0, "fd")?;
+            let (level, option) = (arguments.int(1, "level")?, arguments.int(2, "option")?);
+            let value = arguments.get(3);
+            let number_value;
+            let bytes = if sys::is_string(value) {
+                sys::string_bytes(&value)
+            } else {
+                number_value = match value {
+                    sys::TRUE => 1,
+                    sys::FALSE => 0,
+                    value => arguments::int(value, "value")?,
+                }
+                .to_ne_bytes();
+                &number_value
+            };
+            direct(libc::setsockopt(
+                fd,
+                level,
+                option,
+                bytes.as_ptr().cast(),
+                bytes.len() as libc::socklen_t,
+            ))?;
+            Ok(number(0))
+        })
+    }
+}
+
+/// @method UringMachine#sockname(fd)
+/// @param fd [Integer] file descriptor
+/// @return [Array(String, Integer), String, nil] the socket's own address: `[host, port]`, or the path of a UNIX
+///   socket
+/// @raise [SystemCallError] as getsockname(2)
+/// @example
+///   machine.sockname(fd) #=> ["127.0.0.1", 1234]
+unsafe extern "C" fn sockname(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: as `name`.
+    unsafe { name(argc, argv, this, libc::getsockname) }
+}
+
+/// @method UringMachine#peername(fd)
+/// @param fd [Integer] file descriptor
+/// @return [Array(String, Integer), String, nil] the peer's address, as `sockname` returns it
+/// @raise [SystemCallError] as getpeername(2)
+/// @example
+///   machine.peername(fd) #=> ["127.0.0.1", 40312]
+unsafe extern "C" fn peername(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: as `name`.
+    unsafe { name(argc, argv, this, libc::getpeername) }
+}
+
+type GetName = unsafe extern "C" fn(c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> c_int;
+
+unsafe fn name(argc: c_int, argv: *const VALUE, this: VALUE, get: GetName) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the address has the length given.
+    unsafe {
+        method(argc, argv, this, 1..=1, |_, arguments| {
+            let mut address = Address::empty();
+            let pointer = address.as_mut_ptr();
+            direct(get(arguments.fd(0, "fd")?, pointer, address.length_mut()))?;
+            Ok(address.to_ruby())
+        })
+    }
+}
+
+/// Room for the control message of one descriptor (cmsg(3)).
+#[repr(C, align(8))]
+struct Control([u8; 24]);
+
+/// Sends a descriptor to the process at the other end of a UNIX socket.
+///
+/// @method UringMachine#send_fd(sockfd, fd)
+/// @param sockfd [Integer] descriptor of the UNIX socket
+/// @param fd [Integer] the descriptor to send
+/// @return [Integer] fd
+/// @raise [SystemCallError] as sendmsg(2)
+/// @kernel 5.3
+/// @example
+///   machine.send_fd(socket, fd)
+unsafe extern "C" fn send_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; all the message points to is on this frame.
+    unsafe {
+        method(argc, argv, this, 2..=2, |caller, arguments| {
+            let socket = arguments.fd(0, "sockfd")?;
+            let fd = arguments.fd(1, "fd")?;
+            let (mut byte, mut control) = (0_u8, Control([0; 24]));
+            let mut piece = one_byte(&mut byte);
+            let mut message = message_of(&mut piece, &mut control);
+            message.msg_controllen = libc::CMSG_SPACE(4) as _;
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+            libc::CMSG_DATA(header).cast::<c_int>().write_unaligned(fd);
+            let entry = opcode::SendMsg::new(types::Fd(socket), &raw const message)
+                .flags(libc::MSG_NOSIGNAL as u32)
+                .build();
+            caller.operate(entry)?;
+            Ok(arguments.get(1))
+        })
+    }
+}
+
+/// Receives a descriptor that the process at the other end of a UNIX socket has sent; close-on-exec.
+///
+/// @method UringMachine#recv_fd(sockfd)
+/// @param sockfd [Integer] descriptor of the UNIX socket
+/// @return [Integer] the descriptor
+/// @raise [Errno::EINVAL] if the message has no descriptor
+/// @raise [EOFError] if the peer has closed the connection
+/// @raise [SystemCallError] as recvmsg(2)
+/// @kernel 5.3
+/// @example
+///   fd = machine.recv_fd(socket)
+unsafe extern "C" fn recv_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; all the message points to is on this frame.
+    unsafe {
+        method(argc, argv, this, 1..=1, |caller, arguments| {
+            let socket = types::Fd(arguments.fd(0, "sockfd")?);
+            let (mut byte, mut control) = (0_u8, Control([0; 24]));
+            let mut piece = one_byte(&mut byte);
+            let mut message = message_of(&mut piece, &mut control);
+            let entry = opcode::RecvMsg::new(socket, &raw mut message)
+                .flags(libc::MSG_CMSG_CLOEXEC as u32)
+                .build();
+            // The kernel shortens the length to what it has put there.
+            let result = caller.operate(entry);
+            let received = match result {
+                Ok(_) | Err(_) if message.msg_controllen as u32 >= libc::CMSG_LEN(4) => {
+                    let header = libc::CMSG_FIRSTHDR(&raw const message);
+                    let is_descriptor = !header.is_null()
+                        && (*header).cmsg_level == libc::SOL_SOCKET
+                        && (*header).cmsg_type == libc::SCM_RIGHTS;
+                    is_descriptor.then(|| libc::CMSG_DATA(header).cast::<c_int>().read_unaligned())
+                }
+                _ => None,
+            };
+            match (result, received) {
+                (Ok(_), Some(fd)) => Ok(number(fd)),
+                (Ok(0), None) => {
+                    Err(Raise::new(rb_sys::rb_eEOFError, "end of file reached").into())
+                }
+                (Ok(_), None) => Err(Raise::errno(libc::EINVAL).into()),
+                (Err(failure), None) => Err(failure),
+                (Err(failure), Some(fd)) => {
+                    // It came while the wait was being ended: nobody will get it.
+                    libc::close(fd);
+                    Err(failure)
+                }
+            }
+        })
+    }
+}
+
+fn one_byte(byte: &mut u8) -> libc::iovec {
+    libc::iovec {
+        iov_base: std::ptr::from_mut(byte).cast(),
+        iov_len: 1,
+    }
+}
+
+fn message_of(piece: &mut libc::iovec, control: &mut Control) -> libc::msghdr {
+    // SAFETY: an all-zero message is an empty one.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = control.0.len() as _;
+    message
+}
+
+/// The addresses of a host, by the system's resolver: /etc/hosts, DNS and whatever nsswitch.conf(5) names, in
+/// the order of getaddrinfo(3).
+unsafe extern "C" fn addresses_of(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+    unsafe {
+        method(argc, argv, this, 1..=1, |caller, arguments| {
+            let name = arguments.c_string(0, "hostname")?;
+            let found = resolver::resolve(caller.core, caller.me, name.clone())?;
+            if found.is_empty() {
+                return Err(addresses::unresolved(&name.to_string_lossy()).into());
+            }
+            let list = rb_sys::rb_ary_new();
+            for address in &found {
+                let text = rb_sys::rb_utf8_str_new(address.as_ptr().cast(), address.len() as _);
+                rb_sys::rb_ary_push(list, text);
+            }
+            Ok(list)
+        })
+    }
+}
+
+/// Defines the methods.
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: the functions are methods.
+    unsafe {
+        define_all(
+            class,
+            &[
+                (c"socket", socket),
+                (c"bind", bind),
+                (c"listen", listen),
+                (c"connect", connect),
+                (c"accept", accept),
+                (c"recv", recv),
+                (c"recvfrom", recvfrom),
+                (c"send", send),
+                (c"send_zc", send_zc),
+                (c"sendv", sendv),
+                (c"sendto", sendto),
+                (c"shutdown", shutdown),
+                (c"shutdown_async", shutdown_async),
+                (c"getsockopt", getsockopt),
+                (c"setsockopt", setsockopt),
+                (c"sockname", sockname),
+                (c"peername", peername),
+                (c"send_fd", send_fd),
+                (c"recv_fd", recv_fd),
+            ],
+        );
+        let name = c"system_addresses".as_ptr();
+        let function = std::mem::transmute::<*const (), unsafe extern "C" fn() -> VALUE>(
+            addresses_of as *const (),
+        );
+        rb_sys::rb_define_private_method(class, name, Some(function), -1);
+    }
+}

@@ -1,0 +1,388 @@
+//! Operations that complete again and again: accept_each, accept_into_queue, read_each, recv_each.
+
+use std::ffi::c_int;
+
+use uringmachine_runtime::stream::{Arrivals, Stream};
+use uringmachine_runtime::{opcode, types, Entry, OpKey, Wake};
+
+use super::{define_all, method, Caller};
+use crate::addresses;
+use crate::core::Resumption;
+use crate::descriptors::{self, Kind};
+use crate::memory::COPIED;
+use crate::queue;
+use crate::switch::{self, Failure};
+use crate::sys::{self, Raise, NIL, VALUE};
+
+/// How many bytes a stream may bring before it is stopped until they are consumed.
+pub const BYTES_AHEAD: usize = 256 << 10;
+
+/// A multishot operation of a fiber; given up with [`Running::stop`], in every case.
+pub struct Running {
+    op: OpKey,
+}
+
+impl Running {
+    /// Starts an operation that makes descriptors.
+    pub unsafe fn accept(caller: &Caller, fd: i32) -> Result<Self, Raise> {
+        let entry = opcode::AcceptMulti::new(types::Fd(fd))
+            .flags(libc::SOCK_CLOEXEC)
+            .build();
+        // SAFETY: the core is alive while one of its fibers runs a method.
+        unsafe { Self::start(caller, entry, Arrivals::descriptors()) }
+    }
+
+    /// Starts a receive, with flags of recv(2), or, without, a read. `None` if the descriptor or the
+    /// kernel does not offer it.
+    pub unsafe fn bytes(
+        caller: &Caller,
+        fd: i32,
+        receive: Option<i32>,
+    ) -> Result<Option<Self>, Raise> {
+        // SAFETY: as above.
+        unsafe {
+            let machine = &mut (*caller.core).machine;
+            let multishot = machine.features().read_multishot;
+            if receive.is_none() && !(multishot && descriptors::kind(fd) != Kind::File) {
+                return Ok(None);
+            }
+            let group = machine.buffer_group().map_err(|error| failed(&error))?;
+            let fd = types::Fd(fd);
+            let entry = match receive {
+                Some(flags) => opcode::RecvMulti::new(fd, group).flags(flags).build(),
+                None => opcode::ReadMulti::new(fd, 0, group)
+                    .offset(crate::arguments::CURRENT)
+                    .build(),
+            };
+            Self::start(caller, entry, Arrivals::bytes(BYTES_AHEAD)).map(Some)
+        }
+    }
+
+    unsafe fn start(caller: &Caller, entry: Entry, arrivals: Arrivals) -> Result<Self, Raise> {
+        // SAFETY: as above.
+        let started = unsafe { (*caller.core).machine.start_stream(entry, arrivals) };
+        match started {
+            Ok(op) => Ok(Self { op }),
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    /// A stream whose key was kept.
+    pub fn of(op: OpKey) -> Self {
+        Self { op }
+    }
+
+    /// The key of the operation.
+    pub fn op(&self) -> OpKey {
+        self.op
+    }
+
+    /// What it has brought.
+    pub unsafe fn state<'a>(&self, caller: &Caller) -> &'a mut Stream {
+        // SAFETY: the record lives until the stream is stopped, and no reference to it is held across a
+        // wait.
+        unsafe {
+            (*caller.core)
+                .machine
+                .stream(self.op)
+                .expect("a running stream has a record")
+        }
+    }
+
+    /// Waits until it has brought something, or has ended.
+    pub unsafe fn wait(&self, caller: &Caller) -> Result<(), Failure> {
+        // SAFETY: see `switch`.
+        unsafe {
+            let core = caller.core;
+            if let Some(raise) = (*core).take_pending(caller.me) {
+                return Err(raise.into());
+            }
+            let wait = (*core).machine.tasks.begin_wait(caller.me);
+            self.state(caller).wait = Some(wait);
+            let result = switch::wait(core, caller.me, None);
+            self.state(caller).wait = None;
+            let ended = match result {
+                Ok(Wake::Interrupt) => match (*core).take_resumption(caller.me) {
+                    Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
+                    Some(Resumption::Raise(raise)) => Err(raise.into()),
+                    None => Ok(()),
+                },
+                Ok(_) => Ok(()),
+                Err(state) => Err(Raise::Jump(state).into()),
+            };
+            (*core).finish_wait(caller.me);
+            ended
+        }
+    }
+
+    /// Ends it; what it still brings is thrown away, descriptors closed.
+    pub unsafe fn stop(self, caller: &Caller) {
+        // SAFETY: the core is alive while one of its fibers runs a method.
+        unsafe {
+            let _ = (*caller.core).machine.discard_stream(self.op);
+        }
+    }
+}
+
+fn failed(error: &std::io::Error) -> Raise {
+    Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL))
+}
+
+/// Accepts connections and hands each to `take`, until the socket is shut down.
+unsafe fn accept_all(
+    caller: &Caller,
+    fd: i32,
+    take: impl Fn(i32) -> Result<(), Raise>,
+) -> Result<(), Failure> {
+    // SAFETY: see `switch`; the stream is stopped in every case.
+    unsafe {
+        // A socket that is shut down answers EINVAL too, which is the end; one that never listened is
+        // told from it here.
+        if addresses::option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? == 0 {
+            return Err(Raise::errno(libc::EINVAL).into());
+        }
+        loop {
+            let running = Running::accept(caller, fd)?;
+            let ended = accept_each_of(caller, &running, &take);
+            running.stop(caller);
+            match ended {
+                // Ended without an error, or by a connection that was gone before it was accepted.
+                Ok(Some(result)) if result >= 0 || result == -libc::ECONNABORTED => {}
+                Ok(Some(result)) if result == -libc::EINVAL => return Ok(()),
+                Ok(Some(result)) => return Err(Raise::errno(-result).into()),
+                Ok(None) => return Ok(()),
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+}
+
+/// Hands on what a stream accepts until it ends; the result of its last completion.
+unsafe fn accept_each_of(
+    caller: &Caller,
+    running: &Running,
+    take: impl Fn(i32) -> Result<(), Raise>,
+) -> Result<Option<i32>, Failure> {
+    // SAFETY: see `switch`.
+    unsafe {
+        loop {
+            let stream = running.state(caller);
+            let next = match &mut stream.arrivals {
+                Arrivals::Descriptors(descriptors) => descriptors.pop_front(),
+                Arrivals::Bytes { .. } => None,
+            };
+            match (next, stream.ended) {
+                (Some(fd), _) => take(fd)?,
+                (None, Some(result)) => return Ok(Some(result)),
+                (None, None) => running.wait(caller)?,
+            }
+        }
+    }
+}
+
+/// Accepts connections, close-on-exec, and gives each to the block, until the socket is shut down or the
+/// block breaks. A connection that was accepted and not given to the block is closed.
+///
+/// @method UringMachine#accept_each(fd, &block)
+/// @param fd [Integer] descriptor of a listening socket
+/// @yieldparam connection [Integer] descriptor of the connection
+/// @return [nil] when the socket is shut down
+/// @raise [SystemCallError] as accept(2)
+/// @raise [ArgumentError] without a block
+/// @kernel 5.19
+/// @example
+///   machine.accept_each(server) { |fd| machine.spin { serve(fd) } }
+unsafe extern "C" fn accept_each(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the block's exceptions are stopped.
+    unsafe {
+        method(argc, argv, this, 1..=1, |caller, arguments| {
+            let fd = arguments.fd(0, "fd")?;
+            need_block("accept_each")?;
+            accept_all(&caller, fd, |connection| {
+                sys::protect(|| rb_sys::rb_yield(super::number(connection)))
+                    .map(drop)
+                    .map_err(Raise::Jump)?;
+                (*caller.core).current = caller.me;
+                Ok(())
+            })?;
+            Ok(NIL)
+        })
+    }
+}
+
+/// Accepts connections, close-on-exec, and pushes each to a queue, until the socket is shut down.
+///
+/// @method UringMachine#accept_into_queue(fd, queue)
+/// @param fd [Integer] descriptor of a listening socket
+/// @param queue [UringMachine::Queue]
+/// @return [nil] when the socket is shut down
+/// @raise [SystemCallError] as accept(2)
+/// @raise [TypeError] if queue is no UM::Queue
+/// @kernel 5.19
+/// @example
+///   machine.spin { machine.accept_into_queue(server, queue) }
+unsafe extern "C" fn accept_into_queue(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        method(argc, argv, this, 2..=2, |caller, arguments| {
+            let fd = arguments.fd(0, "fd")?;
+            let queue = arguments.get(1);
+            queue::check(queue)?;
+            accept_all(&caller, fd, |connection| {
+                queue::push(queue, super::number(connection));
+                Ok(())
+            })?;
+            Ok(NIL)
+        })
+    }
+}
+
+/// Reads until the end of the file and gives each piece to the block as it comes.
+///
+/// @method UringMachine#read_each(fd, &block)
+/// @param fd [Integer] file descriptor
+/// @yieldparam bytes [String] binary
+/// @return [nil] at the end of the file
+/// @raise [SystemCallError] as read(2)
+/// @raise [ArgumentError] without a block
+/// @kernel 6.7, with single reads on older ones and for regular files
+/// @example
+///   machine.read_each(fd) { |bytes| digest << bytes }
+unsafe extern "C" fn read_each(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: as `each`.
+    unsafe {
+        method(argc, argv, this, 1..=1, |caller, arguments| {
+            let fd = arguments.fd(0, "fd")?;
+            need_block("read_each")?;
+            each(&caller, fd, None)?;
+            Ok(NIL)
+        })
+    }
+}
+
+/// Receives until the peer is done and gives each piece to the block as it comes; of a datagram socket, each
+/// datagram.
+///
+/// @method UringMachine#recv_each(fd, flags = 0, &block)
+/// @param fd [Integer] file descriptor
+/// @param flags [Integer] as for `recv`
+/// @yieldparam bytes [String] binary
+/// @return [nil] at the end
+/// @raise [SystemCallError] as recv(2)
+/// @raise [ArgumentError] without a block
+/// @kernel 6.0
+/// @example
+///   machine.recv_each(fd, 0) { |bytes| parser << bytes }
+unsafe extern "C" fn recv_each(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: as `each`.
+    unsafe {
+        method(argc, argv, this, 1..=2, |caller, arguments| {
+            let fd = arguments.fd(0, "fd")?;
+            let flags = arguments.int_or(1, "flags", 0)?;
+            need_block("recv_each")?;
+            each(&caller, fd, Some(flags))?;
+            Ok(NIL)
+        })
+    }
+}
+
+fn need_block(method: &str) -> Result<(), Raise> {
+    // SAFETY: a plain accessor.
+    if unsafe { rb_sys::rb_block_given_p() } != 0 {
+        return Ok(());
+    }
+    Err(Raise::argument(&format!("no block given ({method})")))
+}
+
+unsafe fn each(caller: &Caller, fd: i32, receive: Option<i32>) -> Result<(), Failure> {
+    // SAFETY: see `switch`; the stream is stopped in every case.
+    unsafe {
+        loop {
+            let Some(running) = Running::bytes(caller, fd, receive)? else {
+                return each_by_single_reads(caller, fd);
+            };
+            let ended = each_of(caller, &running);
+            running.stop(caller);
+            match ended? {
+                Some(0) => return Ok(()),
+                Some(result) => return Err(Raise::errno(-result).into()),
+                None => {}
+            }
+        }
+    }
+}
+
+/// Yields what a stream brings until it ends: the result of its last completion, `None` if it is to be
+/// started again.
+unsafe fn each_of(caller: &Caller, running: &Running) -> Result<Option<i32>, Failure> {
+    // SAFETY: the String is made of the bytes before Ruby runs.
+    unsafe {
+        loop {
+            let stream = running.state(caller);
+            let resumable = stream.is_resumable();
+            if let Arrivals::Bytes { bytes, chunks, .. } = &mut stream.arrivals {
+                if let Some(length) = chunks.pop_front() {
+                    let string = new_string(&bytes.as_slice()[..length]);
+                    bytes.consume(length);
+                    yield_value(caller, string)?;
+                    continue;
+                }
+            }
+            match stream.ended {
+                Some(_) if resumable => return Ok(None),
+                Some(result) => return Ok(Some(result)),
+                None => running.wait(caller)?,
+            }
+        }
+    }
+}
+
+/// For what cannot be read by multishot: regular files, and older kernels.
+unsafe fn each_by_single_reads(caller: &Caller, fd: i32) -> Result<(), Failure> {
+    const LENGTH: usize = 16 * COPIED;
+    let mut memory = vec![0_u8; LENGTH];
+    loop {
+        // SAFETY: the vector is on this frame, which `operate` does not leave before the kernel is done.
+        unsafe {
+            let fd = types::Fd(fd);
+            let entry = opcode::Read::new(fd, memory.as_mut_ptr(), LENGTH as u32)
+                .offset(crate::arguments::CURRENT)
+                .build();
+            match caller.operate(entry)? {
+                0 => return Ok(()),
+                count => yield_value(caller, new_string(&memory[..count as usize]))?,
+            }
+        }
+    }
+}
+
+/// A binary String of bytes.
+pub unsafe fn new_string(bytes: &[u8]) -> VALUE {
+    // SAFETY: the bytes are copied.
+    unsafe { rb_sys::rb_str_new(bytes.as_ptr().cast(), bytes.len() as _) }
+}
+
+unsafe fn yield_value(caller: &Caller, value: VALUE) -> Result<(), Raise> {
+    // SAFETY: the block's exceptions are stopped.
+    unsafe {
+        sys::protect(|| rb_sys::rb_yield(value)).map_err(Raise::Jump)?;
+        (*caller.core).current = caller.me;
+        Ok(())
+    }
+}
+
+/// Defines the methods.
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: the functions are methods.
+    unsafe {
+        define_all(
+            class,
+            &[
+                (c"accept_each", accept_each),
+                (c"accept_into_queue", accept_into_queue),
+                (c"read_each", read_each),
+                (c"recv_each", recv_each),
+            ],
+        );
+    }
+}

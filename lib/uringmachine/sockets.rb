@@ -1,0 +1,86 @@
+# frozen_string_literal: true
+
+require "socket"
+
+class UringMachine
+  # Makes a buffered stream over a descriptor or an SSLSocket. With a block, gives it to the block and clears it
+  # however the block ends.
+  #
+  # @param target [Integer, OpenSSL::SSL::SSLSocket] file descriptor, or TLS connection
+  # @param mode [:fd, :socket, :ssl, nil] as for UM::IO.new
+  # @yieldparam io [UringMachine::IO]
+  # @return [UringMachine::IO, Object] the stream, or what the block returns
+  # @raise [TypeError] if target is neither
+  # @example
+  #   machine.io(fd) { |io| io.read_line }
+  def io(target, mode = nil)
+    io = IO.new(self, target, mode)
+    return io unless block_given?
+
+    begin
+      yield io
+    ensure
+      io.clear
+    end
+  end
+
+  # Makes a TCP socket that takes connections. An address may be bound again at once after it was closed
+  # (SO_REUSEADDR).
+  #
+  # @param host [String] IPv4 or IPv6 address, or a name, whose first address is taken
+  # @param port [Integer] 0 to 65535, 0 for any that is free
+  # @param backlog [Integer] the connections that may wait to be accepted
+  # @param reuse_port [Boolean] whether other sockets may take connections at the same address (SO_REUSEPORT)
+  # @return [Integer] file descriptor
+  # @raise [SystemCallError] as bind(2)
+  # @raise [Socket::ResolutionError] if the name has no address
+  # @example
+  #   server = machine.tcp_listen("127.0.0.1", 1234)
+  def tcp_listen(host, port, backlog: Socket::SOMAXCONN, reuse_port: false)
+    address = tcp_addresses(host, port).first
+    with_socket(family(address)) do |fd|
+      setsockopt(fd, Socket::SOL_SOCKET, Socket::SO_REUSEADDR, true)
+      setsockopt(fd, Socket::SOL_SOCKET, Socket::SO_REUSEPORT, true) if reuse_port
+      bind(fd, address, port)
+      listen(fd, backlog)
+    end
+  end
+
+  # Makes a TCP socket and connects it. A name with several addresses is tried address after address.
+  #
+  # @param host [String] IPv4 or IPv6 address, or a name
+  # @param port [Integer] 1 to 65535
+  # @return [Integer] file descriptor
+  # @raise [SystemCallError] as connect(2), of the last address
+  # @raise [Socket::ResolutionError] if the name has no address
+  # @example
+  #   fd = machine.tcp_connect("localhost", 1234)
+  def tcp_connect(host, port)
+    addresses = tcp_addresses(host, port)
+    addresses.each_with_index do |address, place|
+      return with_socket(family(address)) { |fd| connect(fd, address, port) }
+    rescue SystemCallError
+      raise if place == addresses.size - 1
+    end
+  end
+
+  private
+
+  def tcp_addresses(host, port)
+    raise TypeError, "host must be a String, not #{host.class}" unless host.is_a?(String)
+    raise TypeError, "port must be an Integer, not #{port.class}" unless port.is_a?(Integer)
+
+    host.match?(/\A[\d.]+\z|:/) ? [host] : system_addresses(host)
+  end
+
+  def family(address) = address.include?(":") ? Socket::AF_INET6 : Socket::AF_INET
+
+  # A new stream socket, closed if the block raises; returns it.
+  def with_socket(family)
+    fd = socket(family, Socket::SOCK_STREAM, 0, 0)
+    yield fd
+    done = fd
+  ensure
+    close(fd) if fd && !done
+  end
+end
