@@ -47,6 +47,8 @@ class UringMachine
 
   # A fiber that runs the methods of an object, one at a time, as messages ask for them. `spin_actor` and
   # `spin_thread_actor` make them.
+  #
+  # (Within it `raise` is Fiber#raise: Kernel.raise is what raises.)
   class Actor < Fiber
     # Ends an actor.
     class Stop < Error; end
@@ -113,11 +115,11 @@ class UringMachine
     # @example
     #   counter.call(UM::Queue.new, :get) #=> 0
     def call(mailbox, method, *arguments, **options)
-      raise TypeError, "mailbox must be a UM::Queue, not #{mailbox.class}" unless mailbox.is_a?(Queue)
+      Kernel.raise TypeError, "mailbox must be a UM::Queue, not #{mailbox.class}" unless mailbox.is_a?(Queue)
 
       post([mailbox, method, arguments, options])
       succeeded, result = (UringMachine.current || Thread.current.machine).shift(mailbox)
-      raise result unless succeeded
+      Kernel.raise result unless succeeded
 
       result
     end
@@ -135,7 +137,7 @@ class UringMachine
     private
 
     def post(message)
-      raise Error, "the actor has ended" if done?
+      Kernel.raise Error, "the actor has ended" if done?
 
       @machine.push(mailbox, message)
       self
@@ -143,11 +145,11 @@ class UringMachine
 
     def handle(mailbox, method, arguments, options)
       answer = [true, @target.__send__(method, *arguments, **options)]
-    rescue Stop
+    rescue Stop => e
       answer = [false, Error.new("the actor has ended")]
-      raise
+      Kernel.raise e
     rescue StandardError => e
-      raise unless mailbox
+      Kernel.raise e unless mailbox
 
       answer = [false, e]
     ensure

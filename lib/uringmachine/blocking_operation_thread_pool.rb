@@ -32,7 +32,7 @@ class UringMachine
 
       reset unless @pid == ::Process.pid
       answer = Queue.new
-      job = [callable, answer]
+      job = [callable, answer, machine]
       @jobs << job
       start_thread if @jobs.num_waiting.zero? && @threads.size < @max
       succeeded, result = machine.shift(answer)
@@ -56,9 +56,9 @@ class UringMachine
     def start_thread
       @threads << Thread.new(@jobs) do |jobs|
         Thread.current.name = "um-pool"
-        machine = UringMachine.new
-        while (callable, answer = jobs.pop)
-          machine.push(answer, run(callable)) if callable
+        loop do
+          callable, answer, machine = jobs.pop
+          machine&.push(answer, run(callable))
         end
       end
     end

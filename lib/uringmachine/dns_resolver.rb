@@ -3,26 +3,6 @@
 require "resolv"
 
 class UringMachine
-  # Looks a host up. Without a type the system's resolver does: /etc/hosts, DNS and whatever nsswitch.conf(5) names.
-  # With one, a DNS server that resolv.conf(5) names is asked for records of that type.
-  #
-  # @param hostname [String]
-  # @param type [Symbol, nil] :A, :AAAA, :CNAME, :MX, :NS, :PTR, :SOA, :SRV, :TXT …
-  # @return [Array] addresses as Strings; for :CNAME, :NS, :PTR names and for :TXT texts, as Strings; for other types
-  #   Resolv::DNS::Resource objects
-  # @raise [Socket::ResolutionError] if there is no such host, or no server answers
-  # @raise [ArgumentError] if the type is unknown
-  # @raise [TypeError] if hostname is no String
-  # @example
-  #   machine.resolve("localhost") #=> ["::1", "127.0.0.1"]
-  #   machine.resolve("example.com", :MX).map(&:exchange)
-  def resolve(hostname, type = nil)
-    raise TypeError, "hostname must be a String, not #{hostname.class}" unless hostname.is_a?(String)
-    return system_addresses(hostname) unless type
-
-    (@dns_resolver ||= DNSResolver.new(self)).resolve(hostname, type)
-  end
-
   # Asks DNS servers (RFC 1035), by UDP, and by TCP where an answer is too long for it.
   class DNSResolver
     # Seconds until the next server is asked, and rounds over all servers: resolv.conf(5)'s defaults.

@@ -3,6 +3,8 @@
 require "socket"
 
 class UringMachine
+  autoload :DNSResolver, File.join(__dir__, "dns_resolver.rb")
+
   # Makes a buffered stream over a descriptor or an SSLSocket. With a block, gives it to the block and clears it
   # however the block ends.
   #
@@ -62,6 +64,26 @@ class UringMachine
     rescue SystemCallError
       raise if place == addresses.size - 1
     end
+  end
+
+  # Looks a host up. Without a type the system's resolver does: /etc/hosts, DNS and whatever nsswitch.conf(5) names.
+  # With one, a DNS server that resolv.conf(5) names is asked for records of that type.
+  #
+  # @param hostname [String]
+  # @param type [Symbol, nil] :A, :AAAA, :CNAME, :MX, :NS, :PTR, :SOA, :SRV, :TXT …
+  # @return [Array] addresses as Strings; for :CNAME, :NS, :PTR names and for :TXT texts, as Strings; for other types
+  #   Resolv::DNS::Resource objects
+  # @raise [Socket::ResolutionError] if there is no such host, or no server answers
+  # @raise [ArgumentError] if the type is unknown
+  # @raise [TypeError] if hostname is no String
+  # @example
+  #   machine.resolve("localhost") #=> ["::1", "127.0.0.1"]
+  #   machine.resolve("example.com", :MX).map(&:exchange)
+  def resolve(hostname, type = nil)
+    raise TypeError, "hostname must be a String, not #{hostname.class}" unless hostname.is_a?(String)
+    return system_addresses(hostname) unless type
+
+    (@dns_resolver ||= DNSResolver.new(self)).resolve(hostname, type)
   end
 
   private

@@ -4,6 +4,7 @@ mod addresses;
 mod arguments;
 mod async_op;
 mod blocking;
+mod constants;
 mod core;
 mod descriptors;
 mod durations;
@@ -35,6 +36,7 @@ pub unsafe extern "C" fn Init_uringmachine() {
         rb_sys::rb_ext_ractor_safe(true);
         let class = um::define();
         errors::define(class);
+        constants::define(class);
         machine::define(class);
         async_op::define(class);
         queue::define(class);
