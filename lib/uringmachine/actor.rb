@@ -118,7 +118,8 @@ class UringMachine
       Kernel.raise TypeError, "mailbox must be a UM::Queue, not #{mailbox.class}" unless mailbox.is_a?(Queue)
 
       post([mailbox, method, arguments, options])
-      succeeded, result = (UringMachine.current || Thread.current.machine).shift(mailbox)
+      machine = @machine.owned? ? @machine : UringMachine.current || Thread.current.machine
+      succeeded, result = machine.shift(mailbox)
       Kernel.raise result unless succeeded
 
       result

@@ -379,7 +379,7 @@ unsafe extern "C" fn sidecar_stop(this: VALUE) -> VALUE {
     this
 }
 
-/// The machine that the current thread used first of those it still has.
+/// The machine that the current thread took into use last.
 ///
 /// @method UringMachine.current
 /// @return [UringMachine, nil] nil if the thread has used none
@@ -390,11 +390,28 @@ unsafe extern "C" fn current(_class: VALUE) -> VALUE {
     let thread = unsafe { sys::rb_thread_current() };
     bound()
         .iter()
+        .rev()
         .find(|bound| unsafe {
             // SAFETY: as above.
             (*bound.core).thread() == thread && !(*bound.core).is_forked()
         })
         .map_or(NIL, |bound| bound.object)
+}
+
+/// @method UringMachine#owned?
+/// @return [Boolean] whether the current thread may use the machine: it does already, or nobody does yet
+/// @example
+///   UM.new.owned? #=> true
+unsafe extern "C" fn is_owned(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    unsafe {
+        sys::method(|| {
+            let core = core(this)?;
+            let thread = (*core).thread();
+            let free = thread == NIL || thread == sys::rb_thread_current();
+            Ok(sys::boolean(free && !(*core).is_forked()))
+        })
+    }
 }
 
 /// Asks whether the kernel and the sandbox allow io_uring. Never raises.
@@ -436,6 +453,7 @@ pub unsafe fn define() -> VALUE {
         rb_sys::rb_gc_register_mark_object(root);
         sys::define_method(class, c"initialize", initialize as *const (), -1);
         sys::define_method(class, c"size", size as *const (), 0);
+        sys::define_method(class, c"owned?", is_owned as *const (), 0);
         sys::define_method(class, c"sqpoll_mode?", is_sqpoll as *const (), 0);
         sys::define_method(class, c"sidecar_mode?", is_sidecar as *const (), 0);
         sys::define_method(class, c"sidecar_start", sidecar_start as *const (), 0);

@@ -1,0 +1,207 @@
+# frozen_string_literal: true
+
+require_relative "../test_helper"
+
+# UM::Queue and UM::Mutex.
+class TestSync < MachineTest
+  class TooLate < StandardError; end
+
+  def test_a_queue_gives_from_both_ends
+    queue = UM::Queue.new
+    assert_same queue, machine.push(queue, 1)
+    machine.push(queue, 2)
+    assert_same queue, machine.unshift(queue, 0)
+    assert_equal 3, queue.count
+    assert_equal 0, machine.shift(queue)
+    assert_equal 2, machine.pop(queue)
+    assert_equal 1, machine.pop(queue)
+    assert_equal 0, queue.count
+  end
+
+  def test_any_mix_of_pops_and_shifts_behaves_as_an_array
+    queue = UM::Queue.new
+    model = []
+    random = Random.new(1)
+    5_000.times do |number|
+      case random.rand(model.empty? ? 2 : 4)
+      when 0 then machine.push(queue, number) && model.push(number)
+      when 1 then machine.unshift(queue, number) && model.unshift(number)
+      when 2 then assert_equal model.pop, machine.pop(queue)
+      when 3 then assert_equal model.shift, machine.shift(queue)
+      end
+      assert_equal model.size, queue.count
+    end
+  end
+
+  def test_fibers_wait_for_values_first_come_first_served
+    queue = UM::Queue.new
+    got = []
+    fibers = Array.new(3) { |number| machine.spin { got << [number, machine.shift(queue)] } }
+    machine.snooze
+    assert_equal 3, queue.num_waiting
+    3.times { |number| machine.push(queue, number) }
+    machine.join(fibers)
+    assert_equal [[0, 0], [1, 1], [2, 2]], got
+  end
+
+  def test_exceptions_and_nil_are_values_like_others
+    queue = UM::Queue.new
+    error = TooLate.new
+    machine.push(queue, error)
+    machine.push(queue, nil)
+    assert_same error, machine.shift(queue)
+    assert_nil machine.shift(queue)
+  end
+
+  def test_a_wait_that_is_cut_off_loses_no_value
+    queue = UM::Queue.new
+    assert_raises(TooLate) { machine.timeout(0.005, TooLate) { machine.shift(queue) } }
+    assert_equal 0, queue.num_waiting
+    machine.push(queue, :kept)
+    assert_equal :kept, machine.shift(queue)
+  end
+
+  def test_a_fiber_that_is_woken_and_then_ended_leaves_the_value_to_the_next
+    queue = UM::Queue.new
+    first = machine.spin { machine.shift(queue) }
+    second = machine.spin { machine.shift(queue) }
+    machine.snooze
+    machine.push(queue, :value)
+    machine.terminate(first)
+    machine.join(first)
+    # It was woken first, so it has the value, and was to be ended at its next wait.
+    assert_equal :value, first.result
+    machine.push(queue, :other)
+    assert_equal :other, machine.join(second)
+  end
+
+  def test_queues_between_threads
+    queue = UM::Queue.new
+    back = UM::Queue.new
+    threads = Array.new(3) do
+      Thread.new do
+        other = UM.new
+        while (number = other.shift(queue))
+          other.push(back, number * 10)
+        end
+      end
+    end
+    100.times { |number| machine.push(queue, number) }
+    assert_equal Array.new(100) { |number| number * 10 }, Array.new(100) { machine.shift(back) }.sort
+    3.times { machine.push(queue, nil) }
+    threads.each(&:join)
+  end
+
+  def test_the_values_of_a_queue_are_kept
+    queue = UM::Queue.new
+    1000.times { |number| machine.push(queue, "value #{number}") }
+    GC.start
+    GC.compact
+    1000.times { |number| assert_equal "value #{number}", machine.shift(queue) }
+  end
+
+  def test_a_push_to_a_fiber_of_a_machine_that_is_gone_does_no_harm
+    queue = UM::Queue.new
+    Thread.new do
+      other = UM.new
+      other.spin { other.shift(queue) }
+      other.snooze
+    end.join
+    GC.start
+    machine.push(queue, 1)
+    assert_equal 1, machine.shift(queue)
+  end
+
+  def test_bad_queues
+    %i[push unshift].each { |method| assert_names("queue", TypeError) { machine.public_send(method, [], 1) } }
+    %i[pop shift].each { |method| assert_names("queue", TypeError) { machine.public_send(method, nil) } }
+    assert_names("queue", TypeError) { machine.shift(UM::Mutex.new) }
+  end
+
+  def test_a_mutex_lets_one_fiber_in_at_a_time
+    mutex = UM::Mutex.new
+    inside = most = 0
+    fibers = Array.new(10) do |number|
+      machine.spin do
+        machine.synchronize(mutex) do
+          most = [most, inside += 1].max
+          machine.sleep(number.even? ? 0.001 : 0)
+          inside -= 1
+          number
+        end
+      end
+    end
+    assert_equal (0..9).to_a, machine.join(fibers)
+    assert_equal 1, most
+    refute_predicate mutex, :locked?
+  end
+
+  def test_the_block_has_the_mutex_and_gives_it_back_however_it_ends
+    mutex = UM::Mutex.new
+    assert_equal [true, true], machine.synchronize(mutex) { [mutex.locked?, mutex.owned?] }
+    assert_raises(TooLate) { machine.synchronize(mutex) { raise TooLate } }
+    assert_equal(1, catch(:out) { machine.synchronize(mutex) { throw :out, 1 } })
+    refute_predicate mutex, :locked?
+    refute_predicate mutex, :owned?
+  end
+
+  def test_locking_it_again_is_an_error
+    mutex = UM::Mutex.new
+    machine.synchronize(mutex) { assert_raises(UM::Error) { machine.synchronize(mutex) { flunk } } }
+    refute_predicate mutex, :locked?
+  end
+
+  def test_an_exception_while_waiting_changes_nothing
+    mutex = UM::Mutex.new
+    release = UM::Queue.new
+    holder = machine.spin { machine.synchronize(mutex) { machine.shift(release) } }
+    machine.snooze
+    assert_raises(TooLate) { machine.timeout(0.005, TooLate) { machine.synchronize(mutex) { flunk } } }
+    assert_predicate mutex, :locked?
+    refute_predicate mutex, :owned?
+    third = machine.spin { machine.synchronize(mutex) { :third } }
+    machine.snooze
+    machine.push(release, :done)
+    assert_equal %i[done third], machine.join(holder, third)
+  end
+
+  def test_a_fiber_that_is_woken_and_then_ended_leaves_the_mutex_to_the_next
+    mutex = UM::Mutex.new
+    release = UM::Queue.new
+    holder = machine.spin { machine.synchronize(mutex) { machine.shift(release) } }
+    machine.snooze
+    waiting = Array.new(2) { machine.spin { machine.synchronize(mutex) { :had_it } } }
+    machine.snooze
+    machine.push(release, nil)
+    machine.terminate(waiting.first)
+    machine.join(holder)
+    assert_equal :had_it, machine.join(waiting.last)
+    machine.join(waiting.first)
+    refute_predicate mutex, :locked?
+  end
+
+  def test_a_mutex_between_threads
+    mutex = UM::Mutex.new
+    count = 0
+    threads = Array.new(4) do
+      Thread.new do
+        other = UM.new
+        50.times do
+          other.synchronize(mutex) do
+            before = count
+            other.sleep(0)
+            Thread.pass
+            count = before + 1
+          end
+        end
+      end
+    end
+    threads.each(&:join)
+    assert_equal 200, count
+  end
+
+  def test_bad_mutexes
+    assert_names("mutex", TypeError) { machine.synchronize(Thread::Mutex.new) {} }
+    assert_raises(ArgumentError) { machine.synchronize(UM::Mutex.new) }
+  end
+end
