@@ -10,7 +10,7 @@ require "uringmachine"
 # What every test may use.
 class PatientTest < Minitest::Test
   # Longer than any test takes, on any machine: a test that hangs says where.
-  PATIENCE = 60
+  PATIENCE = Integer(ENV.fetch("UM_TEST_PATIENCE", 60))
 
   def setup
     @watchdog = Thread.new do

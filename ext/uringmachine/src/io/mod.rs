@@ -14,7 +14,7 @@ use uringmachine_runtime::{opcode, types, OpKey};
 
 use crate::arguments::{self, Arguments, CURRENT};
 use crate::core::Discards;
-use crate::machine::streams::Running;
+use crate::machine::streams::{Running, NOT_POLLABLE};
 use crate::machine::transfer::{write_all, Sink};
 use crate::machine::{answer, define_all, Answer, Caller, Method};
 use crate::switch::Failure;
@@ -47,6 +47,8 @@ struct Io {
     /// Where operations go that nobody will stop.
     discards: Option<Discards>,
     ended: bool,
+    /// Multishot reads are refused on it.
+    single: bool,
     consumed: u64,
     /// A fiber reads.
     busy: bool,
@@ -82,6 +84,7 @@ unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
         op: None,
         discards: None,
         ended: false,
+        single: false,
         consumed: 0,
         busy: false,
     });
@@ -154,10 +157,13 @@ impl Reader {
         unsafe {
             loop {
                 if (*io).op.is_none() {
+                    if (*io).single {
+                        return self.more_by_single_read();
+                    }
                     let receive = ((*io).mode == Mode::Socket).then_some(0);
                     match Running::bytes(&self.caller, (*io).fd, receive)? {
                         Some(running) => (*io).op = Some(running.op()),
-                        None => return self.more_by_single_read(),
+                        None => (*io).single = true,
                     }
                 }
                 let Some(op) = (*io).op else { continue };
@@ -179,6 +185,7 @@ impl Reader {
                 }
                 match ended {
                     Some(_) if resumable => {}
+                    Some(NOT_POLLABLE) if (*io).mode == Mode::Fd => (*io).single = true,
                     Some(0) => return Ok(More::End),
                     Some(result) => return Err(Raise::errno(-result).into()),
                     None => running.wait(&self.caller)?,

@@ -57,6 +57,9 @@ impl Reader {
             let bytes = self.bytes().as_slice();
             if let Some(place) = find(b'\n', &bytes[searched..]) {
                 let end = searched + place;
+                if end > LONGEST_LINE {
+                    return Err(protocol("a line is too long"));
+                }
                 if end == 0 || bytes[end - 1] != b'\r' {
                     return Err(protocol("a line does not end with CR LF"));
                 }

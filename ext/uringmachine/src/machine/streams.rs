@@ -294,22 +294,38 @@ fn need_block(method: &str) -> Result<(), Raise> {
     Err(Raise::argument(&format!("no block given ({method})")))
 }
 
+/// What a multishot read of a descriptor answers that cannot be polled, such as /dev/random's.
+pub const NOT_POLLABLE: i32 = -libc::EBADFD;
+
 unsafe fn each(caller: &Caller, fd: i32, receive: Option<i32>) -> Result<(), Failure> {
     // SAFETY: see `switch`; the stream is stopped in every case.
     unsafe {
+        if receive.is_some() && is_of_messages(fd) {
+            return each_by_single_reads(caller, fd, receive);
+        }
         loop {
             let Some(running) = Running::bytes(caller, fd, receive)? else {
-                return each_by_single_reads(caller, fd);
+                return each_by_single_reads(caller, fd, receive);
             };
             let ended = each_of(caller, &running);
             running.stop(caller);
             match ended? {
                 Some(0) => return Ok(()),
+                Some(NOT_POLLABLE) if receive.is_none() => {
+                    return each_by_single_reads(caller, fd, receive)
+                }
                 Some(result) => return Err(Raise::errno(-result).into()),
                 None => {}
             }
         }
     }
+}
+
+/// Whether a socket keeps messages apart: one that does not fit into what is left of a provided buffer would
+/// be cut off.
+fn is_of_messages(fd: i32) -> bool {
+    addresses::option(fd, libc::SOL_SOCKET, libc::SO_TYPE)
+        .is_ok_and(|kind| kind != libc::SOCK_STREAM)
 }
 
 /// Yields what a stream brings until it ends: the result of its last completion, `None` if it is to be
@@ -337,17 +353,27 @@ unsafe fn each_of(caller: &Caller, running: &Running) -> Result<Option<i32>, Fai
     }
 }
 
-/// For what cannot be read by multishot: regular files, and older kernels.
-unsafe fn each_by_single_reads(caller: &Caller, fd: i32) -> Result<(), Failure> {
+/// For what cannot be read by multishot: regular files, messages, and older kernels.
+unsafe fn each_by_single_reads(
+    caller: &Caller,
+    fd: i32,
+    receive: Option<i32>,
+) -> Result<(), Failure> {
     const LENGTH: usize = 16 * COPIED;
     let mut memory = vec![0_u8; LENGTH];
     loop {
         // SAFETY: the vector is on this frame, which `operate` does not leave before the kernel is done.
         unsafe {
             let fd = types::Fd(fd);
-            let entry = opcode::Read::new(fd, memory.as_mut_ptr(), LENGTH as u32)
-                .offset(crate::arguments::CURRENT)
-                .build();
+            let room = memory.as_mut_ptr();
+            let entry = match receive {
+                Some(flags) => opcode::Recv::new(fd, room, LENGTH as u32)
+                    .flags(flags)
+                    .build(),
+                None => opcode::Read::new(fd, room, LENGTH as u32)
+                    .offset(crate::arguments::CURRENT)
+                    .build(),
+            };
             match caller.operate(entry)? {
                 0 => return Ok(()),
                 count => yield_value(caller, new_string(&memory[..count as usize]))?,
