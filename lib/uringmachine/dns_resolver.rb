@@ -60,7 +60,7 @@ class UringMachine
     end
 
     def records(answer, resource)
-      answer.each_answer.filter_map do |_name, _ttl, record|
+      answer.answer.filter_map do |_name, _ttl, record|
         next unless record.is_a?(resource)
 
         case record
@@ -127,9 +127,11 @@ class UringMachine
     # The answer, if it is one to that question.
     def decode(bytes, question)
       answer = Resolv::DNS::Message.decode(bytes)
-      answer if answer.qr == 1 && answer.id == question.id && answer.question == question.question
+      answer if answer.qr == 1 && answer.id == question.id && asked(answer) == asked(question)
     rescue Resolv::DNS::DecodeError
       nil
     end
+
+    def asked(message) = message.question.map { |name, type| [name.to_s.downcase, type] }
   end
 end

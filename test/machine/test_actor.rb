@@ -1,0 +1,131 @@
+# frozen_string_literal: true
+
+require_relative "../test_helper"
+
+# UM::Actor, and UM::BlockingOperationThreadPool.
+class TestActor < MachineTest
+  class Failed < StandardError; end
+
+  # What the actors run.
+  module Counter
+    def setup(count = 0, torn_down: nil)
+      @count = count
+      @torn_down = torn_down
+    end
+
+    def teardown = @torn_down&.push(:torn_down)
+    def increment = @count += 1
+    def get = @count
+    def add(number, times: 1) = @count += number * times
+    def fail = raise(Failed)
+    def thread = Thread.current
+  end
+
+  def test_an_actor_answers_calls_and_takes_casts
+    actor = machine.spin_actor(Counter, 5)
+    mailbox = UM::Queue.new
+    assert_kind_of Fiber, actor
+    assert_equal 5, actor.call(mailbox, :get)
+    assert_equal 6, actor.call(mailbox, :increment)
+    assert_same actor, actor.cast(:increment)
+    assert_equal 13, actor.call(mailbox, :add, 2, times: 3)
+    assert_same actor, actor.stop
+    machine.join(actor)
+  end
+
+  def test_what_a_call_raises_is_raised_by_the_caller_and_the_actor_goes_on
+    actor = machine.spin_actor(Counter)
+    assert_raises(Failed) { actor.call(UM::Queue.new, :fail) }
+    assert_equal 1, actor.call(UM::Queue.new, :increment)
+    assert_raises(NoMethodError) { actor.call(UM::Queue.new, :nothing) }
+  end
+
+  def test_what_a_cast_raises_ends_the_actor_and_tells_who_waits
+    actor = machine.spin_actor(Counter)
+    caller = machine.spin { actor.cast(:fail).call(UM::Queue.new, :get) }
+    assert_instance_of UM::Error, machine.join(caller)
+    assert_instance_of Failed, machine.join(actor)
+    assert_raises(UM::Error) { actor.cast(:get) }
+    assert_raises(UM::Error) { actor.call(UM::Queue.new, :get) }
+  end
+
+  def test_teardown_is_called_at_the_end
+    seen = []
+    actor = machine.spin_actor(Counter, 0, torn_down: seen)
+    actor.stop
+    machine.join(actor)
+    assert_equal [:torn_down], seen
+  end
+
+  def test_an_actor_on_a_thread_of_its_own
+    actor = machine.spin_thread_actor(Counter, 7)
+    mailbox = UM::Queue.new
+    assert_equal 8, actor.call(mailbox, :increment)
+    refute_equal Thread.current, actor.call(mailbox, :thread)
+    assert_raises(Failed) { actor.call(mailbox, :fail) }
+    other = machine.spin { machine.sleep(0) && :ran }
+    assert_equal 8, actor.call(mailbox, :get)
+    assert_equal :ran, machine.join(other)
+    actor.stop
+    machine.join(actor)
+  end
+
+  def test_bad_arguments
+    assert_names("mod", TypeError) { machine.spin_actor(1) }
+    assert_names("mod", TypeError) { machine.spin_thread_actor("x") }
+    assert_raises(ArgumentError) { machine.spin_thread_actor(Counter, 1, 2, 3) }
+    actor = machine.spin_actor(Counter)
+    assert_names("mailbox", TypeError) { actor.call([], :get) }
+  end
+
+  def test_the_pool_runs_what_blocks_while_other_fibers_run
+    pool = UM::BlockingOperationThreadPool.new(2)
+    release = Thread::Queue.new
+    fibers = Array.new(4) { |number| machine.spin { pool.process(machine, -> { release.pop && number }) } }
+    ticks = 0
+    ticker = machine.spin { 10.times { machine.sleep(0.001) && ticks += 1 } }
+    machine.join(ticker)
+    assert_equal 10, ticks
+    4.times { release << true }
+    assert_equal [0, 1, 2, 3], machine.join(fibers)
+  end
+
+  def test_the_pool_raises_what_is_raised_and_goes_on
+    pool = UM::BlockingOperationThreadPool.new(1)
+    assert_raises(Failed) { pool.process(machine, -> { raise Failed }) }
+    assert_raises(NotImplementedError) { pool.process(machine, -> { raise NotImplementedError }) }
+    assert_equal 1, pool.process(machine, -> { 1 })
+  end
+
+  def test_a_wait_for_the_pool_can_be_cut_off
+    pool = UM::BlockingOperationThreadPool.new(1)
+    release = Thread::Queue.new
+    running = machine.spin { pool.process(machine, -> { release.pop }) }
+    machine.snooze
+    begun = false
+    assert_raises(Failed) { machine.timeout(0.002, Failed) { pool.process(machine, -> { begun = true }) } }
+    release << :done
+    assert_equal :done, machine.join(running)
+    assert_equal 2, pool.process(machine, -> { 2 })
+    refute begun
+  end
+
+  def test_a_child_of_fork_has_threads_of_its_own
+    pool = UM::BlockingOperationThreadPool.new(1)
+    pool.process(machine, -> { 1 })
+    reader, writer = IO.pipe
+    pid = fork do
+      writer.print pool.process(UM.new, -> { 2 })
+      exit!(0)
+    end
+    writer.close
+    assert_equal "2", reader.read
+    Process.wait(pid)
+  end
+
+  def test_bad_pools
+    assert_names("max", TypeError) { UM::BlockingOperationThreadPool.new("1") }
+    assert_names("max", ArgumentError) { UM::BlockingOperationThreadPool.new(0) }
+    assert_names("callable", TypeError) { UM::BlockingOperationThreadPool.new.process(machine, 1) }
+  end
+end
