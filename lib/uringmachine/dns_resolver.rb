@@ -124,10 +124,12 @@ class UringMachine
       end
     end
 
-    # The answer, if it is one to that question.
+    # The answer, if it is one to that question. Of one that was cut off only the header is decoded.
     def decode(bytes, question)
       answer = Resolv::DNS::Message.decode(bytes)
-      answer if answer.qr == 1 && answer.id == question.id && asked(answer) == asked(question)
+      return unless answer.id == question.id
+
+      answer if answer.tc == 1 || (answer.qr == 1 && asked(answer) == asked(question))
     rescue Resolv::DNS::DecodeError
       nil
     end
