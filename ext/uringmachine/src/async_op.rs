@@ -164,6 +164,7 @@ unsafe extern "C" fn cancel(this: VALUE) -> VALUE {
 /// Waits until its time is up.
 ///
 /// @method UringMachine::AsyncOp#await
+/// @alias UringMachine::AsyncOp#join
 /// @return [Integer] -ETIME
 /// @raise [Errno::ECANCELED] if it is cancelled meanwhile. An exception that ends the wait cancels it too
 /// @example

@@ -118,7 +118,16 @@ impl Scheduler {
     }
 }
 
-/// UM::FiberScheduler.new(machine = nil)
+/// Makes a scheduler, to be given to Fiber.set_scheduler.
+///
+/// @method UringMachine::FiberScheduler.new(machine = nil)
+/// @param machine [UringMachine, nil] the machine it runs on; nil is a new one
+/// @return [UringMachine::FiberScheduler]
+/// @raise [UringMachine::UnsupportedError] if the kernel or the sandbox refuses io_uring
+/// @raise [ArgumentError] if the machine belongs to another thread
+/// @kernel 6.1
+/// @example
+///   Fiber.set_scheduler(UM::FiberScheduler.new)
 unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments.
     unsafe {
@@ -149,7 +158,14 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
     }
 }
 
-/// Starts a fiber at once and returns it when it first waits, or ends.
+/// Starts a fiber at once and returns it when it first waits, or ends. Fiber.schedule calls it.
+///
+/// @method UringMachine::FiberScheduler#fiber(storage: nil, &block)
+/// @param storage [Hash, true, nil] as of Fiber.new
+/// @return [Fiber]
+/// @raise [ArgumentError] without a block
+/// @example
+///   Fiber.schedule { sleep 1 }
 unsafe extern "C" fn fiber(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments; see `switch` on frames and unwinding.
     unsafe {
@@ -315,7 +331,12 @@ unsafe fn run_all(core: *mut Core) -> Result<(), Raise> {
     }
 }
 
-/// run: drives the fibers until none waits.
+/// Drives the fibers until none waits.
+///
+/// @method UringMachine::FiberScheduler#run
+/// @return [true]
+/// @example
+///   scheduler.run
 unsafe extern "C" fn run(this: VALUE) -> VALUE {
     // SAFETY: see `switch`.
     unsafe {
@@ -327,8 +348,14 @@ unsafe extern "C" fn run(this: VALUE) -> VALUE {
     }
 }
 
-/// scheduler_close: waits for the fibers, or unwinds them if the thread is being ended, and gives
-/// the ring back.
+/// Waits for the fibers, or unwinds them if the thread is being ended, and gives the ring back. Ruby calls
+/// it when the scheduler is replaced, and at the thread's end.
+///
+/// @method UringMachine::FiberScheduler#scheduler_close
+/// @return [nil]
+/// @raise [RuntimeError] if it is closed already
+/// @example
+///   Fiber.set_scheduler(nil) # calls it
 unsafe extern "C" fn scheduler_close(this: VALUE) -> VALUE {
     // SAFETY: see `switch`.
     unsafe {
@@ -447,7 +474,13 @@ unsafe fn next_to_kill(
     }
 }
 
-/// close: as `Fiber.set_scheduler(nil)` where the scheduler is installed.
+/// Closes the scheduler: as `Fiber.set_scheduler(nil)` where it is installed.
+///
+/// @method UringMachine::FiberScheduler#close
+/// @return [nil]
+/// @raise [RuntimeError] if it is closed already
+/// @example
+///   scheduler.close
 unsafe extern "C" fn close(this: VALUE) -> VALUE {
     // SAFETY: plain accessors; set_scheduler calls scheduler_close and may raise, with nothing here
     // to drop.
@@ -459,7 +492,10 @@ unsafe extern "C" fn close(this: VALUE) -> VALUE {
     }
 }
 
-/// closed?
+/// @method UringMachine::FiberScheduler#closed?
+/// @return [Boolean]
+/// @example
+///   scheduler.closed? #=> false
 unsafe extern "C" fn is_closed(this: VALUE) -> VALUE {
     // SAFETY: the type is checked.
     if unsafe { get(this).closed } {
@@ -469,7 +505,12 @@ unsafe extern "C" fn is_closed(this: VALUE) -> VALUE {
     }
 }
 
-/// waiting: the fibers that wait in the machine or are about to go on.
+/// The fibers that wait in the machine or are about to go on.
+///
+/// @method UringMachine::FiberScheduler#waiting
+/// @return [Array<Fiber>]
+/// @example
+///   scheduler.waiting.size #=> 0
 unsafe extern "C" fn waiting(this: VALUE) -> VALUE {
     // SAFETY: the array is on this frame.
     unsafe {
@@ -485,7 +526,12 @@ unsafe extern "C" fn waiting(this: VALUE) -> VALUE {
     }
 }
 
-/// transfer: gives the thread to the root fiber, without being woken by anything.
+/// Gives the thread to the root fiber, without being woken by anything.
+///
+/// @method UringMachine::FiberScheduler#transfer
+/// @return [nil]
+/// @example
+///   scheduler.transfer
 unsafe extern "C" fn transfer(this: VALUE) -> VALUE {
     // SAFETY: see `switch`; nothing here needs dropping.
     unsafe {
@@ -507,18 +553,32 @@ unsafe extern "C" fn transfer(this: VALUE) -> VALUE {
     }
 }
 
-/// machine: the UM the scheduler runs on.
+/// @method UringMachine::FiberScheduler#machine
+/// @return [UringMachine] the machine the scheduler runs on
+/// @example
+///   Fiber.scheduler.machine.metrics
 unsafe extern "C" fn machine(this: VALUE) -> VALUE {
     // SAFETY: the type is checked.
     unsafe { get(this).machine }
 }
 
+/// Whether what any fiber fails by is raised in the root fiber.
+///
+/// @method UringMachine::FiberScheduler#abort_on_exception=(value)
+/// @param value [Boolean]
+/// @return [Boolean] value
+/// @example
+///   scheduler.abort_on_exception = true
 unsafe extern "C" fn set_abort_on_exception(this: VALUE, value: VALUE) -> VALUE {
     // SAFETY: the type is checked.
     unsafe { get(this).abort_on_exception = sys::truthy(value) };
     value
 }
 
+/// @method UringMachine::FiberScheduler#abort_on_exception
+/// @return [Boolean] whether what any fiber fails by is raised in the root fiber
+/// @example
+///   scheduler.abort_on_exception #=> false
 unsafe extern "C" fn abort_on_exception(this: VALUE) -> VALUE {
     // SAFETY: the type is checked.
     if unsafe { get(this).abort_on_exception } {

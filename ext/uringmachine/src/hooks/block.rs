@@ -9,7 +9,14 @@ use crate::scheduler::get;
 use crate::switch;
 use crate::sys::{self, FALSE, NIL, TRUE, VALUE};
 
-/// block(blocker, timeout = nil): waits until `unblock`; true if that came, false after the timeout.
+/// Waits until `unblock`. Ruby calls it for Mutex, Queue, ConditionVariable and Thread#join.
+///
+/// @method UringMachine::FiberScheduler#block(blocker, timeout = nil)
+/// @param blocker [Object] what is waited for
+/// @param timeout [Numeric, nil] seconds
+/// @return [Boolean] true if it was unblocked, false after the timeout
+/// @example
+///   scheduler.block(mutex, 0.1) #=> false
 unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments; see `switch`.
     unsafe {
@@ -42,8 +49,14 @@ unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALU
     }
 }
 
-/// unblock(blocker, fiber): ends the fiber's `block` or `kernel_sleep`. From any thread, any number of
-/// times, for any fiber.
+/// Ends a fiber's `block` or `kernel_sleep`. From any thread, any number of times, for any fiber.
+///
+/// @method UringMachine::FiberScheduler#unblock(blocker, fiber)
+/// @param blocker [Object]
+/// @param fiber [Fiber]
+/// @return [nil]
+/// @example
+///   scheduler.unblock(mutex, fiber)
 unsafe extern "C" fn unblock(this: VALUE, blocker: VALUE, fiber: VALUE) -> VALUE {
     // SAFETY: called with the GVL, which guards the tasks while their thread sleeps or not.
     unsafe {
@@ -77,8 +90,14 @@ unsafe extern "C" fn unblock(this: VALUE, blocker: VALUE, fiber: VALUE) -> VALUE
     }
 }
 
-/// fiber_interrupt(fiber, exception): raises in a fiber that waits, because its IO is being closed.
-/// `fiber` is a Fiber or, from Ruby 4.1, whatever answers alive? and raise.
+/// Raises in a fiber that waits, because its IO is being closed. From any thread.
+///
+/// @method UringMachine::FiberScheduler#fiber_interrupt(fiber, exception)
+/// @param fiber [Fiber, #raise] from Ruby 4.1 on, whatever answers alive? and raise
+/// @param exception [Exception]
+/// @return [nil]
+/// @example
+///   scheduler.fiber_interrupt(fiber, IOError.new("stream closed in another thread"))
 unsafe extern "C" fn fiber_interrupt(this: VALUE, fiber: VALUE, exception: VALUE) -> VALUE {
     // SAFETY: as in `unblock`.
     unsafe {

@@ -3,9 +3,14 @@
 use crate::scheduler::get;
 use crate::sys::{self, FALSE, TRUE, VALUE};
 
-/// io_close(fd): closes the descriptor now, so that it is closed when IO#close returns. Also called
-/// from finalizers, at any point: it neither switches fibers nor raises. False leaves the closing, and
-/// the report of an error, to Ruby.
+/// Closes a descriptor now, so that it is closed when IO#close returns. Also called from finalizers, at any
+/// point: it neither switches fibers nor raises.
+///
+/// @method UringMachine::FiberScheduler#io_close(fd)
+/// @param fd [Integer] file descriptor
+/// @return [Boolean] false leaves the closing, and the report of an error, to Ruby
+/// @example
+///   scheduler.io_close(fd) #=> true
 unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
     // SAFETY: the type of `this` is checked; the descriptor is the caller's to close.
     unsafe {

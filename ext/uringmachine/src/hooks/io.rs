@@ -411,27 +411,75 @@ unsafe fn transfer(
     }
 }
 
-/// io_read(io, buffer, length, offset): the count, 0 at the end of the file, or -errno. `length` is
-/// the minimum; 0 is one attempt. (From interface 4 on: offset, length; at most `length`, once.)
+/// Reads from an IO into a buffer. `io.timeout` is honoured.
+///
+/// @method UringMachine::FiberScheduler#io_read(io, buffer, length = 0, offset = 0)
+/// @param io [IO]
+/// @param buffer [IO::Buffer]
+/// @param length [Integer] the least to move unless the file ends; 0 is one attempt. From scheduler
+///   interface 4 on (Ruby 4.1) the order is offset, length, and length is the most
+/// @param offset [Integer] where in the buffer
+/// @return [Integer] bytes, 0 at the end of the file, or a negative errno
+/// @raise [IO::TimeoutError] after io.timeout
+/// @kernel 5.6
+/// @example
+///   scheduler.io_read(io, buffer, 0, 0) #=> 5
 unsafe extern "C" fn io_read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: as `transfer`.
     unsafe { transfer(argc, argv, this, false, false) }
 }
 
-/// io_write(io, buffer, length, offset): writes all of the buffer from `offset` on; the count, or
-/// -errno. (From interface 4 on: offset, length; at most `length`, once.)
+/// Writes a buffer to an IO: all of it from `offset` on. `io.timeout` is honoured.
+///
+/// @method UringMachine::FiberScheduler#io_write(io, buffer, length = 0, offset = 0)
+/// @param io [IO]
+/// @param buffer [IO::Buffer]
+/// @param length [Integer] the least to move unless the file ends; 0 is one attempt. From scheduler
+///   interface 4 on (Ruby 4.1) the order is offset, length, and length is the most
+/// @param offset [Integer] where in the buffer
+/// @return [Integer] bytes, or a negative errno if nothing was written
+/// @raise [IO::TimeoutError] after io.timeout
+/// @kernel 5.6
+/// @example
+///   scheduler.io_write(io, buffer, 0, 0) #=> 5
 unsafe extern "C" fn io_write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: as `transfer`.
     unsafe { transfer(argc, argv, this, false, true) }
 }
 
-/// io_pread(io, buffer, from, length, offset): as io_read, at a position.
+/// Reads as `io_read`, at a position of the file.
+///
+/// @method UringMachine::FiberScheduler#io_pread(io, buffer, from, length = 0, offset = 0)
+/// @param io [IO]
+/// @param buffer [IO::Buffer]
+/// @param from [Integer] where in the file, in bytes
+/// @param length [Integer] the least to move unless the file ends; 0 is one attempt. From scheduler
+///   interface 4 on (Ruby 4.1) the order is offset, length, and length is the most
+/// @param offset [Integer] where in the buffer
+/// @return [Integer] bytes, 0 at the end of the file, or a negative errno
+/// @raise [IO::TimeoutError] after io.timeout
+/// @kernel 5.6
+/// @example
+///   scheduler.io_pread(file, buffer, 4096, 0, 0) #=> 4096
 unsafe extern "C" fn io_pread(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: as `transfer`.
     unsafe { transfer(argc, argv, this, true, false) }
 }
 
-/// io_pwrite(io, buffer, from, length, offset): as io_write, at a position.
+/// Writes as `io_write`, at a position of the file. Not on Ruby 3.4, which would call it without its lock.
+///
+/// @method UringMachine::FiberScheduler#io_pwrite(io, buffer, from, length = 0, offset = 0)
+/// @param io [IO]
+/// @param buffer [IO::Buffer]
+/// @param from [Integer] where in the file, in bytes
+/// @param length [Integer] the least to move unless the file ends; 0 is one attempt. From scheduler
+///   interface 4 on (Ruby 4.1) the order is offset, length, and length is the most
+/// @param offset [Integer] where in the buffer
+/// @return [Integer] bytes, or a negative errno if nothing was written
+/// @raise [IO::TimeoutError] after io.timeout
+/// @kernel 5.6
+/// @example
+///   scheduler.io_pwrite(file, buffer, 4096, 0, 0) #=> 4096
 unsafe extern "C" fn io_pwrite(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: as `transfer`.
     unsafe { transfer(argc, argv, this, true, true) }
@@ -463,7 +511,12 @@ unsafe fn interface() -> i64 {
     }
 }
 
-/// interface: the scheduler interface that the hooks speak.
+/// The scheduler interface that the hooks speak: RUBY_FIBER_SCHEDULER_VERSION of the running Ruby.
+///
+/// @method UringMachine::FiberScheduler.interface_version
+/// @return [Integer] 2 is Ruby 3.4, 3 is 4.0, 4 is 4.1
+/// @example
+///   UM::FiberScheduler.interface_version #=> 3
 unsafe extern "C" fn interface_version(_class: VALUE) -> VALUE {
     sys::fixnum(INTERFACE.load(Ordering::Relaxed))
 }

@@ -5,7 +5,15 @@ use crate::resolver;
 use crate::scheduler::get;
 use crate::sys::{self, Raise, NIL, VALUE};
 
-/// address_resolve(hostname): the addresses, numeric, in getaddrinfo's order; nil if there are none.
+/// Looks a host up by the system's resolver, off the thread.
+///
+/// @method UringMachine::FiberScheduler#address_resolve(hostname)
+/// @param hostname [String]
+/// @return [Array<String>, nil] the addresses, numeric, in the order of getaddrinfo(3); nil if there are
+///   none
+/// @raise [ArgumentError] if there is a zero byte in hostname
+/// @example
+///   scheduler.address_resolve("localhost") #=> ["::1", "127.0.0.1"]
 unsafe extern "C" fn address_resolve(this: VALUE, hostname: VALUE) -> VALUE {
     // SAFETY: see `switch`; a String is checked before its bytes are read.
     unsafe {
@@ -29,7 +37,13 @@ unsafe extern "C" fn address_resolve(this: VALUE, hostname: VALUE) -> VALUE {
     }
 }
 
-/// blocking_operation_wait(operation): runs it on a worker thread while other fibers run here.
+/// Runs a blocking operation on a worker thread while other fibers run here.
+///
+/// @method UringMachine::FiberScheduler#blocking_operation_wait(operation)
+/// @param operation [#call] what Ruby hands over
+/// @return [Object] ignored by Ruby; nil leaves the operation to it
+/// @example
+///   # called by Ruby for zlib, File.stat and others
 unsafe extern "C" fn blocking_operation_wait(this: VALUE, operation: VALUE) -> VALUE {
     // SAFETY: see `switch`.
     unsafe {

@@ -8,11 +8,18 @@ use crate::scheduler::get;
 use crate::switch::{self, Failure};
 use crate::sys::{self, Raise, NIL, VALUE};
 
-/// process_wait(pid, flags): Process::Status of a child that has changed. Any pid that waitpid(2)
-/// takes: a child, -1, 0, a group.
+/// Waits for a child to change.
 ///
-/// The ring waits for the change without taking it (WNOWAIT); Ruby then takes it, so that the status
-/// is Ruby's own. Somebody else may have been quicker: then it waits again.
+/// The ring waits for the change without taking it (WNOWAIT); Ruby then takes it, so that the status is
+/// Ruby's own. Somebody else may have been quicker: then it waits again.
+///
+/// @method UringMachine::FiberScheduler#process_wait(pid, flags)
+/// @param pid [Integer] any that waitpid(2) takes: a child, -1, 0, a group
+/// @param flags [Integer] as of waitpid(2)
+/// @return [Process::Status]
+/// @kernel 6.7, with a native thread on older ones
+/// @example
+///   scheduler.process_wait(-1, 0).exitstatus #=> 0
 unsafe extern "C" fn process_wait(this: VALUE, pid: VALUE, flags: VALUE) -> VALUE {
     // SAFETY: see `switch`.
     unsafe {

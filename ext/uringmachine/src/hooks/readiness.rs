@@ -45,7 +45,17 @@ pub unsafe fn wait_ready(
     }
 }
 
-/// io_wait(io, events, timeout = nil): the events that are ready, or false after the timeout.
+/// Waits until an IO is ready. Errors and hang-ups are ready.
+///
+/// @method UringMachine::FiberScheduler#io_wait(io, events, timeout = nil)
+/// @param io [IO]
+/// @param events [Integer] IO::READABLE, IO::PRIORITY and IO::WRITABLE
+/// @param timeout [Numeric, nil] seconds; nil is io.timeout
+/// @return [Integer, false] the events that are ready; false after the timeout
+/// @raise [ArgumentError] if events names none
+/// @kernel 5.5
+/// @example
+///   scheduler.io_wait(io, IO::WRITABLE) #=> 4
 unsafe extern "C" fn io_wait(argc: std::ffi::c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments; see `switch`.
     unsafe {

@@ -10,10 +10,20 @@ use crate::scheduler::get;
 use crate::switch;
 use crate::sys::{self, Outcome, Raise, FALSE, NIL, VALUE};
 
-/// io_select(readable, writable = nil, exceptional = nil, timeout = nil): IO.select.
+/// Waits as IO.select.
 ///
 /// Ruby's own IO.select, without waiting, validates, unwraps `to_io`, sees read buffers and makes the
 /// result; between two of those each descriptor is polled through the ring.
+///
+/// @method UringMachine::FiberScheduler#io_select(readable, writable = nil, exceptional = nil, timeout = nil)
+/// @param readable [Array<IO>, nil]
+/// @param writable [Array<IO>, nil]
+/// @param exceptional [Array<IO>, nil]
+/// @param timeout [Numeric, nil] seconds
+/// @return [Array(Array, Array, Array), nil] what is ready; nil after the timeout
+/// @kernel 5.5
+/// @example
+///   scheduler.io_select([io], nil, nil, 0.1) #=> nil
 unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments; see `switch`.
     unsafe {

@@ -8,8 +8,16 @@ use crate::scheduler::get;
 use crate::switch;
 use crate::sys::{self, Raise, NIL, TRUE, VALUE};
 
-/// kernel_sleep(duration = nil): Kernel#sleep, Mutex#sleep, ConditionVariable#wait. Zero yields, nil
-/// waits for `unblock`.
+/// Sleeps: Kernel#sleep, Mutex#sleep, ConditionVariable#wait. Zero lets other fibers run; nil waits for
+/// `unblock`.
+///
+/// @method UringMachine::FiberScheduler#kernel_sleep(duration = nil)
+/// @param duration [Numeric, nil] seconds
+/// @return [true]
+/// @raise [TypeError] if duration is no number
+/// @raise [ArgumentError] if it is negative
+/// @example
+///   scheduler.kernel_sleep(0.1)
 unsafe extern "C" fn kernel_sleep(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments; see `switch`.
     unsafe {
@@ -42,7 +50,12 @@ unsafe extern "C" fn kernel_sleep(argc: c_int, argv: *const VALUE, this: VALUE) 
     }
 }
 
-/// yield: lets other fibers run (Ruby 4.0, while an interrupt is masked).
+/// Lets other fibers run. Ruby 4.0 calls it while an interrupt is masked.
+///
+/// @method UringMachine::FiberScheduler#yield
+/// @return [nil]
+/// @example
+///   scheduler.yield
 unsafe extern "C" fn yield_(this: VALUE) -> VALUE {
     // SAFETY: see `switch`.
     unsafe {
@@ -55,8 +68,16 @@ unsafe extern "C" fn yield_(this: VALUE) -> VALUE {
     }
 }
 
-/// timeout_after(duration, exception, message = …) { |duration| … }: raises `exception` in the fiber,
-/// as Fiber#raise would, unless the block ends in time. Returns the block's value.
+/// Runs a block, and raises in the fiber, as Fiber#raise would, unless it ends in time. Timeout.timeout
+/// calls it.
+///
+/// @method UringMachine::FiberScheduler#timeout_after(duration, exception = Timeout::Error, message = nil, &block)
+/// @param duration [Numeric] seconds, given to the block too
+/// @param exception [Class, Exception]
+/// @param message [String, nil]
+/// @return [Object] what the block returns
+/// @example
+///   scheduler.timeout_after(1, Timeout::Error, "too slow") { read }
 unsafe extern "C" fn timeout_after(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments; see `switch`.
     unsafe {

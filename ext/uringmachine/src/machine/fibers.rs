@@ -459,6 +459,7 @@ unsafe extern "C" fn result(fiber: VALUE) -> VALUE {
 }
 
 /// @method Fiber#done?
+/// @alias Fiber#done
 /// @return [true, nil] whether a spun fiber has ended
 /// @example
 ///   fiber.done? #=> true

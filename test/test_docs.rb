@@ -1,0 +1,71 @@
+# frozen_string_literal: true
+
+require_relative "test_helper"
+require_relative "../docs/api_docs"
+
+# docs/api.md against the doc comments and the built gem.
+class TestDocs < Minitest::Test
+  DOCS = ApiDocs.new
+  # What Ruby itself calls, or what only the gem's own parts call: no part of the API.
+  INTERNAL = %w[UringMachine::Actor.start UringMachine::Actor#prepare UringMachine::Actor#run UringMachine::Actor.new].freeze
+
+  # Public methods by path, as the documentation names them.
+  def defined_methods
+    modules = [UringMachine]
+    modules.each do |found|
+      found.constants.map { |name| found.const_get(name) }.grep(Module).each { |inner| modules << inner if inner.name.start_with?("UringMachine") && !modules.include?(inner) }
+    end
+    modules.flat_map do |found|
+      owner = ApiDocs::INCLUDED.fetch(found.name, found.name)
+      found.public_instance_methods(false).map { |name| "#{owner}##{name}" } + found.singleton_methods(false).map { |name| "#{owner}.#{name}" }
+    end
+  end
+
+  def documented = DOCS.entries.map(&:path)
+
+  def test_every_public_method_is_documented
+    assert_empty defined_methods - documented - INTERNAL
+  end
+
+  def test_every_documented_method_exists
+    missing = documented.reject do |path|
+      owner, kind, name = /\A([\w:]+?)([#.])(.*)\z/.match(path).captures
+      owner = Object.const_get(owner)
+      kind == "." ? owner.respond_to?(name) : owner.public_method_defined?(name)
+    end
+    # Ruby 3.4 would call it without its lock, so it is not defined there.
+    missing.delete("UringMachine::FiberScheduler#io_pwrite") if UM::FiberScheduler.interface_version < 3
+    assert_empty missing
+  end
+
+  def test_no_method_is_documented_twice
+    assert_empty documented.tally.select { |_, count| count > 1 }.keys
+  end
+
+  def test_every_method_says_what_it_returns_and_shows_an_example
+    DOCS.entries.each do |entry|
+      refute_empty entry.of("return") + (entry.kind == "." && entry.name == "new" ? [""] : []), "#{entry.source}: #{entry.path} says not what it returns"
+      refute_empty entry.of("example").map(&:strip) - [""], "#{entry.source}: #{entry.path} has no example"
+    end
+  end
+
+  def test_parameters_are_those_of_the_signature
+    DOCS.entries.each do |entry|
+      names = entry.arguments.scan(/(?<![\w:])[*&]*([a-z_]\w*)(?=[:,)= ]|\z)/).flatten - %w[nil true false block]
+      described = entry.of("param").map { |text| text[/\A\w+/] }
+      unknown = described - names
+      assert_empty unknown, "#{entry.source}: #{entry.path} describes what it does not take"
+    end
+  end
+
+  def test_examples_are_ruby
+    DOCS.entries.each do |entry|
+      entry.of("example").each { |code| assert RubyVM::InstructionSequence.compile("def example\n#{code}\nend"), entry.path }
+    end
+  end
+
+  def test_the_page_is_up_to_date
+    page = File.join(ApiDocs::ROOT, "docs", "api.md")
+    assert_equal DOCS.markdown, File.read(page), "docs/api.md is not what script/docs makes"
+  end
+end
