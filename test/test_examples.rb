@@ -44,6 +44,55 @@ class TestExamples < SchedulerTest
     assert_match(/1000 answers, 1000 connections at a time/, output.lines.last)
   end
 
+  def test_machine_echo_server
+    with_server("machine_echo_server.rb") do |port|
+      sockets = Array.new(20) { TCPSocket.new("127.0.0.1", port) }
+      sockets.each_with_index { |socket, number| socket.write("bytes #{number}") }
+      sockets.each_with_index { |socket, number| assert_equal "bytes #{number}", socket.readpartial(100) }
+      sockets.each(&:close)
+    end
+  end
+
+  def test_machine_line_server
+    with_server("machine_line_server.rb") do |port|
+      sockets = Array.new(20) { TCPSocket.new("127.0.0.1", port) }
+      sockets.each_with_index { |socket, number| socket.write("line #{number}\nnext\n") }
+      sockets.each_with_index { |socket, number| assert_equal ["You said: line #{number}\n", "You said: next\n"], [socket.gets, socket.gets] }
+      sockets.each(&:close)
+    end
+  end
+
+  # A server that ends, and well, when it is told to.
+  def with_server(example)
+    IO.popen(command(example, "0")) do |server|
+      yield Integer(server.gets[/\d+$/])
+      Process.kill(:TERM, server.pid)
+    end
+    assert_predicate $?, :success?
+  end
+
+  def test_machine_fibers
+    lines = run_example("machine_fibers.rb").lines(chomp: true)
+    assert_equal [*(1..5).map { |count| "#{count} Mississippi" }, "5 lines", "too slow", "cancelled"], lines - [""]
+  end
+
+  def test_machine_queue
+    assert_equal "sum: 5050\n", run_example("machine_queue.rb")
+  end
+
+  def test_machine_redis
+    Dir.mktmpdir do |folder|
+      path = File.join(folder, "redis.sock")
+      server = Process.spawn("redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder, out: File::NULL)
+      Thread.pass until File.socket?(path)
+      lines = run_example("machine_redis.rb", path).lines(chomp: true)
+      assert_equal [*Array.new(10) { |number| "value #{number}" }, "counter: 100"], lines
+    ensure
+      Process.kill(:TERM, server)
+      Process.wait(server)
+    end
+  end
+
   private
 
   def command(example, *arguments)
