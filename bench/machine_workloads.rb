@@ -32,11 +32,21 @@ module MachineWorkloads
     end
   end
 
-  # Runs a workload with a peer: CPU and wall time in microseconds an operation.
+  # Runs a workload with a peer. The floor measures itself; of the machine, the caller does.
   def self.measure(workload, peer)
-    return JSON.parse(IO.popen([FLOOR, workload.floor, workload.operations.to_s], &:read), symbolize_names: true) if peer == "floor" && workload.floor != "http"
+    return workload.body.call(UM.new, workload.operations) if peer == "machine"
 
-    workload.body.call(UM.new, workload.operations)
+    IO.popen([FLOOR, *workload.floor]) do |floor|
+      if workload.floor.first == "http" && floor.gets == "ready\n"
+        Process.wait(load_http(Integer(workload.floor[2]), Integer(workload.floor[1])))
+      end
+      JSON.parse(floor.read, symbolize_names: true)
+    end
+  end
+
+  # Starts what asks: the same for both.
+  def self.load_http(port, connections)
+    Process.spawn("wrk", "-t1", "-c#{connections}", "-d2s", "http://127.0.0.1:#{port}/", out: File::NULL, err: File::NULL)
   end
 
   def self.descriptors(pair) = pair.map { |io| io.autoclose = false }.then { pair.map(&:fileno) }
@@ -50,7 +60,7 @@ module MachineWorkloads
   end
 
   # One operation is a message: written and read.
-  workload "pipe", 480_000, floor: "pipe" do |machine, count|
+  workload "pipe", 480_000, floor: %w[pipe 480000] do |machine, count|
     message = "*" * 1024
     fibers = Array.new(PAIRS) { descriptors(IO.pipe) }.flat_map do |reader, writer|
       [machine.spin { (count / PAIRS).times { machine.write(writer, message) } },
@@ -59,7 +69,7 @@ module MachineWorkloads
     machine.await(fibers)
   end
 
-  workload "socketpair", 480_000, floor: "socketpair" do |machine, count|
+  workload "socketpair", 480_000, floor: %w[socketpair 480000] do |machine, count|
     message = "*" * 64
     fibers = Array.new(PAIRS) { descriptors(UNIXSocket.pair) }.flat_map do |reader, writer|
       [machine.spin { (count / PAIRS).times { machine.send(writer, message, 64, UM::MSG_WAITALL) } },
@@ -85,5 +95,37 @@ module MachineWorkloads
 
   workload "timeout", 1_000_000 do |machine, count|
     count.times { machine.timeout(10, TooLate) {} }
+  end
+
+  RESPONSE = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
+
+  def self.serve(machine, fd)
+    served = 0
+    io = machine.io(fd, :socket)
+    while (line = io.read_line(0))
+      next unless line.empty?
+
+      machine.send(fd, RESPONSE, RESPONSE.bytesize, UM::MSG_WAITALL)
+      served += 1
+    end
+    served
+  rescue SystemCallError
+    served
+  ensure
+    machine.close_async(fd)
+  end
+
+  def self.http(machine, port, connections)
+    server = machine.tcp_listen("127.0.0.1", port)
+    client = load_http(port, connections)
+    fibers = Array.new(connections) { machine.accept(server).then { |fd| machine.spin { serve(machine, fd) } } }
+    served = machine.join(fibers).sum
+    Process.wait(client)
+    -> { served }
+  end
+
+  if system("command -v wrk >/dev/null")
+    workload("http_64", 1, floor: %w[http 64 18064]) { |machine, _| http(machine, 18_065, 64) }
+    workload("http_1000", 1, floor: %w[http 1000 18066]) { |machine, _| http(machine, 18_067, 1000) }
   end
 end

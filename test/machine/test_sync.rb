@@ -100,7 +100,7 @@ class TestSync < MachineTest
     1000.times { |number| assert_equal "value #{number}", machine.shift(queue) }
   end
 
-  def test_a_push_to_a_fiber_of_a_machine_that_is_gone_does_no_harm
+  def test_a_fiber_of_a_thread_that_has_ended_takes_nothing_from_others
     queue = UM::Queue.new
     Thread.new do
       other = UM.new
@@ -108,8 +108,10 @@ class TestSync < MachineTest
       other.snooze
     end.join
     GC.start
+    waiting = machine.spin { machine.shift(queue) }
+    machine.snooze
     machine.push(queue, 1)
-    assert_equal 1, machine.shift(queue)
+    assert_equal 1, machine.join(waiting)
   end
 
   def test_bad_queues

@@ -238,6 +238,17 @@ impl Core {
         self.thread
     }
 
+    /// Whether nobody runs the machine's fibers any more: its thread has ended, or is the parent's.
+    pub fn is_abandoned(&self) -> bool {
+        // SAFETY: plain accessors; Thread#alive? does not raise.
+        unsafe {
+            if self.thread == sys::rb_thread_current() {
+                return self.is_forked();
+            }
+            self.is_forked() || !sys::truthy(sys::funcall(self.thread, sys::id("alive?"), &[]))
+        }
+    }
+
     /// Binds the machine to the current thread at its first use.
     pub fn bind(&mut self, thread: VALUE) -> Result<(), Raise> {
         self.machine

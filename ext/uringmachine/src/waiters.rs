@@ -43,6 +43,10 @@ impl Waiters {
         while let Some(entry) = self.line.pop_front() {
             // SAFETY: the machine was marked until now, and the GVL guards its tasks.
             unsafe {
+                // A thread that has ended with fibers waiting takes nothing any more.
+                if (*entry.core).is_abandoned() {
+                    continue;
+                }
                 if (*entry.core).machine.tasks.wake(entry.wait, Wake::Complete) {
                     (*entry.core).notify();
                     return true;
