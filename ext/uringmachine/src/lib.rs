@@ -12,6 +12,7 @@ mod hooks;
 mod machine;
 mod memory;
 mod mutex;
+mod native;
 mod opening;
 mod queue;
 mod resolver;
