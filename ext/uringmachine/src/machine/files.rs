@@ -2,12 +2,14 @@
 
 use std::ffi::c_int;
 
+use io_uring::squeue::Flags;
 use uringmachine_runtime::{opcode, types};
 
 use super::{count, define_all, method, number};
 use crate::arguments::{self, Arguments};
 use crate::memory;
 use crate::native;
+use crate::opening;
 use crate::sys::{self, Raise, NIL, VALUE};
 
 /// Permissions that may be left out.
@@ -55,10 +57,15 @@ unsafe extern "C" fn open(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
                 let flags = arguments.int(1, "flags")? | libc::O_CLOEXEC;
                 let mode = mode(&arguments, 2, 0o666)?;
                 let here = types::Fd(libc::AT_FDCWD);
-                let entry = opcode::OpenAt::new(here, path.as_ptr())
+                let mut entry = opcode::OpenAt::new(here, path.as_ptr())
                     .flags(flags)
                     .mode(mode)
                     .build();
+                // The ring tries with O_NONBLOCK first, and takes the answer: a FIFO would be opened, or
+                // refused by ENXIO, without its peer (io_uring/openclose.c).
+                if flags & libc::O_NONBLOCK == 0 && !opening::opens_at_once(path.as_ptr(), flags) {
+                    entry = entry.flags(Flags::ASYNC);
+                }
                 caller.open(entry)?
             };
             if rb_sys::rb_block_given_p() == 0 {
