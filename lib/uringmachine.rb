@@ -5,5 +5,6 @@
 require "uringmachine/uringmachine"
 require_relative "uringmachine/version"
 require_relative "uringmachine/fibers"
+require_relative "uringmachine/file_watch"
 require_relative "uringmachine/tcp_socket"
 require_relative "uringmachine/fork"
