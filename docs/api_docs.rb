@@ -63,7 +63,8 @@ class ApiDocs
         method = method.sub("initialize", "new") if method.start_with?("initialize")
         path = "#{INCLUDED.fetch(owner, owner)}#{method.start_with?("new") ? "." : "#"}#{method}"
         path = path.gsub(/\(\*, \*\*\)/, "(mod, *arguments, **options)")
-        [["@method #{path}", *lines], "#{file}:#{number}"]
+        lines = ["@method #{path}", *lines] unless lines.any?(/\A@method /)
+        [lines, "#{file}:#{number}"]
       end
     end
   end

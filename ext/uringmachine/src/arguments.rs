@@ -100,12 +100,9 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// A path, or anything with to_path.
+    /// A path: a String, or anything with to_path.
     pub fn path(&self, place: usize, name: &str) -> Result<std::ffi::CString, Raise> {
-        // SAFETY: the conversion may raise, stopped here; what it returns is a String.
-        let path =
-            unsafe { sys::protect(|| rb_sys::rb_get_path(self.get(place))).map_err(Raise::Jump)? };
-        c_string(path, name)
+        c_string(path(self.get(place), name)?, name)
     }
 
     /// A String without a zero byte.
@@ -124,6 +121,30 @@ pub fn string(value: VALUE, name: &str) -> Result<VALUE, Raise> {
         Ok(value)
     } else {
         Err(wrong_type(value, name, "a String"))
+    }
+}
+
+/// An argument that must be a path, as a String.
+fn path(value: VALUE, name: &str) -> Result<VALUE, Raise> {
+    // SAFETY: type checks; the conversions may raise, stopped here.
+    unsafe {
+        if sys::is_string(value) {
+            return Ok(value);
+        }
+        let converted = sys::protect(|| {
+            let method = sys::id("to_path");
+            let value = if rb_sys::rb_respond_to(value, method) != 0 {
+                sys::funcall(value, method, &[])
+            } else {
+                value
+            };
+            rb_sys::rb_check_string_type(value)
+        })
+        .map_err(Raise::Jump)?;
+        if converted == NIL {
+            return Err(wrong_type(value, name, "a path"));
+        }
+        Ok(converted)
     }
 }
 

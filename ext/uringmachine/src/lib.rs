@@ -15,6 +15,7 @@ mod io;
 mod machine;
 mod memory;
 mod mutex;
+mod native;
 mod opening;
 mod queue;
 mod resolver;

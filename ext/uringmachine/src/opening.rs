@@ -101,7 +101,10 @@ unsafe fn learn() {
 }
 
 /// Whether a path names a regular file or a directory, or nothing yet, on a local file system.
-unsafe fn opens_at_once(path: *const libc::c_char, flags: i32) -> bool {
+///
+/// # Safety
+/// The path ends with NUL.
+pub unsafe fn opens_at_once(path: *const libc::c_char, flags: i32) -> bool {
     // SAFETY: the path ends with NUL; the structs may be all zero, and are filled by the calls.
     unsafe {
         let mut status: libc::statx = std::mem::zeroed();

@@ -1,5 +1,4 @@
-//! Work for native threads, which know no Ruby: name look-ups by the system's resolver, and waitid(2)
-//! on kernels whose io_uring lacks it.
+//! Name look-ups by the system's resolver, on native threads, which know no Ruby.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -193,21 +192,4 @@ fn numeric(entry: &libc::addrinfo) -> Option<String> {
     }
     let length = text.iter().position(|byte| *byte == 0)?;
     String::from_utf8(text[..length].to_vec()).ok()
-}
-
-/// waitid(2) without taking the change.
-pub unsafe fn wait_id(
-    core: *mut Core,
-    me: TaskId,
-    id_type: libc::idtype_t,
-    id: u32,
-    options: i32,
-) -> Result<(), Raise> {
-    // SAFETY: as `offload`; the siginfo is the thread's own.
-    unsafe {
-        offload(core, me, move || {
-            let mut info: libc::siginfo_t = std::mem::zeroed();
-            libc::waitid(id_type, id, &mut info, options);
-        })
-    }
 }

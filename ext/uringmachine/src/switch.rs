@@ -470,17 +470,7 @@ pub unsafe fn operate_for(
                 if yields == Yields::Descriptor && completion.result >= 0 {
                     libc::close(completion.result);
                 }
-                let raise = match (first, second) {
-                    // The second exception is raised at the fiber's next wait.
-                    (Raise::Exception(first), Some(Raise::Exception(second))) => {
-                        let pending = &mut (*core).waiter(me).pending;
-                        pending.push_front(Pending::Exception(second));
-                        Raise::Exception(first)
-                    }
-                    (_, Some(second)) => second,
-                    (first, None) => first,
-                };
-                Err(Failure::Raise(raise))
+                Err(Failure::Raise(first_of(core, me, first, second)))
             }
         };
         (*core).finish_wait(me);
@@ -494,6 +484,20 @@ pub unsafe fn unwinding(state: c_int) -> Raise {
     match unsafe { sys::take_exception() } {
         Some(exception) => Raise::Exception(exception),
         None => Raise::Jump(state),
+    }
+}
+
+/// What is raised first of two unwindings; a second exception is raised at the fiber's next wait.
+pub unsafe fn first_of(core: *mut Core, me: TaskId, first: Raise, second: Option<Raise>) -> Raise {
+    match (first, second) {
+        (Raise::Exception(first), Some(Raise::Exception(second))) => {
+            // SAFETY: the core is alive while one of its fibers runs a method.
+            let pending = unsafe { &mut (*core).waiter(me).pending };
+            pending.push_front(Pending::Exception(second));
+            Raise::Exception(first)
+        }
+        (_, Some(second)) => second,
+        (first, None) => first,
     }
 }
 

@@ -5,9 +5,9 @@ mod block;
 mod close;
 mod io;
 mod offload;
-mod process;
+pub mod process;
 mod readiness;
-mod select;
+pub mod select;
 mod time;
 
 use crate::sys::VALUE;

@@ -3,7 +3,7 @@
 use uringmachine_runtime::{opcode, TaskId};
 
 use crate::core::Core;
-use crate::resolver;
+use crate::native;
 use crate::scheduler::get;
 use crate::switch::{self, Failure};
 use crate::sys::{self, Raise, NIL, VALUE};
@@ -48,22 +48,35 @@ unsafe fn wait_for_change(core: *mut Core, me: TaskId, pid: i32, flags: i32) -> 
         group if group < -1 => (libc::P_PGID, -group),
         pid => (libc::P_PID, pid),
     };
-    let mut options = libc::WEXITED | libc::WNOWAIT;
+    let mut options = libc::WEXITED;
     if flags & libc::WUNTRACED != 0 {
         options |= libc::WSTOPPED;
     }
     options |= flags & libc::WCONTINUED;
+    // ECHILD is for Ruby's own wait to report.
+    // SAFETY: see `switch`.
+    match unsafe { await_change(core, me, id_type, id as u32, options) } {
+        Ok(_) | Err(Failure::Timeout | Failure::Scheduled(_)) => Ok(()),
+        Err(Failure::Raise(raise)) => Err(raise),
+    }
+}
+
+/// Waits until a child has changed, without taking the change. The result is 0, or -errno.
+pub unsafe fn await_change(
+    core: *mut Core,
+    me: TaskId,
+    id_type: libc::idtype_t,
+    id: u32,
+    options: i32,
+) -> Result<i32, Failure> {
+    let options = options | libc::WNOWAIT;
     // SAFETY: WAITID without a siginfo points to nothing.
     unsafe {
         if !(*core).machine.features().waitid {
-            return resolver::wait_id(core, me, id_type, id as u32, options);
+            return native::wait_id(core, me, id_type, id, options);
         }
-        let entry = opcode::WaitId::new(id_type, id as u32, options).build();
-        match switch::operate(core, me, entry, None) {
-            // ECHILD is for Ruby's own wait to report.
-            Ok(_) | Err(Failure::Timeout | Failure::Scheduled(_)) => Ok(()),
-            Err(Failure::Raise(raise)) => Err(raise),
-        }
+        let entry = opcode::WaitId::new(id_type, id, options).build();
+        switch::operate(core, me, entry, None)
     }
 }
 

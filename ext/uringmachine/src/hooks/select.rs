@@ -4,10 +4,10 @@ use std::ffi::c_int;
 
 use uringmachine_runtime::{opcode, types, OpKey, TaskId, Wake};
 
-use crate::core::Core;
+use crate::core::{Core, Resumption};
 use crate::durations;
 use crate::scheduler::get;
-use crate::switch;
+use crate::switch::{self, Failure};
 use crate::sys::{self, Outcome, Raise, FALSE, NIL, VALUE};
 
 /// Waits as IO.select.
@@ -51,7 +51,11 @@ unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> 
             let descriptors = descriptors(&sets)?;
             loop {
                 let woken = if let Some(list) = &descriptors {
-                    wait_for_any(core, me, list, deadline)?
+                    match wait_for_any(core, me, list, deadline) {
+                        Ok(woken) => woken,
+                        Err(Failure::Raise(raise)) => return Err(raise),
+                        Err(Failure::Scheduled(_) | Failure::Timeout) => true,
+                    }
                 } else {
                     switch::pause(core, me, deadline)? != switch::Ended::Deadline
                 };
@@ -142,16 +146,16 @@ unsafe fn descriptors(sets: &[VALUE; 3]) -> Result<Option<Vec<(i32, u32)>>, Rais
 
 /// Polls every descriptor until one is ready; false at the deadline. Polls that are left are
 /// cancelled: they touch no memory.
-unsafe fn wait_for_any(
+pub unsafe fn wait_for_any(
     core: *mut Core,
     me: TaskId,
     list: &[(i32, u32)],
     deadline: Option<u64>,
-) -> Result<bool, Raise> {
+) -> Result<bool, Failure> {
     // SAFETY: see `switch`; the list of operations is dropped after the protected wait.
     unsafe {
         if let Some(raise) = (*core).take_pending(me) {
-            return Err(raise);
+            return Err(raise.into());
         }
         let wait = (*core).machine.tasks.begin_wait(me);
         let mut operations: Vec<OpKey> = Vec::with_capacity(list.len());
@@ -175,14 +179,15 @@ unsafe fn wait_for_any(
             (*core).machine.timers.cancel(timer);
         }
         let ended = match (result, failed) {
-            (_, Some(errno)) => Err(Raise::errno(errno)),
+            (_, Some(errno)) => Err(Raise::errno(errno).into()),
             (Ok(Wake::Complete), _) => Ok(true),
             (Ok(Wake::Timeout), _) => Ok(false),
-            (Ok(Wake::Interrupt), _) => match (*core).take_pending(me) {
-                Some(raise) => Err(raise),
+            (Ok(Wake::Interrupt), _) => match (*core).take_resumption(me) {
+                Some(Resumption::Raise(raise)) => Err(raise.into()),
+                Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
                 None => Ok(true),
             },
-            (Err(state), _) => Err(Raise::Jump(state)),
+            (Err(state), _) => Err(Raise::Jump(state).into()),
         };
         (*core).finish_wait(me);
         ended

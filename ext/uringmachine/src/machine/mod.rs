@@ -3,17 +3,23 @@
 //! Each doc comment holds the method's documentation for Ruby users, in YARD's words, from `@method`
 //! on; `script/docs` makes docs/api.md of them.
 
+mod descriptors;
 mod fibers;
+mod files;
 mod introspection;
+mod paths;
+mod processes;
+mod readiness;
 mod sockets;
 pub mod streams;
 mod time;
 pub mod transfer;
+mod watch;
 
 use std::ffi::{c_int, CStr};
 use std::ops::RangeInclusive;
 
-use uringmachine_runtime::{Entry, TaskId};
+use uringmachine_runtime::{opcode, types, Entry, TaskId};
 
 use crate::arguments::Arguments;
 use crate::core::Core;
@@ -74,6 +80,20 @@ impl Caller {
         match unsafe { (*self.core).machine.submit_orphan(entry, memory) } {
             Ok(_) => Ok(()),
             Err(error) => Err(Raise::errno(error.raw_os_error().unwrap_or(libc::EAGAIN))),
+        }
+    }
+
+    /// Closes a descriptor, without waiting for anything that could raise.
+    pub fn close(&self, fd: i32) {
+        self.forget_descriptor(fd);
+        let entry = opcode::Close::new(types::Fd(fd)).build();
+        // SAFETY: a close points to nothing, and the core is alive while one of its fibers runs a method.
+        unsafe {
+            match self.launch(entry, None) {
+                // What is refused now is submitted with the next operations.
+                Ok(()) => drop((*self.core).machine.poll()),
+                Err(_) => drop(libc::close(fd)),
+            }
         }
     }
 
@@ -207,11 +227,17 @@ pub unsafe fn define_all_singleton(class: VALUE, methods: &[(&CStr, Method)]) {
 pub unsafe fn define(class: VALUE) {
     // SAFETY: each file defines functions that take what their arity says.
     unsafe {
+        descriptors::define(class);
         fibers::define(class);
+        files::define(class);
         introspection::define(class);
+        paths::define(class);
+        processes::define(class);
+        readiness::define(class);
         sockets::define(class);
         streams::define(class);
         time::define(class);
         transfer::define(class);
+        watch::define(class);
     }
 }

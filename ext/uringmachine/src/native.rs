@@ -1,0 +1,270 @@
+//! System calls that wait and that the ring has no operation for.
+//!
+//! Each runs on a thread of its own, which a signal interrupts: one that is given up has ended, and done
+//! nothing, when its fiber goes on. The threads of [`crate::resolver`] are few; calls that may wait for ever
+//! would use them up.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use uringmachine_runtime::{clock, TaskId, WaitId, Wake};
+
+use crate::core::{Core, Resumption};
+use crate::switch::{self, Failure};
+use crate::sys::Raise;
+
+/// Nanoseconds between two signals: one that comes before its thread is in the call is lost.
+const AGAIN: u64 = 1_000_000;
+
+struct Call {
+    given_up: AtomicBool,
+    state: Mutex<State>,
+}
+
+struct State {
+    result: Option<i32>,
+    /// The wait that the end of the call ends.
+    wait: WaitId,
+}
+
+impl Call {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes a system call on a thread and waits for its end; returns its result, or -errno. `job` is repeated
+/// when a signal interrupts it. A call that won the race against an exception keeps its result, but if that
+/// cannot be returned, `undo` is called.
+///
+/// # Safety
+/// Called by the fiber of `me`, on a core that lives as long as it waits.
+pub unsafe fn call(
+    core: *mut Core,
+    me: TaskId,
+    mut job: impl FnMut() -> i32 + Send + 'static,
+    undo: impl FnOnce(),
+) -> Result<i32, Failure> {
+    // SAFETY: see `switch`; what this frame owns is dropped, since the waits are protected.
+    unsafe {
+        if let Some(raise) = (*core).take_pending(me) {
+            return Err(raise.into());
+        }
+        let Some(waker) = (*core).machine.waker().cloned() else {
+            return Ok(-libc::EBADF);
+        };
+        let call = Arc::new(Call {
+            given_up: AtomicBool::new(false),
+            state: Mutex::new(State {
+                result: None,
+                wait: (*core).machine.tasks.begin_wait(me),
+            }),
+        });
+        let worker = Arc::clone(&call);
+        let spawned = std::thread::Builder::new()
+            .name("um-call".into())
+            .stack_size(128 * 1024)
+            .spawn(move || {
+                leave_signals_to_ruby();
+                let mut result = job();
+                while result == -libc::EINTR && !worker.given_up.load(Ordering::Acquire) {
+                    result = job();
+                }
+                // What the job owns goes before anybody learns of its end.
+                drop(job);
+                let mut state = worker.state();
+                state.result = Some(result);
+                waker.complete(state.wait);
+            });
+        let thread = match spawned {
+            Ok(thread) => thread,
+            Err(error) => {
+                (*core).finish_wait(me);
+                return Ok(-error.raw_os_error().unwrap_or(libc::EAGAIN));
+            }
+        };
+        let waited = switch::wait(core, me, None);
+        let first = match waited {
+            Ok(_) => None,
+            Err(state) => Some(switch::unwinding(state)),
+        };
+        let (result, second) = finish(core, me, &call, &thread);
+        let ended = match (first, second) {
+            (None, None) if result >= 0 || matches!(waited, Ok(Wake::Complete)) => {
+                if !matches!(waited, Ok(Wake::Complete)) {
+                    (*core).drop_values(me);
+                }
+                Ok(result)
+            }
+            (None, None) => match (*core).take_resumption(me) {
+                Some(Resumption::Raise(raise)) => Err(Failure::Raise(raise)),
+                Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
+                None => Ok(-libc::EINTR),
+            },
+            (first, second) => {
+                if result >= 0 {
+                    undo();
+                }
+                Err(Failure::Raise(match first {
+                    Some(first) => switch::first_of(core, me, first, second),
+                    None => second.unwrap_or_else(|| Raise::errno(libc::EINTR)),
+                }))
+            }
+        };
+        (*core).finish_wait(me);
+        ended
+    }
+}
+
+/// The result of a call; one that still runs is given up, and waited for whatever is raised meanwhile.
+unsafe fn finish(
+    core: *mut Core,
+    me: TaskId,
+    call: &Call,
+    thread: &JoinHandle<()>,
+) -> (i32, Option<Raise>) {
+    let mut second = None;
+    // SAFETY: see `switch`.
+    unsafe {
+        loop {
+            let wait = {
+                let mut state = call.state();
+                if let Some(result) = state.result {
+                    (*core).waiter(me).draining = false;
+                    return (result, second);
+                }
+                state.wait = (*core).machine.tasks.begin_wait(me);
+                state.wait
+            };
+            (*core).waiter(me).draining = true;
+            call.given_up.store(true, Ordering::Release);
+            interrupt(thread);
+            let timer = (*core)
+                .machine
+                .wake_at(clock::now().saturating_add(AGAIN), wait);
+            if let Err(state) = switch::wait(core, me, None) {
+                second = Some(switch::unwinding(state));
+            }
+            (*core).machine.timers.cancel(timer);
+        }
+    }
+}
+
+/// Interrupts a thread's system call by the signal that Ruby interrupts its own threads with: its handler
+/// does nothing, and lets no call go on (thread_pthread.c, `null_func`).
+fn interrupt(thread: &JoinHandle<()>) {
+    // SAFETY: the struct is filled by the call. The thread is not joined, so its handle is valid.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(libc::SIGVTALRM, std::ptr::null(), &mut action) == 0
+            && !matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
+            && action.sa_flags & libc::SA_RESTART == 0
+        {
+            libc::pthread_kill(thread.as_pthread_t(), libc::SIGVTALRM);
+        }
+    }
+}
+
+/// Every signal but the one that interrupts is for Ruby's threads.
+fn leave_signals_to_ruby() {
+    // SAFETY: a signal set on this frame.
+    unsafe {
+        let mut signals: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut signals);
+        libc::sigdelset(&mut signals, libc::SIGVTALRM);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &signals, std::ptr::null_mut());
+    }
+}
+
+/// The result of a system call, or -errno.
+pub fn result_of(result: i32) -> i32 {
+    if result >= 0 {
+        return result;
+    }
+    // SAFETY: errno of the call just made.
+    -unsafe { *libc::__errno_location() }
+}
+
+/// A descriptor of the same open file for a call on a thread: the number it was made from may be closed
+/// meanwhile, and given to another file.
+pub fn duplicate(fd: RawFd) -> Result<Arc<OwnedFd>, Raise> {
+    // SAFETY: fcntl takes any number; what it returns is new and nobody else's.
+    unsafe {
+        match libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) {
+            -1 => Err(Raise::errno(*libc::__errno_location())),
+            new => Ok(Arc::new(OwnedFd::from_raw_fd(new))),
+        }
+    }
+}
+
+/// Makes a call on a descriptor that may take long, off the machine's thread.
+///
+/// # Safety
+/// As [`call`].
+pub unsafe fn call_on(
+    core: *mut Core,
+    me: TaskId,
+    fd: RawFd,
+    job: impl Fn(RawFd) -> i32 + Send + 'static,
+) -> Result<i32, Failure> {
+    let file = duplicate(fd)?;
+    // SAFETY: the caller's promise.
+    unsafe { call(core, me, move || job(file.as_raw_fd()), || {}) }
+}
+
+/// flock(2), with the lock given back if nobody can be told of it.
+///
+/// # Safety
+/// As [`call`].
+pub unsafe fn flock(
+    core: *mut Core,
+    me: TaskId,
+    fd: RawFd,
+    operation: i32,
+) -> Result<i32, Failure> {
+    let file = duplicate(fd)?;
+    let lock = |file: &OwnedFd, operation| {
+        // SAFETY: flock points to nothing.
+        result_of(unsafe { libc::flock(file.as_raw_fd(), operation) })
+    };
+    let locked = Arc::clone(&file);
+    // SAFETY: the caller's promise.
+    unsafe {
+        call(
+            core,
+            me,
+            move || lock(&locked, operation),
+            move || {
+                lock(&file, libc::LOCK_UN);
+            },
+        )
+    }
+}
+
+/// waitid(2), whose options say WNOWAIT: a change that is not told is not taken.
+///
+/// # Safety
+/// As [`call`].
+pub unsafe fn wait_id(
+    core: *mut Core,
+    me: TaskId,
+    id_type: libc::idtype_t,
+    id: u32,
+    options: i32,
+) -> Result<i32, Failure> {
+    // SAFETY: the caller's promise; the siginfo is the thread's own.
+    unsafe {
+        call(
+            core,
+            me,
+            move || {
+                let mut info: libc::siginfo_t = std::mem::zeroed();
+                result_of(libc::waitid(id_type, id, &mut info, options))
+            },
+            || {},
+        )
+    }
+}

@@ -1,0 +1,555 @@
+# frozen_string_literal: true
+
+require_relative "../test_helper"
+require "fileutils"
+require "pathname"
+require "tmpdir"
+
+# open, statx, splice, fsync, flock, rename and their kin; poll and select.
+class TestFiles < MachineTest
+  class TooLate < StandardError; end
+
+  # linux/fcntl.h, linux/stat.h, linux/falloc.h, linux/fadvise.h, poll.h
+  AT_FDCWD = -100
+  AT_SYMLINK_NOFOLLOW = 0x100
+  AT_EMPTY_PATH = 0x1000
+  STATX_SIZE = 0x200
+  STATX_ALL = 0xfff
+  FALLOC_FL_KEEP_SIZE = 1
+  FADV_DONTNEED = 4
+  POLLIN = 1
+  POLLPRI = 2
+  POLLOUT = 4
+  POLLERR = 8
+  POLLHUP = 16
+  TOO_LARGE = [1 << 40, 1 << 80].freeze
+
+  def setup
+    super
+    @folder = Dir.mktmpdir
+    @path = File.join(@folder, "file")
+  end
+
+  def teardown
+    super
+    FileUtils.rm_rf(@folder)
+  end
+
+  def fifo
+    @fifo ||= File.join(@folder, "fifo").tap { |path| File.mkfifo(path) }
+  end
+
+  def file(content = "")
+    File.write(@path, content)
+    opened(machine.open(@path, File::RDWR))
+  end
+
+  # How many of the process's descriptors are of a file.
+  def descriptors_of(path)
+    Dir.children("/proc/self/fd").count do |fd|
+      File.readlink("/proc/self/fd/#{fd}") == path
+    rescue Errno::ENOENT
+      false
+    end
+  end
+
+  def close_on_exec?(fd)
+    IO.for_fd(fd, autoclose: false).close_on_exec?
+  end
+
+  # Runs a call that waits, with a deadline; asserts that other fibers have run meanwhile.
+  def assert_ends_by_timeout(&)
+    turns = 0
+    ticker = machine.spin { loop { machine.sleep(0.001) && turns += 1 } }
+    assert_raises(TooLate) { machine.timeout(0.02, TooLate, &) }
+    assert_operator turns, :>, 0
+    machine.terminate(ticker)
+    machine.join(ticker)
+  end
+
+  def test_open_makes_a_file_with_a_mode
+    umask = File.umask(0o027)
+    fd = opened(machine.open(@path, File::CREAT | File::WRONLY))
+    assert_equal 0o640, File.stat(@path).mode & 0o7777
+    machine.write(fd, "foo")
+    assert_equal "foo", File.read(@path)
+    opened(machine.open("#{@path}2", File::CREAT | File::WRONLY, 0o4757))
+    assert_equal 0o4750, File.stat("#{@path}2").mode & 0o7777
+  ensure
+    File.umask(umask)
+  end
+
+  def test_open_takes_a_pathname
+    File.write(@path, "foo")
+    opened(machine.open(Pathname(@path), File::RDONLY))
+  end
+
+  def test_open_with_a_block_closes_however_the_block_ends
+    fd = nil
+    assert_equal :value, machine.open(@path, File::CREAT | File::RDWR) { |it| fd = it; :value }
+    assert_raises(Errno::EBADF) { machine.read(fd, +"", 1) }
+    assert_raises(TooLate) { machine.open(@path, File::RDWR) { raise TooLate } }
+    assert_equal(:out, catch(:out) { machine.open(@path, File::RDWR) { throw :out, :out } })
+    assert_equal(:broken, machine.open(@path, File::RDWR) { break :broken })
+    fiber = machine.spin { machine.open(@path, File::RDWR) { machine.sleep } }
+    eventually { descriptors_of(@path).positive? }
+    machine.terminate(fiber)
+    machine.join(fiber)
+    assert_equal 0, descriptors_of(@path)
+  end
+
+  def test_the_descriptor_of_a_block_is_closed_although_an_exception_is_pending
+    fiber = machine.spin do
+      machine.open(@path, File::CREAT | File::RDWR) { machine.schedule(Fiber.current, TooLate.new) }
+      descriptors_of(@path)
+    end
+    assert_equal 0, machine.join(fiber)
+  end
+
+  def test_what_is_opened_is_close_on_exec
+    assert close_on_exec?(opened(machine.open(@path, File::CREAT | File::RDWR)))
+    machine.open(@path, File::RDWR) { |fd| assert close_on_exec?(fd) }
+  end
+
+  def test_the_ends_of_a_fifo_wait_for_each_other
+    [File::RDONLY, File::WRONLY].permutation do |first, second|
+      fiber = machine.spin { machine.open(fifo, first) }
+      10.times { machine.sleep(0.001) }
+      refute fiber.done?
+      [machine.open(fifo, second), machine.join(fiber)].each { |fd| machine.close(fd) }
+    end
+    assert_raises(Errno::ENXIO) { machine.open("#{fifo}2".tap { |path| File.mkfifo(path) }, File::WRONLY | File::NONBLOCK) }
+  end
+
+  def test_an_open_that_waits_can_be_ended
+    assert_ends_by_timeout { machine.open(fifo, File::RDONLY) }
+    assert_ends_by_timeout { machine.open(fifo, File::WRONLY) }
+  end
+
+  def test_an_open_that_succeeded_while_it_was_being_ended_leaks_no_descriptor
+    100.times do |turn|
+      fiber = machine.spin do
+        fd = machine.open(fifo, File::RDONLY)
+        machine.close_async(fd)
+        machine.yield
+      rescue TooLate
+        :ended
+      end
+      machine.snooze
+      writer = begin
+        File.open(fifo, File::WRONLY | File::NONBLOCK)
+      rescue Errno::ENXIO
+        machine.submit
+        retry
+      end
+      machine.submit if turn.odd?
+      machine.schedule(fiber, TooLate.new)
+      assert_equal :ended, machine.join(fiber)
+      writer.close
+    end
+    machine.submit
+    assert_equal 0, descriptors_of(fifo)
+  end
+
+  def test_statx_tells_what_file_stat_tells
+    fd = file("foobar")
+    stat = File.stat(@path)
+    [machine.statx(fd, nil, AT_EMPTY_PATH, STATX_ALL), machine.statx(AT_FDCWD, @path, 0, STATX_ALL)].each do |told|
+      %i[dev ino mode nlink uid gid rdev size blksize blocks].each { |name| assert_equal stat.public_send(name), told[name], name }
+      %i[atime ctime mtime].each do |name|
+        assert_kind_of Float, told[name]
+        assert_in_delta stat.public_send(name).to_f, told[name], 0.000_01, name
+      end
+      assert_kind_of Float, told[:btime]
+      assert_kind_of Integer, told[:attributes]
+    end
+    assert_equal File.stat("/dev/null").rdev, machine.statx(AT_FDCWD, "/dev/null", 0, STATX_ALL)[:rdev]
+    File.symlink(@path, "#{@path}2")
+    assert_equal File.lstat("#{@path}2").ino, machine.statx(AT_FDCWD, "#{@path}2", AT_SYMLINK_NOFOLLOW, STATX_ALL)[:ino]
+  end
+
+  def test_statx_starts_at_a_directory
+    file("foobar")
+    folder = opened(machine.open(@folder, File::RDONLY))
+    assert_equal 6, machine.statx(folder, "file", 0, STATX_SIZE)[:size]
+  end
+
+  def test_statx_of_a_file_beyond_four_gigabytes
+    fd = file
+    machine.ftruncate(fd, (4 << 30) + 7)
+    assert_equal (4 << 30) + 7, machine.statx(fd, nil, AT_EMPTY_PATH, STATX_SIZE)[:size]
+    assert_equal (4 << 30) + 7, machine.statx(AT_FDCWD, @path, 0, STATX_ALL)[:size]
+  end
+
+  def test_statx_of_no_path_needs_its_flag
+    error = assert_raises(ArgumentError) { machine.statx(file, nil, 0, STATX_ALL) }
+    assert_match(/path.*AT_EMPTY_PATH/, error.message)
+  end
+
+  def test_splice_moves_what_there_is
+    from, into = opened(*UM.pipe)
+    out, to = opened(*UM.pipe)
+    fiber = machine.spin { machine.splice(from, to, 1000) }
+    machine.snooze
+    machine.write(into, "foobar")
+    assert_equal 6, machine.join(fiber)
+    buffer = +""
+    machine.read(out, buffer, 100)
+    assert_equal "foobar", buffer
+    machine.close(into)
+    assert_equal 0, machine.splice(from, to, 1 << 40)
+  end
+
+  def test_splice_at_offsets_beyond_four_gigabytes
+    fd = file
+    from, into = opened(*UM.pipe)
+    far = (5 << 30) + 3
+    machine.write(into, "foobar")
+    assert_equal 6, machine.splice(from, fd, 100, nil, far)
+    assert_equal far + 6, File.size(@path)
+    assert_equal 3, machine.splice(fd, into, 100, far + 3)
+    buffer = +""
+    machine.read(from, buffer, 100)
+    assert_equal "bar", buffer
+  end
+
+  def test_a_splice_that_waits_can_be_ended
+    from, = opened(*UM.pipe)
+    _, to = opened(*UM.pipe)
+    assert_ends_by_timeout { machine.splice(from, to, 100) }
+    assert_ends_by_timeout { machine.tee(from, to, 100) }
+  end
+
+  def test_tee_leaves_the_bytes
+    from, into = opened(*UM.pipe)
+    out, to = opened(*UM.pipe)
+    machine.write(into, "foobar")
+    assert_equal 6, machine.tee(from, to, 1000)
+    [from, out].each do |fd|
+      buffer = +""
+      machine.read(fd, buffer, 100)
+      assert_equal "foobar", buffer
+    end
+  end
+
+  def test_fsync_and_fdatasync
+    fd = file("foo")
+    assert_equal 0, machine.fsync(fd)
+    assert_equal 0, machine.fdatasync(fd)
+    assert_raises(Errno::EINVAL) { machine.fsync(opened(*UM.pipe).last) }
+  end
+
+  def test_ftruncate_by_the_ring_and_by_a_thread
+    ftruncate = lambda do |machine, fd|
+      assert_equal 0, machine.ftruncate(fd, 3)
+      assert_equal "foo", File.read(@path)
+      assert_equal 0, machine.ftruncate(fd, 5 << 30)
+      assert_equal 5 << 30, File.size(@path)
+      assert_raises(Errno::EINVAL) { machine.ftruncate(opened(*UM.pipe).last, 0) }
+    end
+    ftruncate.(machine, file("foobar"))
+    masked("ftruncate") { |machine| ftruncate.(machine, file("foobar")) }
+  end
+
+  # Yields a machine without a feature of the kernel.
+  def masked(feature)
+    ENV["UM_MASK"] = feature
+    yield UM.new
+  ensure
+    ENV.delete("UM_MASK")
+  end
+
+  def test_fallocate_gives_room
+    fd = file
+    assert_equal 0, machine.fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, 1 << 16)
+    assert_equal 0, File.size(@path)
+    assert_operator File.stat(@path).blocks * 512, :>=, 1 << 16
+    assert_equal 0, machine.fallocate(fd, 0, 5 << 30, 10)
+    assert_equal (5 << 30) + 10, File.size(@path)
+    assert_raises(Errno::EINVAL) { machine.fallocate(fd, 0, 0, 0) }
+  rescue Errno::EOPNOTSUPP
+    skip "the file system has no fallocate"
+  end
+
+  def test_fadvise_takes_any_length
+    fd = file("foobar")
+    [0, 6, 1 << 33].each { |length| assert_equal 0, machine.fadvise(fd, 0, length, FADV_DONTNEED) }
+    [6, 1 << 33].each { |length| assert_raises(Errno::EINVAL) { machine.fadvise(fd, 0, length, 99) } }
+    assert_raises(Errno::ESPIPE) { machine.fadvise(opened(*UM.pipe).first, 0, 1 << 33, 0) }
+  end
+
+  def test_names_are_made_changed_and_removed
+    File.write(@path, "foo")
+    other = File.join(@folder, "other")
+    folder = File.join(@folder, "folder")
+    assert_equal 0, machine.link(@path, other)
+    assert_equal 2, File.stat(@path).nlink
+    assert_equal 0, machine.unlink(other)
+    assert_equal 0, machine.rename(@path, other)
+    assert_equal "foo", File.read(other)
+    assert_equal 0, machine.symlink("other", Pathname(@path))
+    assert_equal "other", File.readlink(@path)
+    assert_equal 0, machine.mkdir(folder)
+    assert_equal 0o777 & ~File.umask, File.stat(folder).mode & 0o7777
+    assert_raises(Errno::EISDIR) { machine.unlink(folder) }
+    assert_equal 0, machine.rmdir(folder)
+    assert_equal 0, machine.mkdir(folder, 0o700)
+    assert_equal 0o700, File.stat(folder).mode & 0o7777
+    assert_raises(Errno::EEXIST) { machine.mkdir(folder) }
+    assert_raises(Errno::EEXIST) { machine.symlink("x", other) }
+    assert_raises(Errno::ENOTDIR) { machine.rmdir(other) }
+  end
+
+  def test_names_that_are_not_there
+    missing = File.join(@folder, "missing")
+    %i[unlink rmdir].each { |name| assert_raises(Errno::ENOENT, name) { machine.public_send(name, missing) } }
+    %i[rename link].each { |name| assert_raises(Errno::ENOENT, name) { machine.public_send(name, missing, @path) } }
+    assert_raises(Errno::ENOENT) { machine.mkdir("#{missing}/x") }
+    assert_raises(Errno::ENOENT) { machine.symlink("x", "#{missing}/x") }
+    assert_raises(Errno::ENOENT) { machine.open(missing, File::RDONLY) }
+    assert_raises(Errno::ENOENT) { machine.open(missing, File::RDONLY) { flunk } }
+    assert_raises(Errno::ENOENT) { machine.statx(AT_FDCWD, missing, 0, STATX_ALL) }
+  end
+
+  def test_flock_waits_for_the_lock_alone
+    first, second = file, opened(machine.open(@path, File::RDWR))
+    assert_equal 0, machine.flock(first, File::LOCK_EX)
+    assert_raises(Errno::EWOULDBLOCK) { machine.flock(second, File::LOCK_EX | File::LOCK_NB) }
+    order = []
+    fiber = machine.spin do
+      order << :waits
+      machine.flock(second, File::LOCK_EX)
+      order << :has
+    end
+    5.times { machine.sleep(0.001) }
+    order << :unlocks
+    machine.flock(first, File::LOCK_UN)
+    machine.join(fiber)
+    assert_equal %i[waits unlocks has], order
+    assert_raises(Errno::EWOULDBLOCK) { machine.flock(first, File::LOCK_SH | File::LOCK_NB) }
+  end
+
+  def test_a_flock_that_was_ended_leaves_no_lock_and_no_descriptor
+    first, second = file, opened(machine.open(@path, File::RDWR))
+    20.times do
+      machine.flock(first, File::LOCK_EX)
+      assert_ends_by_timeout { machine.flock(second, File::LOCK_EX) }
+      machine.flock(first, File::LOCK_UN)
+      # Whoever locks after it has the lock, and keeps it.
+      machine.flock(first, File::LOCK_EX | File::LOCK_NB)
+      assert_raises(Errno::EWOULDBLOCK) { machine.flock(second, File::LOCK_SH | File::LOCK_NB) }
+      machine.flock(first, File::LOCK_UN)
+    end
+    assert_equal 2, descriptors_of(@path)
+  end
+
+  def test_a_flock_that_was_ended_while_it_got_the_lock_has_it_or_raises
+    first, second = file, opened(machine.open(@path, File::RDWR))
+    50.times do
+      machine.flock(first, File::LOCK_EX)
+      fiber = machine.spin do
+        machine.flock(second, File::LOCK_EX)
+        :locked
+      rescue TooLate
+        :ended
+      end
+      machine.snooze
+      machine.flock(first, File::LOCK_UN)
+      machine.schedule(fiber, TooLate.new)
+      case machine.join(fiber)
+      when :locked
+        assert_raises(Errno::EWOULDBLOCK) { machine.flock(first, File::LOCK_EX | File::LOCK_NB) }
+        machine.flock(second, File::LOCK_UN)
+      when :ended
+        assert_equal 0, machine.flock(first, File::LOCK_EX | File::LOCK_NB)
+        machine.flock(first, File::LOCK_UN)
+      else
+        flunk
+      end
+    end
+  end
+
+  def test_a_flock_that_waits_is_ended_by_an_exception_from_outside
+    first, second = file, opened(machine.open(@path, File::RDWR))
+    machine.flock(first, File::LOCK_EX)
+    thread = Thread.new do
+      Thread.current.report_on_exception = false
+      UM.new.flock(second, File::LOCK_EX)
+    end
+    Thread.pass until thread.status == "sleep"
+    thread.raise(TooLate)
+    assert_raises(TooLate) { thread.value }
+    machine.flock(first, File::LOCK_UN)
+    assert_equal 0, machine.flock(first, File::LOCK_EX | File::LOCK_NB)
+  end
+
+  def test_any_number_of_flocks_may_wait
+    first = file
+    machine.flock(first, File::LOCK_EX)
+    fibers = Array.new(30) do
+      fd = opened(machine.open(@path, File::RDWR))
+      machine.spin { machine.flock(fd, File::LOCK_SH) }
+    end
+    machine.snooze
+    machine.flock(first, File::LOCK_UN)
+    assert_equal [0], machine.join(fibers).uniq
+  end
+
+  def test_poll_tells_what_a_descriptor_is_ready_for
+    reader, writer = opened(*UM.pipe)
+    fiber = machine.spin { machine.poll(reader, POLLIN) }
+    machine.snooze
+    refute fiber.done?
+    machine.write(writer, "x")
+    assert_equal POLLIN, machine.join(fiber)
+    assert_equal POLLOUT, machine.poll(writer, POLLOUT)
+    machine.close(reader)
+    assert_equal POLLOUT | POLLERR, machine.poll(writer, POLLOUT | POLLERR)
+  end
+
+  def test_a_poll_or_select_that_waits_can_be_ended_and_leaves_no_operation
+    reader, = opened(*UM.pipe)
+    other, = opened(*UM.pipe)
+    assert_ends_by_timeout { machine.poll(reader, POLLIN) }
+    assert_ends_by_timeout { machine.select([reader, other], [], []) }
+    eventually { machine.metrics[:ops_pending].zero? }
+  end
+
+  def test_select_tells_all_that_are_ready
+    (first, into_first), (second, into_second) = Array.new(2) { opened(*UM.pipe) }
+    fiber = machine.spin { machine.select([first, second], [], []) }
+    machine.snooze
+    refute fiber.done?
+    machine.write(into_first, "x")
+    assert_equal [[first], [], []], machine.join(fiber)
+    machine.write(into_second, "x")
+    assert_equal [[first, second], [], []], machine.select([first, second], nil, nil)
+    assert_equal [[], [into_first, into_second], []], machine.select([], [into_first, into_second], [])
+    assert_equal [[first], [into_second], []], machine.select([first], [into_second], [first])
+    eventually { machine.metrics[:ops_pending].zero? }
+  end
+
+  def test_select_tells_of_urgent_data_and_of_hang_ups
+    server = TCPServer.new("127.0.0.1", 0)
+    client = TCPSocket.new("127.0.0.1", server.addr[1])
+    socket = server.accept
+    fiber = machine.spin { machine.select([], [], [socket.fileno]) }
+    machine.snooze
+    client.send("!", Socket::MSG_OOB)
+    assert_equal [[], [], [socket.fileno]], machine.join(fiber)
+    reader, writer = opened(*UM.pipe)
+    machine.close(writer)
+    assert_equal [[], [], [reader]], machine.select([], [], [reader])
+  ensure
+    [server, client, socket].compact.each(&:close)
+  end
+
+  def test_select_of_nothing_returns_at_once
+    assert_equal [[], [], []], machine.select([], [], [])
+    assert_equal [[], [], []], machine.select(nil, nil, nil)
+  end
+
+  def test_a_select_of_descriptors_that_are_always_ready_lets_others_run
+    writer = opened(*UM.pipe).last
+    ticks = 0
+    ticker = machine.spin { 3.times { machine.sleep(0.001) && ticks += 1 } }
+    machine.select([], [writer], []) until ticks == 3
+    machine.join(ticker)
+  end
+
+  def test_a_wait_that_is_scheduled_returns_the_value
+    reader, = opened(*UM.pipe)
+    waits = [-> { machine.poll(reader, POLLIN) }, -> { machine.select([reader], [], []) }, -> { machine.open(fifo, File::RDONLY) { flunk } }]
+    waits.each do |wait|
+      fiber = machine.spin { wait.call }
+      machine.snooze
+      machine.schedule(fiber, :value)
+      assert_equal :value, machine.join(fiber)
+    end
+  end
+
+  def test_bad_descriptors
+    reader, writer = opened(*UM.pipe)
+    calls = {
+      statx: ->(fd) { machine.statx(fd, nil, AT_EMPTY_PATH, STATX_ALL) },
+      fsync: ->(fd) { machine.fsync(fd) },
+      fdatasync: ->(fd) { machine.fdatasync(fd) },
+      ftruncate: ->(fd) { machine.ftruncate(fd, 0) },
+      fallocate: ->(fd) { machine.fallocate(fd, 0, 0, 1) },
+      fadvise: ->(fd) { machine.fadvise(fd, 0, 0, 0) },
+      long_fadvise: ->(fd) { machine.fadvise(fd, 0, 1 << 33, 0) },
+      flock: ->(fd) { machine.flock(fd, File::LOCK_EX) },
+      poll: ->(fd) { machine.poll(fd, POLLIN) },
+      splice_from: ->(fd) { machine.splice(fd, writer, 10) },
+      splice_to: ->(fd) { machine.splice(reader, fd, 10) },
+      tee_from: ->(fd) { machine.tee(fd, writer, 10) },
+      tee_to: ->(fd) { machine.tee(reader, fd, 10) },
+      select_read: ->(fd) { machine.select([reader, fd], [], []) },
+      select_write: ->(fd) { machine.select([], [fd], []) },
+      select_except: ->(fd) { machine.select([], [], [fd]) }
+    }
+    calls.each do |name, call|
+      [9999, -1].each { |fd| assert_raises(Errno::EBADF, "#{name} #{fd}") { call.(fd) } }
+    end
+    eventually { machine.metrics[:ops_pending].zero? }
+    masked("ftruncate") { |machine| assert_raises(Errno::EBADF) { machine.ftruncate(9999, 0) } }
+  end
+
+  def test_descriptors_and_numbers_of_a_wrong_type_or_out_of_range
+    valid = {
+      statx: { dirfd: 0, path: "x", flags: 0, mask: 0 },
+      splice: { in_fd: 0, out_fd: 0, len: 1, in_offset: -1, out_offset: -1, flags: 0 },
+      tee: { in_fd: 0, out_fd: 0, len: 1, flags: 0 },
+      fsync: { fd: 0 }, fdatasync: { fd: 0 },
+      ftruncate: { fd: 0, length: 0 },
+      fallocate: { fd: 0, mode: 0, offset: 0, len: 1 },
+      fadvise: { fd: 0, offset: 0, len: 0, advice: 0 },
+      flock: { fd: 0, operation: 0 },
+      poll: { fd: 0, mask: 1 },
+      open: { path: "x", flags: 0, mode: 0 },
+      mkdir: { path: "x", mode: 0 }
+    }
+    sixty_four_bits = %i[len in_offset out_offset length offset]
+    valid.each do |method, arguments|
+      arguments.each_key do |name|
+        next if name == :path
+
+        assert_names(name.to_s, TypeError) { machine.public_send(method, *arguments.merge(name => "1").values) }
+        numbers = sixty_four_bits.include?(name) ? [1 << 80, -2] : TOO_LARGE
+        numbers.each { |number| assert_names(name.to_s, ArgumentError) { machine.public_send(method, *arguments.merge(name => number).values) } }
+      end
+      assert_raises(ArgumentError) { machine.public_send(method) }
+      assert_raises(ArgumentError) { machine.public_send(method, *arguments.values, 1, 2, 3) }
+    end
+    assert_names("mode", ArgumentError) { machine.open(@path, File::CREAT, -1) }
+    assert_names("mode", ArgumentError) { machine.mkdir(@path, 0o10000) }
+  end
+
+  def test_sets_of_a_wrong_type_or_out_of_range
+    %w[rfds wfds efds].each_with_index do |name, place|
+      sets = ->(set) { [[], [], []].tap { |all| all[place] = set } }
+      assert_names(name, TypeError) { machine.select(*sets.(1)) }
+      assert_names(name, TypeError) { machine.select(*sets.(["1"])) }
+      TOO_LARGE.each { |number| assert_names(name, ArgumentError) { machine.select(*sets.([number])) } }
+    end
+  end
+
+  def test_paths_of_a_wrong_type_or_with_a_zero_byte
+    calls = {
+      path: [->(path) { machine.open(path, 0) }, ->(path) { machine.statx(AT_FDCWD, path, 0, 0) }, ->(path) { machine.unlink(path) },
+             ->(path) { machine.rmdir(path) }, ->(path) { machine.mkdir(path) }, ->(path) { machine.symlink("x", path) }],
+      old: [->(path) { machine.rename(path, "x") }, ->(path) { machine.link(path, "x") }],
+      new: [->(path) { machine.rename("x", path) }, ->(path) { machine.link("x", path) }],
+      target: [->(path) { machine.symlink(path, "x") }]
+    }
+    broken = Object.new
+    def broken.to_path = 1
+    calls.each do |name, list|
+      list.each do |call|
+        [1, :path, broken].each { |path| assert_names(name.to_s, TypeError) { call.(path) } }
+        assert_names(name.to_s, ArgumentError) { call.("x\0y") }
+      end
+    end
+    assert_names("path", TypeError) { machine.open(nil, 0) }
+  end
+end
