@@ -60,34 +60,58 @@ unsafe fn get(value: VALUE) -> Result<*mut Mutex, Raise> {
 /// @example
 ///   machine.synchronize(mutex) { connection.query(sql) }
 unsafe extern "C" fn synchronize(this: VALUE, mutex: VALUE) -> VALUE {
-    // SAFETY: see `switch`; the mutex is on this frame.
+    // SAFETY: see `switch`; the mutex is on Ruby's frame of the call. The block may unwind through this
+    // frame, which has nothing to drop.
     unsafe {
-        sys::method(|| {
-            let data = get(mutex)?;
-            if rb_sys::rb_block_given_p() == 0 {
-                return Err(Raise::argument("no block given (synchronize)"));
-            }
-            let me = sys::rb_fiber_current();
-            if (*data).owner == NIL {
-                (*data).owner = me;
-            } else {
-                let value = answer(lock(this, data, me))?;
-                // The fiber was scheduled with a value: the mutex is somebody else's.
-                if (*data).owner != me {
-                    return Ok(value);
+        let data = match TYPE.find(mutex) {
+            Some(data) if (*data.cast::<Mutex>()).owner == NIL => data.cast::<Mutex>(),
+            _ => {
+                let value = sys::method(|| wait_and_lock(this, mutex));
+                if value != sys::UNDEF {
+                    return value;
                 }
+                TYPE.get(mutex).cast()
             }
-            let result = sys::protect(|| rb_sys::rb_yield(NIL));
-            (*data).owner = NIL;
-            if (*data).waiters.len() > 0 {
-                (*data).waiters.wake_one();
-            }
-            std::hint::black_box(mutex);
-            result.map_err(Raise::Jump)
-        })
+        };
+        (*data).owner = sys::rb_fiber_current();
+        rb_sys::rb_ensure(Some(run_block), NIL, Some(unlock), data as VALUE)
     }
 }
 
+unsafe extern "C" fn run_block(_: VALUE) -> VALUE {
+    // SAFETY: the block of the method that is running.
+    unsafe {
+        // Asked only here: a call without a block need not be fast.
+        if rb_sys::rb_block_given_p() == 0 {
+            Raise::argument("no block given (synchronize)").leave();
+        }
+        rb_sys::rb_yield(NIL)
+    }
+}
+
+unsafe extern "C" fn unlock(data: VALUE) -> VALUE {
+    let data = data as *mut Mutex;
+    // SAFETY: the mutex is on the frame of `synchronize`.
+    unsafe {
+        (*data).owner = NIL;
+        if (*data).waiters.len() > 0 {
+            (*data).waiters.wake_one();
+        }
+    }
+    NIL
+}
+
+/// Waits for a mutex that somebody has: `UNDEF` once it is free, or what the fiber was scheduled with.
+unsafe fn wait_and_lock(this: VALUE, mutex: VALUE) -> sys::Outcome {
+    // SAFETY: as `synchronize`.
+    unsafe {
+        let data = get(mutex)?;
+        let me = sys::rb_fiber_current();
+        answer(lock(this, data, me))
+    }
+}
+
+/// `UNDEF` once the mutex is free.
 #[cold]
 unsafe fn lock(this: VALUE, data: *mut Mutex, me: VALUE) -> Answer {
     // SAFETY: as `synchronize`.
@@ -107,8 +131,7 @@ unsafe fn lock(this: VALUE, data: *mut Mutex, me: VALUE) -> Answer {
                 return Err(failure);
             }
             if (*data).owner == NIL {
-                (*data).owner = me;
-                return Ok(NIL);
+                return Ok(sys::UNDEF);
             }
             again = true;
         }
