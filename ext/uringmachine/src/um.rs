@@ -45,11 +45,10 @@ impl DataType {
     /// The data of an object of this type, `None` for any other.
     #[inline]
     pub unsafe fn find(&'static self, value: VALUE) -> Option<*mut c_void> {
-        // SAFETY: a check of the type, which does not raise; none of these types is embedded, so the field
-        // holds the pointer that was wrapped.
+        // SAFETY: a check of the type, which does not raise; then the data are had without a raise too.
         unsafe {
             (rb_sys::rb_typeddata_is_kind_of(value, &self.0) != 0)
-                .then(|| (*(value as *const rb_sys::RTypedData)).data)
+                .then(|| rb_sys::rb_check_typeddata(value, &self.0))
         }
     }
 
