@@ -702,21 +702,27 @@ mod tests {
         let mut machine = machine();
         let (receiver, mut sender) = std::os::unix::net::UnixStream::pair().unwrap();
         let op = receive(&mut machine, &receiver, 1000);
+        // More than the limit, before anything is consumed.
+        for number in 0..10u8 {
+            sender.write_all(&[number; 500]).unwrap();
+            machine.poll().unwrap();
+        }
         let writer = std::thread::spawn(move || {
-            for number in 0..200u8 {
+            for number in 10..200u8 {
                 sender.write_all(&[number; 500]).unwrap();
             }
         });
         let (mut op, mut got, mut stops) = (op, Vec::new(), 0);
         while got.len() < 100_000 {
-            machine.sleep(None).unwrap();
-            machine.reap();
             got.extend(received(&mut machine, op));
             if machine.stream(op).unwrap().is_resumable() {
                 machine.discard_stream(op).unwrap();
                 op = receive(&mut machine, &receiver, 1000);
                 stops += 1;
+            } else if got.len() < 100_000 {
+                machine.sleep(Some(clock::now() + 10_000_000)).unwrap();
             }
+            machine.reap();
         }
         assert!(stops > 0);
         writer.join().unwrap();

@@ -3,7 +3,7 @@
 require_relative "../test_helper"
 
 # UM::Actor, and UM::BlockingOperationThreadPool.
-class TestActor < MachineTest
+class TestMachineActor < MachineTest
   class Failed < StandardError; end
 
   # What the actors run.

@@ -4,7 +4,7 @@ require "weakref"
 require_relative "../test_helper"
 
 # spin, schedule, switch, yield, join and what every Fiber gets.
-class TestFibers < MachineTest
+class TestMachineFibers < MachineTest
   class Failed < StandardError; end
   class MyFiber < Fiber; end
 

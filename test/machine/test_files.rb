@@ -6,7 +6,7 @@ require "pathname"
 require "tmpdir"
 
 # open, statx, splice, fsync, flock, rename and their kin; poll and select.
-class TestFiles < MachineTest
+class TestMachineFiles < MachineTest
   class TooLate < StandardError; end
 
   # linux/fcntl.h, linux/stat.h, linux/falloc.h, linux/fadvise.h, poll.h

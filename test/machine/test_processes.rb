@@ -3,7 +3,7 @@
 require_relative "../test_helper"
 
 # waitid and its kin, pidfds, pipes and pairs of sockets.
-class TestProcesses < MachineTest
+class TestMachineProcesses < MachineTest
   class TooLate < StandardError; end
 
   # bits/waitflags.h, asm-generic/siginfo.h

@@ -3,7 +3,7 @@
 require_relative "../test_helper"
 
 # RESP2 and RESP3 on UM::IO.
-class TestResp < MachineTest
+class TestMachineResp < MachineTest
   def setup
     super
     @reader, @writer = opened(IO.pipe.map { |io| io.autoclose = false; io.fileno })

@@ -3,7 +3,7 @@
 require_relative "../test_helper"
 
 # Sockets: made, bound, connected, accepted, sent to and received from.
-class TestSockets < MachineTest
+class TestMachineSockets < MachineTest
   class TooLate < StandardError; end
 
   def pair(type = UM::SOCK_STREAM)

@@ -3,7 +3,7 @@
 require_relative "../test_helper"
 
 # accept_each, accept_into_queue, read_each, recv_each.
-class TestStreams < MachineTest
+class TestMachineStreams < MachineTest
   class TooLate < StandardError; end
 
   def setup

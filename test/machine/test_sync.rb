@@ -3,7 +3,7 @@
 require_relative "../test_helper"
 
 # UM::Queue and UM::Mutex.
-class TestSync < MachineTest
+class TestMachineSync < MachineTest
   class TooLate < StandardError; end
 
   def test_a_queue_gives_from_both_ends

@@ -3,7 +3,7 @@
 require_relative "../test_helper"
 
 # read, write and their kin.
-class TestTransfer < MachineTest
+class TestMachineTransfer < MachineTest
   class TooLate < StandardError; end
 
   def setup

@@ -6,7 +6,7 @@ require "pathname"
 require "tmpdir"
 
 # inotify_* and file_watch.
-class TestWatch < MachineTest
+class TestMachineWatch < MachineTest
   class TooLate < StandardError; end
 
   # sys/inotify.h
