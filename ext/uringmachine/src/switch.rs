@@ -421,6 +421,23 @@ pub unsafe fn operate_for(
     deadline: Option<u64>,
     yields: Yields,
 ) -> Result<i32, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe { operate_noting(core, me, entry, deadline, yields, &mut 0) }
+}
+
+/// As [`operate_for`], for whoever must know what the kernel did even when the fiber is to raise: `seen`
+/// is the result of the operation, if it came to one.
+///
+/// # Safety
+/// As [`operate`].
+pub unsafe fn operate_noting(
+    core: *mut Core,
+    me: TaskId,
+    entry: Entry,
+    deadline: Option<u64>,
+    yields: Yields,
+    seen: &mut i32,
+) -> Result<i32, Failure> {
     // SAFETY: see `suspend`; the caller keeps the memory.
     unsafe {
         if let Some(raise) = (*core).take_pending(me) {
@@ -441,10 +458,13 @@ pub unsafe fn operate_for(
         }
         let ended = match result {
             Ok(Wake::Complete) => match (*core).machine.take(op) {
-                Some(completion) => Ok(completion.result),
+                Some(completion) => {
+                    *seen = completion.result;
+                    Ok(completion.result)
+                }
                 None => Err(Failure::Raise(Raise::errno(libc::EINVAL))),
             },
-            Ok(wake) => match drain(core, me, op) {
+            Ok(wake) => match drain(core, me, op, seen) {
                 (completion, Some(raise)) => {
                     if yields == Yields::Descriptor && completion.result >= 0 {
                         libc::close(completion.result);
@@ -465,7 +485,7 @@ pub unsafe fn operate_for(
             },
             Err(state) => {
                 let first = unwinding(state);
-                let (completion, second) = drain(core, me, op);
+                let (completion, second) = drain(core, me, op, seen);
                 if yields == Yields::Descriptor && completion.result >= 0 {
                     libc::close(completion.result);
                 }
@@ -498,7 +518,12 @@ pub unsafe fn unwinding(state: c_int) -> Raise {
 
 /// Cancels an operation and waits for its own completion, whatever is raised meanwhile; returns that
 /// too.
-unsafe fn drain(core: *mut Core, me: TaskId, op: OpKey) -> (Completion, Option<Raise>) {
+unsafe fn drain(
+    core: *mut Core,
+    me: TaskId,
+    op: OpKey,
+    seen: &mut i32,
+) -> (Completion, Option<Raise>) {
     // SAFETY: see `suspend`.
     unsafe {
         let mut second = None;
@@ -507,6 +532,7 @@ unsafe fn drain(core: *mut Core, me: TaskId, op: OpKey) -> (Completion, Option<R
         loop {
             if let Some(completion) = (*core).machine.take(op) {
                 (*core).waiter(me).draining = false;
+                *seen = completion.result;
                 return (completion, second);
             }
             let wait_id = (*core).machine.tasks.begin_wait(me);
