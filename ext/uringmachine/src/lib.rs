@@ -18,6 +18,7 @@ mod resolver;
 mod scheduler;
 mod switch;
 mod sys;
+mod tls;
 mod um;
 mod waiters;
 

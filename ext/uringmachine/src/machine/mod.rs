@@ -6,6 +6,7 @@
 mod fibers;
 mod introspection;
 mod time;
+mod tls;
 mod transfer;
 
 use std::ffi::{c_int, CStr};
@@ -208,6 +209,7 @@ pub unsafe fn define(class: VALUE) {
         fibers::define(class);
         introspection::define(class);
         time::define(class);
+        tls::define(class);
         transfer::define(class);
     }
 }
