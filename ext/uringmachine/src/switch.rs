@@ -107,6 +107,7 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
         let mut sleep = SleepCall {
             sleep: (*core).machine.sleeper(deadline),
             errno: 0,
+            ran: false,
         };
         (*core).asleep = true;
         let slept = (*core).profile.map(|_| uringmachine_runtime::clock::now());
@@ -128,6 +129,10 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
         (*core).machine.reap();
         if sys::rb_thread_interrupted((*core).thread()) != 0 {
             check_interrupts(core, me);
+        } else if !sleep.ran {
+            // Ruby refuses to sleep on the timer's tick and on postponed jobs too (thread.c,
+            // unblock_function_set), and does so until somebody has looked after them.
+            sys::rb_thread_check_ints();
         }
     }
 }
@@ -135,6 +140,7 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
 struct SleepCall {
     sleep: Sleep,
     errno: i32,
+    ran: bool,
 }
 
 impl SleepCall {
@@ -142,6 +148,7 @@ impl SleepCall {
         // SAFETY: `data` is the SleepCall on the frame of `idle`, which waits for this call.
         unsafe {
             let call = &mut *data.cast::<SleepCall>();
+            call.ran = true;
             if let Err(error) = call.sleep.run() {
                 call.errno = error.raw_os_error().unwrap_or(libc::EINVAL);
             }
