@@ -48,11 +48,11 @@ impl Connection {
             }
             if self.send_now() == Sent::Part && (*self.wire).sender.is_none() {
                 if (*self.wire).receiver.is_some() {
-                    self.flush(caller, wait)?;
-                } else {
-                    // The peer may not read before it has written something.
-                    return self.ready_either(caller, wait);
+                    // What is wanted may come meanwhile, so OpenSSL is asked again.
+                    return self.flush(caller, wait);
                 }
+                // The peer may not read before it has written something.
+                return self.ready_either(caller, wait);
             }
             self.receive(caller, wait)
         }
@@ -60,7 +60,7 @@ impl Connection {
 
     /// Waits until the descriptor takes or has bytes, and moves them.
     unsafe fn ready_either(&self, caller: &Caller, wait: Wait) -> Result<(), Failure> {
-        // SAFETY: as `write`.
+        // SAFETY: as `exchange`.
         unsafe {
             self.ready(caller, libc::POLLIN | libc::POLLOUT, wait)?;
             self.send_now();
