@@ -22,6 +22,7 @@ mod resolver;
 mod scheduler;
 mod switch;
 mod sys;
+mod tls;
 mod um;
 mod waiters;
 

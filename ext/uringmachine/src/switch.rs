@@ -108,6 +108,7 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
         let mut sleep = SleepCall {
             sleep: (*core).machine.sleeper(deadline),
             errno: 0,
+            ran: false,
         };
         (*core).asleep = true;
         let slept = (*core).profile.map(|_| uringmachine_runtime::clock::now());
@@ -129,6 +130,10 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
         (*core).machine.reap();
         if sys::rb_thread_interrupted((*core).thread()) != 0 {
             check_interrupts(core, me);
+        } else if !sleep.ran {
+            // Ruby refuses to sleep on the timer's tick and on postponed jobs too (thread.c,
+            // unblock_function_set), and does so until somebody has looked after them.
+            sys::rb_thread_check_ints();
         }
     }
 }
@@ -136,6 +141,7 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
 struct SleepCall {
     sleep: Sleep,
     errno: i32,
+    ran: bool,
 }
 
 impl SleepCall {
@@ -143,6 +149,7 @@ impl SleepCall {
         // SAFETY: `data` is the SleepCall on the frame of `idle`, which waits for this call.
         unsafe {
             let call = &mut *data.cast::<SleepCall>();
+            call.ran = true;
             if let Err(error) = call.sleep.run() {
                 call.errno = error.raw_os_error().unwrap_or(libc::EINVAL);
             }
@@ -422,6 +429,23 @@ pub unsafe fn operate_for(
     deadline: Option<u64>,
     yields: Yields,
 ) -> Result<i32, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe { operate_noting(core, me, entry, deadline, yields, &mut 0) }
+}
+
+/// As [`operate_for`], for whoever must know what the kernel did even when the fiber is to raise: `seen`
+/// is the result of the operation, if it came to one.
+///
+/// # Safety
+/// As [`operate`].
+pub unsafe fn operate_noting(
+    core: *mut Core,
+    me: TaskId,
+    entry: Entry,
+    deadline: Option<u64>,
+    yields: Yields,
+    seen: &mut i32,
+) -> Result<i32, Failure> {
     // SAFETY: see `suspend`; the caller keeps the memory.
     unsafe {
         if let Some(raise) = (*core).take_pending(me) {
@@ -442,10 +466,13 @@ pub unsafe fn operate_for(
         }
         let ended = match result {
             Ok(Wake::Complete) => match (*core).machine.take(op) {
-                Some(completion) => Ok(completion.result),
+                Some(completion) => {
+                    *seen = completion.result;
+                    Ok(completion.result)
+                }
                 None => Err(Failure::Raise(Raise::errno(libc::EINVAL))),
             },
-            Ok(wake) => match drain(core, me, op) {
+            Ok(wake) => match drain(core, me, op, seen) {
                 (completion, Some(raise)) => {
                     if yields == Yields::Descriptor && completion.result >= 0 {
                         libc::close(completion.result);
@@ -466,7 +493,7 @@ pub unsafe fn operate_for(
             },
             Err(state) => {
                 let first = unwinding(state);
-                let (completion, second) = drain(core, me, op);
+                let (completion, second) = drain(core, me, op, seen);
                 if yields == Yields::Descriptor && completion.result >= 0 {
                     libc::close(completion.result);
                 }
@@ -503,7 +530,12 @@ pub unsafe fn first_of(core: *mut Core, me: TaskId, first: Raise, second: Option
 
 /// Cancels an operation and waits for its own completion, whatever is raised meanwhile; returns that
 /// too.
-unsafe fn drain(core: *mut Core, me: TaskId, op: OpKey) -> (Completion, Option<Raise>) {
+unsafe fn drain(
+    core: *mut Core,
+    me: TaskId,
+    op: OpKey,
+    seen: &mut i32,
+) -> (Completion, Option<Raise>) {
     // SAFETY: see `suspend`.
     unsafe {
         let mut second = None;
@@ -512,6 +544,7 @@ unsafe fn drain(core: *mut Core, me: TaskId, op: OpKey) -> (Completion, Option<R
         loop {
             if let Some(completion) = (*core).machine.take(op) {
                 (*core).waiter(me).draining = false;
+                *seen = completion.result;
                 return (completion, second);
             }
             let wait_id = (*core).machine.tasks.begin_wait(me);

@@ -210,6 +210,14 @@ pub unsafe fn bind(value: VALUE, core: *mut Core) -> Result<*mut Core, Raise> {
     }
 }
 
+/// The UM of a core that belongs to a thread.
+pub fn object_of(core: *mut Core) -> VALUE {
+    bound()
+        .iter()
+        .find(|bound| bound.core == core)
+        .map_or(NIL, |bound| bound.object)
+}
+
 /// Keeps the machine of a UM for ever.
 pub unsafe fn leak(value: VALUE) {
     // SAFETY: the type is checked.

@@ -19,6 +19,7 @@ use crate::machine::transfer::{write_all, Sink};
 use crate::machine::{answer, define_all, Answer, Caller, Method};
 use crate::switch::Failure;
 use crate::sys::{self, Raise, NIL, VALUE};
+use crate::tls;
 use crate::um::DataType;
 
 /// What is read from, and how.
@@ -211,7 +212,15 @@ impl Reader {
     }
 
     unsafe fn more_of_ssl(&self) -> Result<More, Failure> {
-        Err(Raise::misuse("mode :ssl needs OpenSSL 3").into())
+        // A record's worth (RFC 8446, 5.1).
+        const LENGTH: usize = 16 << 10;
+        // SAFETY: as `more_by_single_read`; the socket is marked by the IO.
+        unsafe {
+            let room = (*self.io).bytes.reserve(LENGTH);
+            let count = tls::read(&self.caller, (*self.io).ssl, room, LENGTH)?;
+            (*self.io).bytes.commit(count);
+            Ok(if count == 0 { More::End } else { More::Bytes })
+        }
     }
 }
 
@@ -298,8 +307,7 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
             (*io).machine = machine;
             (*io).discards = Some((*caller.core).discards.clone());
             if mode == Mode::Ssl {
-                sys::protect(|| sys::funcall(machine, sys::id("ssl_set_bio"), &[target]))
-                    .map_err(Raise::Jump)?;
+                tls::set_bio(machine, target)?;
             }
             Ok(this)
         })
@@ -383,7 +391,7 @@ unsafe fn write_to(caller: &Caller, io: *mut Io, buffers: &[VALUE]) -> Result<u6
         let sink = match (*io).mode {
             Mode::Fd => Sink::Write(None),
             Mode::Socket => Sink::Send(libc::MSG_NOSIGNAL | libc::MSG_WAITALL),
-            Mode::Ssl => return Err(Raise::misuse("mode :ssl needs OpenSSL 3").into()),
+            Mode::Ssl => return tls::write_all(caller, (*io).ssl, buffers),
         };
         write_all(caller, (*io).fd, buffers, sink)
     }

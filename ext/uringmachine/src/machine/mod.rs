@@ -13,6 +13,7 @@ mod readiness;
 mod sockets;
 pub mod streams;
 mod time;
+mod tls;
 pub mod transfer;
 mod watch;
 
@@ -237,6 +238,7 @@ pub unsafe fn define(class: VALUE) {
         sockets::define(class);
         streams::define(class);
         time::define(class);
+        tls::define(class);
         transfer::define(class);
         watch::define(class);
     }

@@ -1,0 +1,192 @@
+//! TLS of Ruby's SSLSockets over the ring.
+//!
+//! OpenSSL works on memory ([`bio`]): it is called, returns at once, and what it wants is done by the ring
+//! afterwards ([`transport`]). Whatever ends a wait (a timeout, an exception), the connection goes on
+//! where it was: bytes that have come stay in its inbound queue, and bytes that OpenSSL has made stay in
+//! its outbound queue and go out with the next call.
+
+pub mod bio;
+mod connection;
+pub mod openssl;
+mod transport;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use connection::{Connection, Wait};
+
+use crate::arguments;
+use crate::machine::Caller;
+use crate::memory::Source;
+use crate::switch::Failure;
+use crate::sys::{self, Raise, NIL, TRUE, VALUE};
+use crate::um;
+
+/// Reads what there is from a TLS connection, at most `length` bytes, waiting until there is something;
+/// 0 at its end, that is, once the peer has sent its close_notify.
+///
+/// Errors: OpenSSL::SSL::SSLError for those of the protocol, an end without close_notify among them;
+/// the Errno for those of the descriptor; TypeError for what is no SSLSocket. An exception that ends the
+/// wait loses nothing.
+///
+/// # Safety
+/// `pointer` has room for `length` bytes until this returns, though Ruby runs meanwhile. `object` is on
+/// the caller's frame or marked by other means.
+pub unsafe fn read(
+    caller: &Caller,
+    object: VALUE,
+    pointer: *mut u8,
+    length: usize,
+) -> Result<usize, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe { Connection::find(object)?.read(caller, pointer, length, Wait::Forever) }
+}
+
+/// Writes every byte of every String and IO::Buffer to a TLS connection, and returns how many once the
+/// kernel has them all. Small ones share records. Writes of other fibers come before or after.
+///
+/// Errors as [`read`], and UM::Error for what is no buffer. After an exception that ends the wait some of
+/// the bytes may go out with the next call.
+///
+/// # Safety
+/// `object` and the buffers are on the caller's frame or marked by other means.
+pub unsafe fn write_all(caller: &Caller, object: VALUE, buffers: &[VALUE]) -> Result<u64, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let connection = Connection::find(object)?;
+        let mut accepted = 0;
+        write_some(
+            caller,
+            &connection,
+            buffers,
+            None,
+            Wait::Forever,
+            &mut accepted,
+        )?;
+        Ok(accepted)
+    }
+}
+
+/// As [`write_all`], the first `length` bytes of each buffer. `accepted` is how many OpenSSL has taken,
+/// also when it fails: those are not to be written again.
+///
+/// # Safety
+/// As [`write_all`].
+pub unsafe fn write_some(
+    caller: &Caller,
+    connection: &Connection,
+    buffers: &[VALUE],
+    length: Option<usize>,
+    wait: Wait,
+    accepted: &mut u64,
+) -> Result<(), Failure> {
+    // SAFETY: the sources keep the memory in place until they are released, and their objects are held
+    // by the core meanwhile; waits are protected, so this frame's vectors are dropped.
+    unsafe {
+        let core = caller.core;
+        let mut sources = Vec::with_capacity(buffers.len());
+        let mut result = Ok(());
+        for buffer in buffers {
+            match Source::new(core, *buffer, length, "buffer") {
+                Ok(source) => sources.push(source),
+                Err(raise) => {
+                    result = Err(Failure::Raise(raise));
+                    break;
+                }
+            }
+        }
+        if result.is_ok() {
+            let held = sources.iter().map(Source::held).collect();
+            let hold = (*core).holds.insert(held);
+            let pieces: Vec<&[u8]> = sources
+                .iter()
+                .map(|source| std::slice::from_raw_parts(source.pointer, source.length))
+                .collect();
+            result = connection.write(caller, &pieces, wait, accepted);
+            (*core).holds.remove(hold);
+        }
+        for source in sources {
+            source.release(core);
+        }
+        result
+    }
+}
+
+/// UM::TLS::Socket, which makes an SSLSocket's own methods go through the ring.
+static SOCKET: AtomicU64 = AtomicU64::new(0);
+
+/// Notes the module.
+pub fn set_socket_module(module: VALUE) {
+    SOCKET.store(module, Ordering::Relaxed);
+}
+
+/// What an SSLSocket keeps of us, in instance variables that Ruby code does not see.
+fn keeper_variable() -> sys::ID {
+    sys::id("__um_wire")
+}
+
+fn machine_variable() -> sys::ID {
+    sys::id("__um_machine")
+}
+
+/// Puts an SSLSocket on the ring of the UM `machine`: gives it a BIO of ours, once, and extends it with
+/// UM::TLS::Socket. Its own methods go through that machine when they are called on the machine's thread.
+///
+/// # Safety
+/// `object` is on the caller's frame or marked by other means.
+pub unsafe fn set_bio(machine: VALUE, object: VALUE) -> Result<(), Raise> {
+    // SAFETY: what may raise is protected; the SSL takes the BIO.
+    unsafe {
+        let connection = Connection::find(object)?;
+        if sys::is_frozen(object) {
+            return Err(Raise::argument("ssl_socket is frozen"));
+        }
+        if connection.wire.is_null() {
+            let wire = bio::Wire {
+                fd: connection.descriptor()?,
+                is_socket: connection.is_socket()?,
+                ..Default::default()
+            };
+            let Some((bio, keeper)) = bio::make(connection.openssl, wire) else {
+                return Err(connection.openssl.error("BIO_new"));
+            };
+            (connection.openssl.SSL_set_bio)(connection.ssl, bio, bio);
+            rb_sys::rb_ivar_set(object, keeper_variable(), keeper);
+            rb_sys::rb_ivar_set(object, sys::id("@__um_bio__"), TRUE);
+            sys::protect(|| {
+                rb_sys::rb_extend_object(object, SOCKET.load(Ordering::Relaxed));
+                NIL
+            })
+            .map_err(Raise::Jump)?;
+        }
+        rb_sys::rb_ivar_set(object, machine_variable(), machine);
+        Ok(())
+    }
+}
+
+/// The UM whose ring an SSLSocket's own methods go through on this thread: the one that it was put on if
+/// that is this thread's, else the thread's own.
+///
+/// # Safety
+/// `object` is an SSLSocket.
+pub unsafe fn machine_of(object: VALUE) -> Result<VALUE, Raise> {
+    // SAFETY: what may raise is protected.
+    unsafe {
+        let machine = rb_sys::rb_attr_get(object, machine_variable());
+        if machine != NIL {
+            let core = um::core(machine)?;
+            if (*core).thread() == sys::rb_thread_current() && !(*core).is_forked() {
+                return Ok(machine);
+            }
+        }
+        sys::protect(|| {
+            let module = rb_sys::rb_path2class(c"UringMachine::TLS".as_ptr());
+            sys::funcall(module, sys::id("machine"), &[])
+        })
+        .map_err(Raise::Jump)
+    }
+}
+
+/// The error for an argument that is no SSLSocket.
+fn no_ssl_socket(value: VALUE) -> Raise {
+    arguments::wrong_type(value, "ssl_socket", "an OpenSSL::SSL::SSLSocket")
+}
