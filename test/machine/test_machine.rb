@@ -189,7 +189,7 @@ class TestMachine < MachineTest
     output, = ruby(<<~RUBY)
       rss = -> { 3.times { GC.start }; File.read("/proc/self/status")[/VmRSS:\\s+(\\d+)/, 1].to_i }
       # Until the heap is as large as garbage makes it.
-      10_000.times { UM.new(size: 8) }
+      25_000.times { UM.new(size: 8) }
       before = [rss.(), Dir.children("/proc/self/fd").size]
       10_000.times { |number| machine = UM.new(size: 8); machine.snooze if number % 10 == 0 }
       after = [rss.(), Dir.children("/proc/self/fd").size]
