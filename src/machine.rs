@@ -317,6 +317,10 @@ impl<T> Machine<T> {
             ring.enter(0, None)?;
         }
         self.reap();
+        // The eventfd is polled only while the machine sleeps; one that never does looks here.
+        if self.waker().is_some_and(Waker::has_completed) {
+            self.take_handed_over();
+        }
         self.fire();
         Ok(())
     }
@@ -411,6 +415,11 @@ impl<T> Machine<T> {
         // Reset before taking: a hand-over after the take wakes again.
         let Some(waker) = self.waker() else { return };
         waker.reset();
+        self.take_handed_over();
+    }
+
+    fn take_handed_over(&mut self) {
+        let Some(waker) = self.waker() else { return };
         for wait in waker.take_completed() {
             self.tasks.wake(wait, Wake::Complete);
         }
@@ -589,6 +598,19 @@ mod tests {
             machine.reap();
         }
         thread.join().unwrap();
+        assert_eq!(machine.tasks.next_ready(), Some((task, Wake::Complete)));
+    }
+
+    #[test]
+    fn a_machine_that_never_sleeps_sees_what_another_thread_completes() {
+        let mut machine = machine();
+        let task = machine.tasks.add(());
+        let wait = machine.tasks.begin_wait(task);
+        let waker = machine.waker().unwrap().clone();
+        std::thread::spawn(move || waker.complete(wait))
+            .join()
+            .unwrap();
+        machine.poll().unwrap();
         assert_eq!(machine.tasks.next_ready(), Some((task, Wake::Complete)));
     }
 

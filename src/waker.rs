@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::tasks::WaitId;
@@ -18,6 +19,8 @@ pub struct Waker {
 struct Shared {
     event: OwnedFd,
     completed: Mutex<Vec<WaitId>>,
+    /// Whether `completed` may have something: looked at by a machine that never sleeps.
+    pending: AtomicBool,
 }
 
 impl Waker {
@@ -33,6 +36,7 @@ impl Waker {
                 // SAFETY: the descriptor is new and nobody else's.
                 event: unsafe { OwnedFd::from_raw_fd(fd) },
                 completed: Mutex::new(Vec::new()),
+                pending: AtomicBool::new(false),
             }),
         })
     }
@@ -46,11 +50,19 @@ impl Waker {
     /// Hands over a completed wait and wakes the machine. May be called from any thread.
     pub fn complete(&self, wait: WaitId) {
         self.completed().push(wait);
+        self.shared.pending.store(true, Ordering::Release);
         self.wake();
+    }
+
+    /// Whether waits have been handed over and not taken.
+    #[inline]
+    pub(crate) fn has_completed(&self) -> bool {
+        self.shared.pending.load(Ordering::Acquire)
     }
 
     /// Takes the waits handed over so far.
     pub(crate) fn take_completed(&self) -> Vec<WaitId> {
+        self.shared.pending.store(false, Ordering::Release);
         std::mem::take(&mut *self.completed())
     }
 

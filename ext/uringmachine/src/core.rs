@@ -186,6 +186,8 @@ pub struct Core {
     pub holds: Slab<Vec<VALUE>>,
     /// Memory for small transfers, kept for reuse.
     pub scratch: crate::memory::Scratch,
+    /// Pipes between ends of a splice that are none.
+    pub pipes: crate::splicing::Pipes,
     /// Nanoseconds asleep and their start, counted in profile mode.
     pub profile: Option<Profile>,
     /// The thread sleeps without the GVL.
@@ -216,6 +218,7 @@ impl Core {
             discards: Discards::default(),
             holds: Slab::default(),
             scratch: crate::memory::Scratch::default(),
+            pipes: crate::splicing::Pipes::default(),
             profile: None,
             asleep: false,
             by_fiber: ByFiber::default(),

@@ -20,6 +20,7 @@ mod opening;
 mod queue;
 mod resolver;
 mod scheduler;
+mod splicing;
 mod switch;
 mod sys;
 mod tls;

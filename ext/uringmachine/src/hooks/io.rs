@@ -383,7 +383,8 @@ impl Transfer {
     }
 }
 
-fn timed_out(failure: Failure) -> Raise {
+/// The error that a failed operation raises; IO::TimeoutError after `io.timeout`.
+pub fn timed_out(failure: Failure) -> Raise {
     match failure {
         Failure::Raise(raise) => raise,
         Failure::Scheduled(_) => Raise::errno(libc::EINTR),

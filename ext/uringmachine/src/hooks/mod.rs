@@ -3,11 +3,12 @@
 
 mod block;
 mod close;
-mod io;
+pub mod io;
 mod offload;
 pub mod process;
-mod readiness;
+pub mod readiness;
 pub mod select;
+mod splice;
 mod time;
 
 use crate::sys::VALUE;
@@ -23,6 +24,7 @@ pub unsafe fn define(class: VALUE) {
         process::define(class);
         readiness::define(class);
         select::define(class);
+        splice::define(class);
         time::define(class);
     }
 }

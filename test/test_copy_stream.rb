@@ -1,0 +1,239 @@
+# frozen_string_literal: true
+
+require "io/nonblock"
+require "pathname"
+require "stringio"
+require_relative "test_helper"
+
+# io_splice, and IO.copy_stream on it.
+class TestCopyStream < SchedulerTest
+  class TooLate < StandardError; end
+
+  # Counts what goes through the kernel.
+  class CountingScheduler < UM::FiberScheduler
+    attr_reader :spliced
+
+    def io_splice(...)
+      super.tap { |moved| @spliced = (@spliced || 0) + moved if moved.positive? }
+    end
+  end
+
+  BYTES = Random.bytes(3_000_001)
+
+  def file(bytes = BYTES)
+    Tempfile.create("um").tap do |file|
+      file.binmode
+      file.write(bytes)
+      file.rewind
+      File.unlink(file.path)
+    end
+  end
+
+  # Runs the block in a fiber; returns what it returns, and the bytes that went through the kernel.
+  def counted
+    scheduler = CountingScheduler.new
+    result = nil
+    scheduled(scheduler) { Fiber.schedule { result = yield } }
+    [result, scheduler.spliced]
+  end
+
+  # A socket pair or a pipe, with what arrives at the end.
+  def received(make)
+    source, sink = make.call
+    arrived = nil
+    result = counted do
+      reader = Fiber.schedule { arrived = source.read }
+      yield(sink).tap do
+        sink.close
+        sleep(0.0001) while reader.alive?
+      end
+    end
+    [*result, arrived]
+  ensure
+    source&.close
+  end
+
+  TARGETS = [-> { UNIXSocket.pair }, -> { IO.pipe.each(&:binmode) }, lambda {
+    server = TCPServer.new("127.0.0.1", 0)
+    client = TCPSocket.new("127.0.0.1", server.addr[1])
+    [server.accept, client].tap { server.close }
+  }].freeze
+
+  def test_a_file_to_sockets_and_pipes
+    TARGETS.each do |make|
+      count, spliced, arrived = received(make) { |sink| IO.copy_stream(file, sink) }
+      assert_equal [BYTES.bytesize] * 2, [count, spliced]
+      assert_equal BYTES, arrived
+    end
+  end
+
+  def test_part_of_a_file_moves_its_position_and_an_offset_leaves_it_alone
+    source = file
+    count, _, arrived = received(TARGETS.first) do |sink|
+      [IO.copy_stream(source, sink, 1_500_000), source.pos, IO.copy_stream(source, sink, 10, 7), source.pos, IO.copy_stream(source, sink, nil, 2_999_990)]
+    end
+    assert_equal [1_500_000, 1_500_000, 10, 1_500_000, 11], count
+    assert_equal BYTES[0, 1_500_000] + BYTES[7, 10] + BYTES[-11..], arrived
+  end
+
+  def test_a_path_is_a_source_too
+    path = Tempfile.create("um").tap { |file| file.write("by its name") && file.close }.path
+    [path, Pathname(path)].each do |source|
+      count, spliced, arrived = received(TARGETS.first) { |sink| IO.copy_stream(source, sink) }
+      assert_equal [11, 11, "by its name"], [count, spliced, arrived]
+    end
+  ensure
+    File.unlink(path)
+  end
+
+  def test_bytes_that_were_read_ahead_go_first
+    source = file("line\n#{"x" * 20_000}")
+    count, _, arrived = received(TARGETS.first) { |sink| source.gets && [IO.copy_stream(source, sink, 10), IO.copy_stream(source, sink)] }
+    assert_equal [10, 19_990], count
+    assert_equal "x" * 20_000, arrived
+    there, here = UNIXSocket.pair
+    here << "line\nand the rest"
+    here.close
+    count, _, arrived = received(TARGETS.first) { |sink| there.gets && IO.copy_stream(there, sink) }
+    assert_equal [12, "and the rest"], [count, arrived]
+  end
+
+  def test_bytes_that_were_written_and_not_flushed_go_first
+    count, _, arrived = received(-> { IO.pipe.tap { |_, writer| writer.sync = false } }) { |sink| sink.write("first ") && IO.copy_stream(file("second"), sink) }
+    assert_equal [6, "first second"], [count, arrived]
+  end
+
+  def test_a_proxy_between_sockets_brings_every_byte
+    [TARGETS[0], TARGETS[2]].each do |make|
+      client, front = make.call
+      count, spliced, arrived = received(make) do |sink|
+        Fiber.schedule { client.write(BYTES) && client.close }
+        IO.copy_stream(front, sink)
+      end
+      assert_equal [BYTES.bytesize] * 2, [count, spliced]
+      assert_equal BYTES, arrived
+    end
+  end
+
+  def test_a_pipe_to_a_socket_and_a_socket_to_a_pipe
+    reader, writer = IO.pipe
+    count, spliced, arrived = received(TARGETS[0]) { |sink| Fiber.schedule { writer.write(BYTES) && writer.close } && IO.copy_stream(reader, sink) }
+    assert_equal [BYTES.bytesize, BYTES.bytesize, BYTES], [count, spliced, arrived]
+    there, here = UNIXSocket.pair
+    count, spliced, arrived = received(TARGETS[1]) { |sink| Fiber.schedule { there.write(BYTES) && there.close } && IO.copy_stream(here, sink) }
+    assert_equal [BYTES.bytesize, BYTES.bytesize, BYTES], [count, spliced, arrived]
+  end
+
+  def test_what_is_no_descriptor_and_a_file_as_the_target_take_rubys_own_path
+    target = file("")
+    [StringIO.new("from memory"), file("from a file")].each { |source| assert_equal([11, nil], counted { IO.copy_stream(source, target) }) }
+    target.rewind
+    assert_equal "from memoryfrom a file", target.read
+    assert_equal(["copied", nil], counted { StringIO.new.tap { |memory| IO.copy_stream(file("copied"), memory) }.string })
+    _, writer = UNIXSocket.pair
+    assert_equal([11, nil], counted { IO.copy_stream(StringIO.new("from memory"), writer) })
+  end
+
+  def test_blocking_descriptors_do_not_stall_other_fibers
+    there, here = UNIXSocket.pair
+    [there, here].each { |socket| socket.nonblock = false }
+    ticks = 0
+    count, = counted do
+      Fiber.schedule { 20.times { sleep(0.0005) && ticks += 1 } }
+      Fiber.schedule { sleep(0.001) while ticks < 20; there.write("late") && there.close }
+      target = UNIXSocket.pair.last
+      IO.copy_stream(here, target)
+    end
+    assert_equal 4, count
+  end
+
+  def test_other_fibers_run_while_much_is_moved
+    ticks = 0
+    moving = true
+    received(TARGETS[0]) do |sink|
+      Fiber.schedule { (sleep(0) && ticks += 1) while moving }
+      IO.copy_stream(file, sink).tap { moving = false }
+    end
+    assert_operator ticks, :>, 3
+  end
+
+  def test_a_copy_that_is_cut_off_loses_no_byte
+    client, front = UNIXSocket.pair
+    sink, target = UNIXSocket.pair
+    rest = nil
+    arrived = +"".b
+    counted do
+      Fiber.schedule { client.write(BYTES) && client.close }
+      assert_raises(TooLate) { Timeout.timeout(0.02, TooLate) { IO.copy_stream(front, target) } }
+      target.close
+      reader = Fiber.schedule { arrived << sink.read }
+      rest = front.read
+      sleep(0.0001) while reader.alive?
+    end
+    assert_operator arrived.bytesize, :>, 0
+    assert_equal BYTES.bytesize, arrived.bytesize + rest.bytesize
+    assert_equal BYTES, arrived + rest
+  end
+
+  def test_a_copy_from_a_file_that_is_cut_off_leaves_its_position_where_the_copy_stopped
+    source = file
+    sink, target = UNIXSocket.pair
+    counted do
+      assert_raises(TooLate) { Timeout.timeout(0.01, TooLate) { IO.copy_stream(source, target) } }
+      target.close
+    end
+    assert_equal source.pos, sink.read.bytesize
+  end
+
+  def test_the_timeout_of_an_io_is_honoured
+    _, source = UNIXSocket.pair
+    source.timeout = 0.01
+    counted { assert_raises(IO::TimeoutError) { IO.copy_stream(source, UNIXSocket.pair.last) } }
+    sink, target = UNIXSocket.pair
+    target.timeout = 0.01
+    counted { assert_raises(IO::TimeoutError) { IO.copy_stream(file, target) } }
+    sink.close
+  end
+
+  def test_errors_are_those_of_plain_ruby
+    reader, writer = IO.pipe
+    gone, target = UNIXSocket.pair
+    gone.close
+    errors = lambda do
+      [-> { IO.copy_stream(file, target) }, -> { IO.copy_stream(writer, target) }, -> { IO.copy_stream(file, reader) }, -> { IO.copy_stream(file, target, -1) },
+       -> { IO.copy_stream("/nowhere", target) }].map do |copy|
+        copy.call
+      rescue StandardError => e
+        e.class
+      end
+    end
+    assert_equal errors.call, counted(&errors).first
+  end
+
+  def test_no_descriptor_is_left_behind
+    before = open_descriptors
+    5.times { received(TARGETS[0]) { |sink| IO.copy_stream(file, sink) } }
+    GC.start
+    assert_operator open_descriptors, :<=, before + 4
+  end
+
+  def test_without_our_scheduler_nothing_changes
+    sink, target = UNIXSocket.pair
+    assert_equal 5, IO.copy_stream(file("plain"), target)
+    target.close
+    assert_equal "plain", sink.read
+  end
+
+  def test_bad_arguments_of_the_hook
+    in_fiber do |scheduler|
+      reader, writer = IO.pipe
+      assert_raises(TypeError) { scheduler.io_splice(1, writer) }
+      assert_raises(ArgumentError) { scheduler.io_splice(reader, writer, -1) }
+      assert_raises(ArgumentError) { scheduler.io_splice(reader, writer, 1, -1) }
+      assert_raises(TypeError) { scheduler.io_splice(reader, writer, "1") }
+      closed = IO.pipe.first.tap(&:close)
+      assert_raises(IOError) { scheduler.io_splice(closed, writer) }
+      assert_equal(-Errno::EBADF::Errno, scheduler.io_splice(writer, UNIXSocket.pair.last, 1))
+    end
+  end
+end
