@@ -29,6 +29,8 @@ class UringMachine
         machine = CoreGaps.machine
         return super unless machine && length.is_a?(Integer) && length >= 0
 
+        # Raises if the file is not open for writing.
+        write("")
         flush
         machine.ftruncate(fileno, length)
       end
