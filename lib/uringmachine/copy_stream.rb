@@ -49,7 +49,6 @@ class UringMachine
 
       # Returns the bytes copied. The block copies what cannot be moved within the kernel.
       def copy(scheduler, length, offset)
-        check_modes
         @destination.flush
         copied = offset ? 0 : copy_read_ahead(length)
         loop do
@@ -77,12 +76,6 @@ class UringMachine
       private_constant :REFUSED
 
       def refused?(moved) = REFUSED.include?(moved)
-
-      # Raises what Ruby's own does if the one may not be read or the other not written.
-      def check_modes
-        @source.readpartial(0)
-        @destination.write("")
-      end
 
       # What Ruby has read and the program has not goes first.
       def copy_read_ahead(length)
