@@ -4,11 +4,12 @@
 //! piece by piece (IOU_PBUF_RING_INC); else each completion takes a whole one.
 
 use std::io;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 use io_uring::{cqueue, IoUring};
+
+use crate::fixed_buffers::Mapping;
 
 /// The group that streams name.
 pub const GROUP: u16 = 0;
@@ -36,7 +37,7 @@ const WHOLE_PLAN: Plan = Plan {
 /// Buffers provided to the kernel. Their memory is given back after the ring of operations is
 /// closed.
 pub struct BufferRing {
-    memory: Memory,
+    memory: Mapping,
     count: u16,
     size: u32,
     incremental: bool,
@@ -44,9 +45,6 @@ pub struct BufferRing {
     filled: Vec<u32>,
     tail: u16,
 }
-
-// SAFETY: the memory belongs to this struct alone, wherever it is.
-unsafe impl Send for BufferRing {}
 
 impl BufferRing {
     /// Registers buffers with a ring; consumed piece by piece if `incremental` and the kernel can.
@@ -63,7 +61,7 @@ impl BufferRing {
     fn register(uring: &IoUring, plan: &Plan, incremental: bool) -> io::Result<Self> {
         let entries = usize::from(plan.count) * std::mem::size_of::<BufRingEntry>();
         let offset = entries.next_multiple_of(4096);
-        let memory = Memory::new(offset + usize::from(plan.count) * plan.size as usize)?;
+        let memory = Mapping::new(offset + usize::from(plan.count) * plan.size as usize)?;
         let flags = if incremental { INCREMENTAL } else { 0 };
         // SAFETY: the entries lie at the start of page-aligned memory that outlives the ring.
         unsafe {
@@ -155,42 +153,5 @@ impl BufferRing {
             let tail = BufRingEntry::tail(self.memory.base.as_ptr().cast()).cast_mut();
             AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
         }
-    }
-}
-
-/// Anonymous memory in whole pages, not shared with a child of fork.
-struct Memory {
-    base: NonNull<u8>,
-    length: usize,
-}
-
-impl Memory {
-    fn new(length: usize) -> io::Result<Self> {
-        // SAFETY: a new anonymous mapping; advice changes nothing but the fate of a child's copy.
-        unsafe {
-            let base = libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            );
-            if base == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            libc::madvise(base, length, libc::MADV_DONTFORK);
-            Ok(Self {
-                base: NonNull::new_unchecked(base.cast()),
-                length,
-            })
-        }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this struct's own.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
     }
 }

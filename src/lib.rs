@@ -14,6 +14,7 @@ pub mod buffer_ring;
 pub mod clock;
 pub mod error;
 pub mod features;
+pub mod fixed_buffers;
 pub mod machine;
 pub mod ops;
 pub mod ring;

@@ -9,6 +9,7 @@ use crate::buffer_ring::{BufferRing, GROUP};
 use crate::clock;
 use crate::error::SetupError;
 use crate::features::Features;
+use crate::fixed_buffers::{FixedBuffers, RegionId};
 use crate::ops::{Completion, Effect, OpKey, Ops};
 use crate::ring::Ring;
 use crate::slab::Key;
@@ -62,6 +63,7 @@ struct Kernel {
     features: Features,
     /// After the ring: the kernel takes from the buffers until the ring is closed.
     buffers: Option<BufferRing>,
+    fixed: FixedBuffers,
 }
 
 /// What a machine has done and has at hand.
@@ -114,6 +116,7 @@ impl<T> Machine<T> {
                 ring,
                 waker,
                 buffers: None,
+                fixed: FixedBuffers::default(),
             }),
             ops: Ops::default(),
             waker_polled: false,
@@ -170,6 +173,7 @@ impl<T> Machine<T> {
         if let Some(kernel) = self.kernel.take() {
             kernel.ring.forsake();
             std::mem::forget(kernel.buffers);
+            std::mem::forget(kernel.fixed);
         }
     }
 
@@ -260,6 +264,36 @@ impl<T> Machine<T> {
             kernel.buffers = Some(kernel.ring.provide_buffers()?);
         }
         Ok(GROUP)
+    }
+
+    /// Registers `count` buffers of `size` bytes, a multiple of the page size, for fixed reads and writes;
+    /// returns the region and its memory.
+    pub fn register_buffers(
+        &mut self,
+        count: u32,
+        size: usize,
+    ) -> io::Result<(RegionId, std::ptr::NonNull<u8>)> {
+        let Some(kernel) = &mut self.kernel else {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        };
+        kernel.fixed.register(kernel.ring.uring(), count, size)
+    }
+
+    /// Takes registered buffers out of the ring and gives their memory back.
+    pub fn unregister_buffers(&mut self, region: RegionId) {
+        if let Some(kernel) = &mut self.kernel {
+            kernel.fixed.unregister(kernel.ring.uring(), region);
+        }
+    }
+
+    /// The index of the registered buffer that all of these bytes lie in.
+    #[inline]
+    pub fn fixed_index(&self, pointer: *const u8, length: usize) -> Option<u16> {
+        let kernel = self.kernel.as_ref()?;
+        if kernel.fixed.is_empty() {
+            return None;
+        }
+        kernel.fixed.slot(pointer, length)
     }
 
     /// A stream that has not been discarded.
@@ -789,5 +823,34 @@ mod tests {
         reader.read_exact(&mut bytes).unwrap();
         assert_eq!(&bytes, b"orphan");
         assert_eq!(machine.operations(), 0);
+    }
+
+    #[test]
+    fn a_registered_buffer_is_read_into_and_written_from() {
+        let mut machine = machine();
+        let (region, base) = machine.register_buffers(4, 4096).unwrap();
+        let (other, _) = machine.register_buffers(2, 8192).unwrap();
+        assert_ne!(region, other);
+        // SAFETY: within the region's memory.
+        let third = unsafe { base.as_ptr().add(2 * 4096) };
+        assert_eq!(machine.fixed_index(third, 4096), Some(2));
+        // SAFETY: as above.
+        assert_eq!(machine.fixed_index(unsafe { third.add(10) }, 4090), None);
+        assert_eq!(machine.fixed_index(std::ptr::dangling(), 1), None);
+        let (reader, mut writer) = pipe();
+        let task = machine.tasks.add(());
+        let wait = machine.tasks.begin_wait(task);
+        writer.write_all(b"fixed").unwrap();
+        let fd = types::Fd(reader.as_raw_fd());
+        let entry = opcode::ReadFixed::new(fd, third, 4096, 2).build();
+        // SAFETY: the memory is the region's.
+        let op = unsafe { machine.submit(entry, wait) }.unwrap();
+        machine.poll().unwrap();
+        assert_eq!(machine.take(op).unwrap().result, 5);
+        // SAFETY: the kernel has given the memory back.
+        assert_eq!(unsafe { std::slice::from_raw_parts(third, 5) }, b"fixed");
+        machine.unregister_buffers(region);
+        let (again, _) = machine.register_buffers(4, 4096).unwrap();
+        assert_eq!(again, region);
     }
 }

@@ -137,6 +137,11 @@ impl Ring {
         BufferRing::new(&self.uring, self.features.incremental_buffers)
     }
 
+    /// The ring itself, for registrations.
+    pub(crate) fn uring(&self) -> &IoUring {
+        &self.uring
+    }
+
     /// Closes the descriptor and leaves the mappings alone: they are the parent's.
     pub(crate) fn forsake(self) {
         // SAFETY: the descriptor is this process's copy, and its owner is forgotten below.

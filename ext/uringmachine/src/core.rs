@@ -7,6 +7,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use uringmachine_runtime::fixed_buffers::RegionId;
 use uringmachine_runtime::machine::Timer;
 use uringmachine_runtime::slab::{Key, Slab};
 use uringmachine_runtime::tasks::State;
@@ -101,20 +102,29 @@ pub struct Timeout {
     pub fired: bool,
 }
 
-/// Streams to be given up by the machine's own thread, whoever finds that nobody wants them.
+/// What nobody wants any more.
+#[derive(Clone, Copy, Debug)]
+pub enum Discarded {
+    /// A multishot operation.
+    Stream(Key),
+    /// Registered buffers.
+    Buffers(RegionId),
+}
+
+/// What is to be given up by the machine's own thread, whoever finds that nobody wants it.
 #[derive(Clone, Default)]
 pub struct Discards(Arc<DiscardsShared>);
 
 #[derive(Default)]
 struct DiscardsShared {
     any: AtomicBool,
-    list: Mutex<Vec<Key>>,
+    list: Mutex<Vec<Discarded>>,
 }
 
 impl Discards {
     /// Adds one. Any thread, the collector too.
-    pub fn add(&self, stream: Key) {
-        self.list().push(stream);
+    pub fn add(&self, discarded: Discarded) {
+        self.list().push(discarded);
         self.0.any.store(true, Ordering::Release);
     }
 
@@ -122,12 +132,12 @@ impl Discards {
         self.0.any.load(Ordering::Acquire)
     }
 
-    fn take(&self) -> Vec<Key> {
+    fn take(&self) -> Vec<Discarded> {
         self.0.any.store(false, Ordering::Release);
         std::mem::take(&mut *self.list())
     }
 
-    fn list(&self) -> MutexGuard<'_, Vec<Key>> {
+    fn list(&self) -> MutexGuard<'_, Vec<Discarded>> {
         self.0.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -179,7 +189,7 @@ pub struct Core {
     pub switches: u64,
     /// Switches between looks at the ring.
     pub patience: u32,
-    /// Streams whose owners are gone, to be given up by the machine's own thread.
+    /// What nobody wants any more, to be given up by the machine's own thread.
     pub discards: Discards,
     /// Ruby objects that operations work on that no fiber waits for, and those of operations on
     /// several.
@@ -386,18 +396,21 @@ impl Core {
     /// Submits and reaps without waiting, and fires timers.
     pub fn poll(&mut self) {
         self.countdown = self.patience;
-        self.discard_streams();
+        self.give_up_discarded();
         // What enter refuses now it refuses again when the machine has to sleep, where it is raised.
         let _ = self.machine.poll();
         self.expire_timeouts();
     }
 
-    /// Gives up the streams whose owners are gone.
+    /// Gives up what the owners of are gone.
     #[inline]
-    pub fn discard_streams(&mut self) {
+    pub fn give_up_discarded(&mut self) {
         if self.discards.any() {
-            for stream in self.discards.take() {
-                let _ = self.machine.discard_stream(stream);
+            for discarded in self.discards.take() {
+                match discarded {
+                    Discarded::Stream(stream) => drop(self.machine.discard_stream(stream)),
+                    Discarded::Buffers(region) => self.machine.unregister_buffers(region),
+                }
             }
         }
     }

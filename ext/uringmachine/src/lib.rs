@@ -4,6 +4,7 @@ mod addresses;
 mod arguments;
 mod async_op;
 mod blocking;
+mod buffer_pool;
 mod constants;
 mod core;
 mod descriptors;
@@ -43,6 +44,7 @@ pub unsafe extern "C" fn Init_uringmachine() {
         machine::define(class);
         async_op::define(class);
         queue::define(class);
+        buffer_pool::define(class);
         io::define(class);
         mutex::define(class);
         scheduler::define(class);

@@ -66,6 +66,8 @@ pub struct Source {
     backing: Backing,
     pub pointer: *const u8,
     pub length: usize,
+    /// The index of the registered buffer that the bytes lie in.
+    pub fixed: Option<u16>,
 }
 
 impl Source {
@@ -80,6 +82,20 @@ impl Source {
         unsafe {
             let (pointer, size) = bytes_of(object, name)?;
             let length = length.unwrap_or(size).min(size);
+            let fixed = if sys::is_string(object) {
+                None
+            } else {
+                (*core).machine.fixed_index(pointer, length)
+            };
+            if fixed.is_some() && lock(object) {
+                return Ok(Self {
+                    object,
+                    backing: Backing::Locked,
+                    pointer,
+                    length,
+                    fixed,
+                });
+            }
             if length <= COPIED {
                 let mut block = (*core).scratch.take();
                 std::ptr::copy_nonoverlapping(pointer, block.as_mut_ptr(), length);
@@ -88,6 +104,7 @@ impl Source {
                     pointer: block.as_ptr(),
                     backing: Backing::Block(block),
                     length,
+                    fixed: None,
                 });
             }
             let backing = if sys::is_string(object) && sys::is_frozen(object) {
@@ -107,6 +124,7 @@ impl Source {
                 backing,
                 pointer,
                 length,
+                fixed: None,
             })
         }
     }
@@ -176,6 +194,8 @@ pub struct Destination {
     is_string: bool,
     pub pointer: *mut u8,
     pub length: usize,
+    /// The index of the registered buffer that the room lies in.
+    pub fixed: Option<u16>,
 }
 
 impl Destination {
@@ -217,13 +237,15 @@ impl Destination {
                 get()?;
             }
             sys::protect(|| sys::rb_io_buffer_lock(object)).map_err(Raise::Jump)?;
+            let pointer = base.cast::<u8>().add(offset);
             Ok(Self {
                 object,
                 backing: Backing::Locked,
                 offset,
                 is_string: false,
-                pointer: base.cast::<u8>().add(offset),
+                pointer,
                 length,
+                fixed: (*core).machine.fixed_index(pointer, length),
             })
         }
     }
@@ -267,6 +289,7 @@ impl Destination {
                 is_string: true,
                 pointer,
                 length,
+                fixed: None,
             })
         }
     }

@@ -87,7 +87,7 @@ unsafe fn start(core: *mut Core, task: TaskId, fiber: VALUE) -> VALUE {
 unsafe fn idle(core: *mut Core, me: TaskId) {
     // SAFETY: as in `suspend`.
     unsafe {
-        (*core).discard_streams();
+        (*core).give_up_discarded();
         if (*core).machine.wants_poll() {
             (*core).poll();
         } else {

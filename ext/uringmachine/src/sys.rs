@@ -23,6 +23,9 @@ pub const NOGVL_UBF_ASYNC_SAFE: c_int = 0x2;
 /// (include/ruby/io/buffer.h).
 pub const IO_BUFFER_VIEW: c_int = 1 | 128;
 
+/// Flag of an IO::Buffer of memory it does not own: EXTERNAL.
+pub const IO_BUFFER_EXTERNAL: c_int = 1;
+
 /// Flag of an IO::Buffer that is locked.
 pub const IO_BUFFER_LOCKED: c_int = 32;
 
@@ -123,6 +126,13 @@ impl Raise {
     /// The Errno for `errno`.
     pub fn errno(errno: i32) -> Self {
         Self::Errno(errno)
+    }
+
+    /// The Errno for `errno`, with words of ours.
+    pub fn errno_with(errno: i32, text: &str) -> Self {
+        let text = std::ffi::CString::new(text).unwrap_or_default();
+        // SAFETY: the message is copied.
+        Self::Exception(unsafe { rb_syserr_new(errno, text.as_ptr()) })
     }
 
     /// A UM::Error with `text`.

@@ -333,8 +333,19 @@ impl Transfer {
                 (Kind::Socket, true) => opcode::Send::new(fd, base, size)
                     .flags(libc::MSG_NOSIGNAL)
                     .build(),
-                (_, false) => opcode::Read::new(fd, base, size).offset(position).build(),
-                (_, true) => opcode::Write::new(fd, base, size).offset(position).build(),
+                (_, writes) => {
+                    let fixed = (*self.core).machine.fixed_index(base, size as usize);
+                    match (writes, fixed) {
+                        (false, Some(index)) => opcode::ReadFixed::new(fd, base, size, index)
+                            .offset(position)
+                            .build(),
+                        (true, Some(index)) => opcode::WriteFixed::new(fd, base, size, index)
+                            .offset(position)
+                            .build(),
+                        (false, None) => opcode::Read::new(fd, base, size).offset(position).build(),
+                        (true, None) => opcode::Write::new(fd, base, size).offset(position).build(),
+                    }
+                }
             };
             let deadline = self.deadline()?;
             let (mut ignored, mut length) = (std::ptr::null_mut(), 0);

@@ -13,7 +13,7 @@ use uringmachine_runtime::stream::{Arrivals, Bytes};
 use uringmachine_runtime::{opcode, types, OpKey};
 
 use crate::arguments::{self, Arguments, CURRENT};
-use crate::core::Discards;
+use crate::core::{Discarded, Discards};
 use crate::machine::streams::{Running, NOT_POLLABLE};
 use crate::machine::transfer::{write_all, Sink};
 use crate::machine::{answer, define_all, Answer, Caller, Method};
@@ -71,7 +71,7 @@ unsafe extern "C" fn free(data: *mut c_void) {
     let io = unsafe { Box::from_raw(data.cast::<Io>()) };
     // Any thread may collect it; only the machine's own may stop the operation.
     if let (Some(op), Some(discards)) = (io.op, &io.discards) {
-        discards.add(op);
+        discards.add(Discarded::Stream(op));
     }
 }
 

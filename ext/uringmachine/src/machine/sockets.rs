@@ -165,8 +165,12 @@ unsafe extern "C" fn recv(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
             let maxlen = super::transfer::length(&arguments, 2, "maxlen")?;
             let flags = arguments.int_or(3, "flags", 0)?;
             let destination = Destination::new(caller.core, arguments.get(1), maxlen, 0, "buffer")?;
-            let count = caller.fill(destination, |pointer, length| {
-                opcode::Recv::new(fd, pointer, length).flags(flags).build()
+            let fixed = destination.fixed.filter(|_| flags == 0);
+            let count = caller.fill(destination, |pointer, length| match fixed {
+                Some(index) => opcode::ReadFixed::new(fd, pointer, length, index)
+                    .offset(arguments::CURRENT)
+                    .build(),
+                None => opcode::Recv::new(fd, pointer, length).flags(flags).build(),
             })?;
             Ok(number(count))
         })
@@ -193,14 +197,32 @@ unsafe extern "C" fn send(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
             let fd = types::Fd(arguments.fd(0, "fd")?);
             let len = length_or_all(&arguments, 2, "len")?;
             let flags = arguments.int_or(3, "flags", 0)? | libc::MSG_NOSIGNAL;
-            let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
-            let count = caller.give(source, |pointer, length| {
-                opcode::Send::new(fd, pointer, length).flags(flags).build()
-            })?;
-            Ok(number(count))
+            let zero_copy = (*caller.core).machine.features().send_zc;
+            for zero_copy in [zero_copy, false] {
+                let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
+                let fixed = source
+                    .fixed
+                    .filter(|_| zero_copy && source.length >= ZERO_COPY_FROM);
+                let sent = caller.give(source, |pointer, length| match fixed {
+                    Some(index) => opcode::SendZc::new(fd, pointer, length)
+                        .flags(flags)
+                        .buf_index(Some(index))
+                        .build(),
+                    None => opcode::Send::new(fd, pointer, length).flags(flags).build(),
+                });
+                match sent {
+                    Err(Failure::Raise(Raise::Errno(libc::EOPNOTSUPP))) if fixed.is_some() => {}
+                    sent => return Ok(number(sent?)),
+                }
+            }
+            Ok(number(0))
         })
     }
 }
+
+/// From this many bytes on, what lies in a registered buffer is sent without being copied: below, the
+/// second completion costs more than the copy.
+const ZERO_COPY_FROM: usize = 16 << 10;
 
 /// Sends a frozen String without copying it, once; returns when the network has taken the last byte of it.
 /// Worth it for large messages to other machines; on a socket or a kernel without it, it is a `send`.

@@ -61,10 +61,14 @@ unsafe extern "C" fn read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
             let position = arguments.file_offset(4, "file_offset")?;
             let buffer = arguments.get(1);
             let destination = Destination::new(caller.core, buffer, maxlen, offset, "buffer")?;
-            let count = caller.fill(destination, |pointer, length| {
-                opcode::Read::new(fd, pointer, length)
+            let fixed = destination.fixed;
+            let count = caller.fill(destination, |pointer, length| match fixed {
+                Some(index) => opcode::ReadFixed::new(fd, pointer, length, index)
                     .offset(position)
-                    .build()
+                    .build(),
+                None => opcode::Read::new(fd, pointer, length)
+                    .offset(position)
+                    .build(),
             })?;
             Ok(number(count))
         })
@@ -96,10 +100,14 @@ unsafe extern "C" fn write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
                 source.release(caller.core);
                 return Ok(number(0));
             }
-            let count = caller.give(source, |pointer, length| {
-                opcode::Write::new(fd, pointer, length)
+            let fixed = source.fixed;
+            let count = caller.give(source, |pointer, length| match fixed {
+                Some(index) => opcode::WriteFixed::new(fd, pointer, length, index)
                     .offset(position)
-                    .build()
+                    .build(),
+                None => opcode::Write::new(fd, pointer, length)
+                    .offset(position)
+                    .build(),
             })?;
             Ok(number(count))
         })

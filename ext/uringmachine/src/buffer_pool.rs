@@ -1,0 +1,386 @@
+//! UM::BufferPool: IO::Buffers in memory that is registered with the machine's ring.
+
+use std::collections::VecDeque;
+use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use uringmachine_runtime::fixed_buffers::RegionId;
+
+use crate::arguments;
+use crate::core::{Core, Discarded, Discards};
+use crate::durations;
+use crate::machine::{answer, Caller};
+use crate::switch::Failure;
+use crate::sys::{self, Outcome, Raise, NIL, VALUE};
+use crate::um::DataType;
+use crate::waiters::{self, Waiters};
+
+/// What a pool holds.
+struct Pool {
+    /// The UM whose ring the memory is registered with; `NIL` for one that no machine has made.
+    machine: VALUE,
+    region: RegionId,
+    size: usize,
+    /// Every buffer of the pool.
+    all: Vec<VALUE>,
+    /// Those that nobody has.
+    free: VecDeque<VALUE>,
+    waiters: Waiters,
+    discards: Option<Discards>,
+    closed: bool,
+}
+
+static TYPE: DataType = DataType::new::<Pool>(c"UM::BufferPool", mark, free);
+static CLASS: AtomicU64 = AtomicU64::new(0);
+
+unsafe extern "C" fn mark(data: *mut c_void) {
+    // SAFETY: Ruby hands over the data of an object of this type.
+    unsafe {
+        let pool = data.cast::<Pool>();
+        rb_sys::rb_gc_mark((*pool).machine);
+        for buffer in &(*pool).all {
+            rb_sys::rb_gc_mark(*buffer);
+        }
+        (*pool).waiters.mark();
+    }
+}
+
+unsafe extern "C" fn free(data: *mut c_void) {
+    // SAFETY: the object is dead, and so is every buffer, which would keep it.
+    let pool = unsafe { Box::from_raw(data.cast::<Pool>()) };
+    // Any thread may collect it; only the machine's own may change the ring.
+    if let (false, Some(discards)) = (pool.closed, &pool.discards) {
+        discards.add(Discarded::Buffers(pool.region));
+    }
+}
+
+unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
+    let pool = Box::new(Pool {
+        machine: NIL,
+        region: 0,
+        size: 0,
+        all: Vec::new(),
+        free: VecDeque::new(),
+        waiters: Waiters::default(),
+        discards: None,
+        closed: false,
+    });
+    // SAFETY: the box is given to the new object.
+    unsafe { TYPE.wrap(class, Box::into_raw(pool).cast()) }
+}
+
+unsafe fn get(value: VALUE) -> Result<*mut Pool, Raise> {
+    // SAFETY: the type is checked; no reference is held across a wait.
+    unsafe {
+        let pool = TYPE.get(value).cast::<Pool>();
+        if (*pool).machine == NIL {
+            return Err(Raise::misuse(
+                "uninitialized BufferPool: UM#register_buffers makes them",
+            ));
+        }
+        if (*pool).closed {
+            return Err(Raise::misuse("closed BufferPool"));
+        }
+        Ok(pool)
+    }
+}
+
+/// Makes a pool of `count` buffers of `size` bytes.
+pub unsafe fn make(machine: VALUE, core: *mut Core, count: u32, size: usize) -> Outcome {
+    // SAFETY: the class is defined when the extension is loaded; the buffers lie in the region's memory,
+    // which lives until the pool is closed or collected, and they keep the pool.
+    unsafe {
+        let mut registered = (*core).machine.register_buffers(count, size);
+        if matches!(&registered, Err(error) if error.raw_os_error() == Some(libc::ENOBUFS)) {
+            // Pools that nobody refers to may have the room.
+            rb_sys::rb_gc();
+            (*core).give_up_discarded();
+            registered = (*core).machine.register_buffers(count, size);
+        }
+        let (region, base) = match registered {
+            Ok(region) => region,
+            Err(error) => return Err(refused(&error, count, size)),
+        };
+        let object = allocate(CLASS.load(Ordering::Relaxed));
+        let pool = TYPE.get(object).cast::<Pool>();
+        (*pool).machine = machine;
+        (*pool).region = region;
+        (*pool).size = size;
+        (*pool).discards = Some((*core).discards.clone());
+        for place in 0..count as usize {
+            let start = base.as_ptr().add(place * size).cast();
+            let buffer = sys::protect(|| {
+                let buffer = sys::rb_io_buffer_new(start, size, sys::IO_BUFFER_EXTERNAL);
+                rb_sys::rb_ivar_set(buffer, sys::id("@um_pool"), object);
+                buffer
+            })
+            .map_err(Raise::Jump)?;
+            (*pool).all.push(buffer);
+            (*pool).free.push_back(buffer);
+        }
+        Ok(object)
+    }
+}
+
+/// The error for memory that the kernel would not register.
+fn refused(error: &std::io::Error, count: u32, size: usize) -> Raise {
+    let bytes = count as usize * size;
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => {
+            let mut limit = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            // SAFETY: a valid place for the answer.
+            unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
+            Raise::errno_with(
+                libc::ENOMEM,
+                &format!(
+                    "{bytes} bytes cannot be locked; RLIMIT_MEMLOCK is {} bytes (ulimit -l)",
+                    limit.rlim_cur
+                ),
+            )
+        }
+        Some(libc::ENOBUFS) => Raise::errno_with(
+            libc::ENOBUFS,
+            &format!("{count} more buffers than the ring's table has room for"),
+        ),
+        errno => Raise::errno(errno.unwrap_or(libc::EINVAL)),
+    }
+}
+
+/// Takes a buffer that nobody has; waits while there is none. With a block, gives it to the block, and back
+/// to the pool however the block ends.
+///
+/// @method UringMachine::BufferPool#acquire(timeout: nil, &block)
+/// @param timeout [Numeric, nil] seconds to wait at the most
+/// @yieldparam buffer [IO::Buffer]
+/// @return [IO::Buffer, Object] the buffer, or what the block returns
+/// @raise [IO::TimeoutError] after the timeout
+/// @raise [UringMachine::Error] if the pool is closed
+/// @example
+///   pool.acquire { |buffer| machine.read(fd, buffer, nil) }
+unsafe extern "C" fn acquire(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+    unsafe {
+        sys::method(|| {
+            let options = arguments::Arguments::new(argc, argv, 0..=1)?;
+            let timeout = match options.optional(0) {
+                None => NIL,
+                Some(options) if sys::is_hash(options) => {
+                    let [timeout] = arguments::keywords(options, ["timeout"])?;
+                    timeout.unwrap_or(NIL)
+                }
+                Some(_) => {
+                    return Err(Raise::argument(
+                        "wrong number of arguments (given 1, expected 0)",
+                    ))
+                }
+            };
+            let deadline = durations::named(timeout, "timeout")?.map(durations::from_now);
+            let buffer = match take(this, deadline) {
+                Ok(buffer) => buffer,
+                Err(failure) => return answer(Err(failure)),
+            };
+            if rb_sys::rb_block_given_p() == 0 {
+                return Ok(buffer);
+            }
+            let result = sys::protect(|| rb_sys::rb_yield(buffer));
+            let given = give(this, buffer);
+            let value = result.map_err(Raise::Jump)?;
+            given?;
+            Ok(value)
+        })
+    }
+}
+
+unsafe fn take(this: VALUE, deadline: Option<u64>) -> Result<VALUE, Failure> {
+    // SAFETY: the pool is on the caller's frame; see `switch`.
+    unsafe {
+        let mut again = false;
+        loop {
+            let pool = get(this)?;
+            if let Some(buffer) = (*pool).free.pop_front() {
+                return Ok(buffer);
+            }
+            let caller = Caller::new((*pool).machine)?;
+            let line = || &raw mut (*pool).waiters;
+            match waiters::wait(&caller, (*pool).machine, line, again, deadline) {
+                Ok(true) => again = true,
+                Ok(false) => {
+                    let text = "no buffer of the pool was released in time";
+                    return Err(Raise::new(sys::io_timeout_error(), text).into());
+                }
+                Err(failure) => {
+                    if !(*pool).free.is_empty() {
+                        (*pool).waiters.wake_one();
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+    }
+}
+
+/// Gives a buffer back.
+///
+/// @method UringMachine::BufferPool#release(buffer)
+/// @param buffer [IO::Buffer] one that `acquire` has returned
+/// @return [UringMachine::BufferPool] self
+/// @raise [UringMachine::Error] if the buffer is not the pool's, is released already, or an operation works on it
+/// @example
+///   pool.release(buffer)
+unsafe extern "C" fn release(this: VALUE, buffer: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    unsafe {
+        sys::method(|| {
+            give(this, buffer)?;
+            Ok(this)
+        })
+    }
+}
+
+unsafe fn give(this: VALUE, buffer: VALUE) -> Result<(), Raise> {
+    // SAFETY: the type is checked; the buffer is one of the pool's, so an IO::Buffer.
+    unsafe {
+        let pool = get(this)?;
+        if !(*pool).all.contains(&buffer) {
+            return Err(Raise::misuse("buffer is not of this pool"));
+        }
+        if (*pool).free.contains(&buffer) {
+            return Err(Raise::misuse("buffer has been released already"));
+        }
+        if is_locked(buffer) {
+            return Err(Raise::misuse("buffer is in use by an operation"));
+        }
+        (*pool).free.push_back(buffer);
+        (*pool).waiters.wake_one();
+        Ok(())
+    }
+}
+
+unsafe fn is_locked(buffer: VALUE) -> bool {
+    let (mut base, mut size) = (std::ptr::null_mut(), 0);
+    // SAFETY: an IO::Buffer; the accessor does not raise.
+    let flags = unsafe { sys::rb_io_buffer_get_bytes(buffer, &mut base, &mut size) };
+    flags & sys::IO_BUFFER_LOCKED != 0
+}
+
+/// Takes the memory out of the ring and gives it back. The buffers are null afterwards.
+///
+/// @method UringMachine::BufferPool#close
+/// @return [nil]
+/// @raise [UringMachine::Error] if a buffer has not been released, or the pool is closed already
+/// @example
+///   pool.close
+unsafe extern "C" fn close(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked; the views are freed before the memory is.
+    unsafe {
+        sys::method(|| {
+            let pool = get(this)?;
+            let caller = Caller::new((*pool).machine)?;
+            if (*pool).free.len() < (*pool).all.len() {
+                return Err(Raise::misuse("a buffer of the pool has not been released"));
+            }
+            (*pool).closed = true;
+            for buffer in std::mem::take(&mut (*pool).all) {
+                sys::protect(|| sys::rb_io_buffer_free(buffer)).map_err(Raise::Jump)?;
+            }
+            (*pool).free.clear();
+            (*pool).waiters.wake_all();
+            (*caller.core).machine.unregister_buffers((*pool).region);
+            Ok(NIL)
+        })
+    }
+}
+
+/// @method UringMachine::BufferPool#closed?
+/// @return [Boolean]
+/// @example
+///   pool.closed? #=> false
+unsafe extern "C" fn is_closed(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    sys::boolean(unsafe { (*TYPE.get(this).cast::<Pool>()).closed })
+}
+
+/// @method UringMachine::BufferPool#available
+/// @return [Integer] the buffers that nobody has
+/// @example
+///   pool.available #=> 16
+unsafe extern "C" fn available(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    unsafe { sys::method(|| Ok(sys::fixnum((*get(this)?).free.len() as i64))) }
+}
+
+/// @method UringMachine::BufferPool#size
+/// @return [Integer] the bytes of a buffer
+/// @example
+///   pool.size #=> 65536
+unsafe extern "C" fn size(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked.
+    unsafe { sys::method(|| Ok(sys::fixnum((*get(this)?).size as i64))) }
+}
+
+/// Registers memory with the machine's ring: pinned once, it costs less to read to and write from. A buffer of
+/// the pool, or a slice of one, is used so wherever it is given to `read`, `write`, `recv` or `send` of the
+/// machine, or to IO::Buffer#read and its kin on a file under a UM::FiberScheduler, without being asked. With
+/// another machine it is plain memory.
+///
+/// @method UringMachine#register_buffers(count:, size:)
+/// @param count [Integer] how many buffers, 1 to 4096 for all pools of a machine
+/// @param size [Integer] bytes of each; rounded up to whole pages
+/// @return [UringMachine::BufferPool]
+/// @raise [Errno::ENOMEM] if RLIMIT_MEMLOCK is too low; it says how low
+/// @raise [Errno::ENOBUFS] if there is no room for as many
+/// @raise [ArgumentError] if count or size is out of range
+/// @raise [TypeError] if count or size is no Integer
+/// @kernel 5.19
+/// @example
+///   pool = machine.register_buffers(count: 16, size: 65_536)
+///   pool.acquire { |buffer| machine.read(fd, buffer, nil) }
+unsafe extern "C" fn register_buffers(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        crate::machine::method(argc, argv, this, 1..=1, |caller, arguments| {
+            let options = arguments.get(0);
+            if !sys::is_hash(options) {
+                return Err(Raise::argument("missing keywords: count:, size:").into());
+            }
+            let [count, size] = arguments::keywords(options, ["count", "size"])?;
+            let (Some(count), Some(size)) = (count, size) else {
+                return Err(Raise::argument("missing keywords: count:, size:").into());
+            };
+            let (count, size) = (
+                arguments::long(count, "count")?,
+                arguments::long(size, "size")?,
+            );
+            if !(1..=4096).contains(&count) {
+                return Err(arguments::out_of_range("count", count).into());
+            }
+            if !(1..=1 << 30).contains(&size) {
+                return Err(arguments::out_of_range("size", size).into());
+            }
+            let size = (size as usize).next_multiple_of(4096);
+            Ok(make(this, caller.core, count as u32, size)?)
+        })
+    }
+}
+
+/// Defines the class, and the machine's method that makes them.
+pub unsafe fn define(module: VALUE) {
+    // SAFETY: each function takes what its arity says.
+    unsafe {
+        let name = c"BufferPool".as_ptr();
+        let class = rb_sys::rb_define_class_under(module, name, rb_sys::rb_cObject);
+        rb_sys::rb_define_alloc_func(class, Some(allocate));
+        CLASS.store(class, Ordering::Relaxed);
+        sys::define_method(class, c"acquire", acquire as *const (), -1);
+        sys::define_method(class, c"release", release as *const (), 1);
+        sys::define_method(class, c"close", close as *const (), 0);
+        sys::define_method(class, c"closed?", is_closed as *const (), 0);
+        sys::define_method(class, c"available", available as *const (), 0);
+        sys::define_method(class, c"size", size as *const (), 0);
+        let method = register_buffers as *const ();
+        sys::define_method(module, c"register_buffers", method, -1);
+    }
+}
