@@ -52,7 +52,7 @@ class TestMachine < MachineTest
 
   def test_metrics
     keys = %i[size total_ops total_switches total_waits ops_pending ops_unsubmitted ops_runqueue ops_free ops_transient buffers_allocated buffers_free
-              segments_free buffer_space_allocated buffer_space_commited]
+              segments_free buffer_space_allocated buffer_space_commited total_fixed_ops]
     assert_equal keys, machine.metrics.keys
     assert_equal [0], machine.metrics.except(:size).values.uniq
     reader, writer = pipe

@@ -187,6 +187,8 @@ pub struct Core {
     pub home: VALUE,
     /// How many switches to another fiber there were.
     pub switches: u64,
+    /// How many operations worked on registered buffers.
+    pub fixed: u64,
     /// Switches between looks at the ring.
     pub patience: u32,
     /// What nobody wants any more, to be given up by the machine's own thread.
@@ -224,6 +226,7 @@ impl Core {
             root: None,
             home: NIL,
             switches: 0,
+            fixed: 0,
             patience: SWITCHES_PER_POLL,
             discards: Discards::default(),
             holds: Slab::default(),

@@ -335,6 +335,7 @@ impl Transfer {
                     .build(),
                 (_, writes) => {
                     let fixed = (*self.core).machine.fixed_index(base, size as usize);
+                    (*self.core).fixed += u64::from(fixed.is_some());
                     match (writes, fixed) {
                         (false, Some(index)) => opcode::ReadFixed::new(fd, base, size, index)
                             .offset(position)

@@ -10,8 +10,8 @@ use crate::um;
 /// What the machine has done and has at hand.
 ///
 /// `ops_pending` counts operations the kernel has and timers that are armed; `ops_transient` those that
-/// nobody waits for; `segments_free` is always 0, since bytes are copied out of the provided buffers at
-/// once. In profile mode `time_total_cpu` and `time_total_wait` are added, in seconds.
+/// nobody waits for; `total_fixed_ops` those on registered buffers. `segments_free` is always 0, since bytes
+/// are copied out of the provided buffers at once. In profile mode `time_total_cpu` and `time_total_wait` are added, in seconds.
 ///
 /// @method UringMachine#metrics
 /// @return [Hash{Symbol => Integer, Float}]
@@ -43,6 +43,7 @@ unsafe extern "C" fn metrics(this: VALUE) -> VALUE {
             set("segments_free", 0);
             set("buffer_space_allocated", counts.buffer_space as u64);
             set("buffer_space_commited", counts.buffer_space as u64);
+            set("total_fixed_ops", (*core).fixed);
             if let Some(profile) = (*core).profile {
                 let set = |name, nanoseconds: u64| {
                     let key = rb_sys::rb_id2sym(sys::id(name));

@@ -115,6 +115,7 @@ impl Caller {
         // object; `operate` returns when the kernel is done with it.
         unsafe {
             let length = source.length.min(crate::memory::MOST) as u32;
+            (*self.core).fixed += u64::from(source.fixed.is_some());
             (*self.core).waiter(self.me).held = source.held();
             let result = switch::operate(self.core, self.me, make(source.pointer, length), None);
             (*self.core).waiter(self.me).held = NIL;
@@ -133,6 +134,7 @@ impl Caller {
         // SAFETY: as `give`.
         unsafe {
             let length = destination.length as u32;
+            (*self.core).fixed += u64::from(destination.fixed.is_some());
             (*self.core).waiter(self.me).held = destination.held();
             let entry = make(destination.pointer, length);
             let result = switch::operate(self.core, self.me, entry, None);
