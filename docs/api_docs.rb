@@ -8,7 +8,8 @@ class ApiDocs
   SECTIONS = {
     "UringMachine" => "machine", "Fiber" => "fiber", "Thread" => "thread", "UringMachine::Queue" => "queue", "UringMachine::Mutex" => "mutex",
     "UringMachine::AsyncOp" => "operation", "UringMachine::IO" => "io", "UringMachine::BufferPool" => "pool", "UringMachine::Actor" => "actor", "UringMachine::DNSResolver" => "resolver",
-    "UringMachine::BlockingOperationThreadPool" => "pool", "UringMachine::FiberScheduler" => "scheduler"
+    "UringMachine::BlockingOperationThreadPool" => "pool", "UringMachine::SSL" => "UM::SSL",
+    "UringMachine::FiberScheduler" => "scheduler"
   }.freeze
   # Modules whose methods are documented as the class's that includes them.
   INCLUDED = { "UringMachine::FiberExtensions" => "Fiber", "UringMachine::ThreadExtensions" => "Thread" }.freeze
@@ -61,7 +62,8 @@ class ApiDocs
 
         owner = owner(text, number)
         method = method.sub("initialize", "new") if method.start_with?("initialize")
-        path = "#{INCLUDED.fetch(owner, owner)}#{method.start_with?("new") ? "." : "#"}#{method}"
+        kind = method.start_with?("new", "self.") ? "." : "#"
+        path = "#{INCLUDED.fetch(owner, owner)}#{kind}#{method.delete_prefix("self.")}"
         path = path.gsub(/\(\*, \*\*\)/, "(mod, *arguments, **options)")
         lines = ["@method #{path}", *lines] unless lines.any?(/\A@method /)
         [lines, "#{file}:#{number}"]
