@@ -79,7 +79,7 @@ class TestCoreGaps < SchedulerTest
     address = Addrinfo.tcp("127.0.0.1", 80)
     expected = [address.getnameinfo, Socket.getnameinfo(address.to_sockaddr)]
     assert_equal(expected, in_fiber { [address.getnameinfo, Socket.getnameinfo(address.to_sockaddr)] })
-    assert_raises(SocketError) { in_fiber { Socket.getnameinfo(["AF_INET", 80, "no such host", "999.1.1.1"]) } }
+    assert_equal(Socket.getnameinfo(["AF_INET", 80, "localhost"]), in_fiber { Socket.getnameinfo(["AF_INET", 80, "localhost"]) })
   end
 
   def test_without_our_scheduler_nothing_changes

@@ -54,11 +54,14 @@ class UringMachine
       end
     end
 
-    # Names of addresses are asked for over the network.
+    # Names of addresses are asked for over the network. (An Array may hold a name, which Ruby has the scheduler look up
+    # first.)
     module Names
       %i[getnameinfo gethostbyaddr].each do |name|
         define_method(name) do |*arguments, &block|
-          machine = CoreGaps.machine or return super(*arguments, &block)
+          machine = CoreGaps.machine
+          return super(*arguments, &block) unless machine && arguments.first.is_a?(String)
+
           CoreGaps.pool.process(machine, -> { super(*arguments, &block) })
         end
       end

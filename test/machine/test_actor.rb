@@ -42,9 +42,12 @@ class TestMachineActor < MachineTest
 
   def test_what_a_cast_raises_ends_the_actor_and_tells_who_waits
     actor = machine.spin_actor(Counter)
-    caller = machine.spin { actor.cast(:fail).call(UM::Queue.new, :get) }
-    assert_instance_of UM::Error, machine.join(caller)
-    assert_instance_of Failed, machine.join(actor)
+    _, printed = capture_io do
+      caller = machine.spin { actor.cast(:fail).call(UM::Queue.new, :get) }
+      assert_instance_of UM::Error, machine.join(caller)
+      assert_instance_of Failed, machine.join(actor)
+    end
+    assert_match(/terminated with exception/, printed)
     assert_raises(UM::Error) { actor.cast(:get) }
     assert_raises(UM::Error) { actor.call(UM::Queue.new, :get) }
   end
