@@ -286,4 +286,30 @@ class TestIO < SchedulerTest
     client = TCPSocket.new("127.0.0.1", server.addr[1])
     [client, server.accept].tap { server.close }
   end
+
+  def test_a_close_that_lingers_stalls_its_own_fiber_only
+    return unless UM::FiberScheduler.interface_version >= 3 # Ruby 3.4 calls no hook
+
+    server = TCPServer.new("127.0.0.1", 0)
+    client = TCPSocket.new("127.0.0.1", server.addr[1])
+    peer = server.accept
+    client.setsockopt(Socket::Option.linger(true, 30))
+    begin
+      loop { client.write_nonblock("x" * 65_536) }
+    rescue IO::WaitWritable
+      # More than the peer's window is on its way.
+    end
+    order = []
+    scheduled do
+      Fiber.schedule do
+        client.close
+        order << :closed
+      end
+      Fiber.schedule do
+        5.times { sleep(0.001) && order << :tick }
+        nil while peer.read(65_536)
+      end
+    end
+    assert_equal [*[:tick] * 5, :closed], order
+  end
 end

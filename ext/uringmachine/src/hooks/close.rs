@@ -1,6 +1,12 @@
 //! io_close (Ruby 4.0).
 
+use std::os::fd::RawFd;
+
+use uringmachine_runtime::{opcode, types};
+
+use crate::core::Core;
 use crate::scheduler::get;
+use crate::switch;
 use crate::sys::{self, FALSE, TRUE, VALUE};
 
 /// Closes a descriptor now, so that it is closed when IO#close returns. Also called from finalizers, at any
@@ -21,11 +27,46 @@ unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
         if let Some(core) = get(this).core_from_anywhere() {
             (*core).descriptors.forget(fd);
         }
+        if lingers(fd) && sys::called_from(b"io_close", b"close") {
+            if let Ok(core) = get(this).core() {
+                return sys::method(|| close_by_ring(core, fd));
+            }
+        }
         // Only EBADF leaves it open, and that is for Ruby to say.
         if libc::close(fd) != 0 && *libc::__errno_location() == libc::EBADF {
             return FALSE;
         }
         TRUE
+    }
+}
+
+/// Whether closing a socket waits until what was written has been sent (SO_LINGER, socket(7)).
+fn lingers(fd: RawFd) -> bool {
+    let mut linger = libc::linger {
+        l_onoff: 0,
+        l_linger: 0,
+    };
+    let mut length = std::mem::size_of::<libc::linger>() as libc::socklen_t;
+    // SAFETY: the value has the length given; what is no socket is refused.
+    let result = unsafe {
+        let value = (&raw mut linger).cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, value, &mut length)
+    };
+    result == 0 && linger.l_onoff != 0 && linger.l_linger > 0
+}
+
+/// Has a kernel thread of the ring do the waiting. Only from IO#close: a finalizer must not switch fibers.
+unsafe fn close_by_ring(core: *mut Core, fd: RawFd) -> sys::Outcome {
+    // SAFETY: see `switch`; a close points to nothing.
+    unsafe {
+        let me = (*core).current_task();
+        let entry = opcode::Close::new(types::Fd(fd)).build();
+        match switch::operate(core, me, entry, None) {
+            Ok(result) => Ok(sys::boolean(result != -libc::EBADF)),
+            Err(switch::Failure::Raise(raise)) => Err(raise),
+            // The descriptor is gone at once, whatever ends the wait.
+            Err(_) => Ok(TRUE),
+        }
     }
 }
 
