@@ -2,11 +2,10 @@
 
 use std::os::fd::RawFd;
 
-use uringmachine_runtime::{opcode, types};
-
 use crate::core::Core;
+use crate::native;
 use crate::scheduler::get;
-use crate::switch;
+use crate::switch::Failure;
 use crate::sys::{self, FALSE, TRUE, VALUE};
 
 /// Closes a descriptor now, so that it is closed when IO#close returns. Also called from finalizers, at any
@@ -29,7 +28,7 @@ unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
         }
         if lingers(fd) && sys::called_from(b"io_close", b"close") {
             if let Ok(core) = get(this).core() {
-                return sys::method(|| close_by_ring(core, fd));
+                return sys::method(|| close_on_thread(core, fd));
             }
         }
         // Only EBADF leaves it open, and that is for Ruby to say.
@@ -55,16 +54,23 @@ fn lingers(fd: RawFd) -> bool {
     result == 0 && linger.l_onoff != 0 && linger.l_linger > 0
 }
 
-/// Has a kernel thread of the ring do the waiting. Only from IO#close: a finalizer must not switch fibers.
-unsafe fn close_by_ring(core: *mut Core, fd: RawFd) -> sys::Outcome {
-    // SAFETY: see `switch`; a close points to nothing.
+/// Has a thread do the waiting. (The ring would not wait: it lets go of the file before it is released.) Only
+/// from IO#close: a finalizer must not switch fibers.
+unsafe fn close_on_thread(core: *mut Core, fd: RawFd) -> sys::Outcome {
+    // SAFETY: see `switch`; the descriptor is the caller's to close.
     unsafe {
         let me = (*core).current_task();
-        let entry = opcode::Close::new(types::Fd(fd)).build();
-        match switch::operate(core, me, entry, None) {
+        let close = move || match libc::close(fd) {
+            0 => 0,
+            _ => match *libc::__errno_location() {
+                // It is closed all the same, and must not be closed again (close(2), NOTES).
+                libc::EINTR => 0,
+                errno => -errno,
+            },
+        };
+        match native::call(core, me, close, || {}) {
             Ok(result) => Ok(sys::boolean(result != -libc::EBADF)),
-            Err(switch::Failure::Raise(raise)) => Err(raise),
-            // The descriptor is gone at once, whatever ends the wait.
+            Err(Failure::Raise(raise)) => Err(raise),
             Err(_) => Ok(TRUE),
         }
     }
