@@ -37,9 +37,7 @@ module MachineWorkloads
     return workload.body.call(UM.new, workload.operations) if peer == "machine"
 
     IO.popen([FLOOR, *workload.floor]) do |floor|
-      if workload.floor.first == "http" && floor.gets == "ready\n"
-        Process.wait(load_http(Integer(workload.floor[2]), Integer(workload.floor[1])))
-      end
+      Process.wait(load_http(Integer(workload.floor[2]), Integer(workload.floor[1]))) if workload.floor.first == "http" && floor.gets == "ready\n"
       JSON.parse(floor.read, symbolize_names: true)
     end
   end

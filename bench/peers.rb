@@ -20,7 +20,7 @@ module Peers
   end
 
   def missing_async(name)
-    folder = ENV["UM_BENCH_IO_EVENT"]
+    folder = ENV.fetch("UM_BENCH_IO_EVENT", nil)
     return "set UM_BENCH_IO_EVENT to the lib folder of a built io-event (with IO_Event.so in it)" unless folder
 
     load_async

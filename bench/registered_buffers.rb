@@ -44,6 +44,8 @@ plain = IO::Buffer.new(SIZE)
     samples["registered"] << measure { machine_reads(machine, registered, flags) }
   end
   medians = samples.transform_values { |found| found.transpose.map { |values| values.sort[values.size / 2] } }
-  medians.each { |kind, (cpu, wall)| puts format("%-10s %-10s CPU %7.2f us  wall %7.2f us  CPU to plain Ruby %.2f", name, kind, cpu, wall, cpu / medians["plain Ruby"][0]) }
+  medians.each do |kind, (cpu, wall)|
+    puts format("%-10s %-10s CPU %7.2f us  wall %7.2f us  CPU to plain Ruby %.2f", name, kind, cpu, wall, cpu / medians["plain Ruby"][0])
+  end
 end
 File.unlink(FILE.path)

@@ -124,7 +124,7 @@ end
 def table(rows, peers, ratio)
   lines = rows.map do |row|
     cells = peers.map { |peer| row[:cpu][peer] ? format("%.2f", row[:cpu][peer]) : "" }
-    "| #{row[:workload]} | #{cells.join(" | ")} | #{row[:ratio] ? format("%.2f", row[:ratio]) : ""} |"
+    "| #{row[:workload]} | #{cells.join(" | ")} | #{format("%.2f", row[:ratio]) if row[:ratio]} |"
   end
   ["| workload | #{peers.join(" | ")} | #{ratio} |", "|---#{"|---" * peers.size}|---|", *lines].join("\n")
 end

@@ -53,11 +53,11 @@ class TestAllocations < SchedulerTest
 
   private
 
-  def allocations
-    20.times { yield }
+  def allocations(&block)
+    20.times(&block)
     GC.disable
     before = GC.stat(:total_allocated_objects)
-    ROUNDS.times { yield }
+    ROUNDS.times(&block)
     GC.stat(:total_allocated_objects) - before
   ensure
     GC.enable

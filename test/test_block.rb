@@ -117,7 +117,7 @@ class TestBlock < SchedulerTest
     thread = Thread.new { gate.pop }
     assert_nil(in_fiber { thread.join(0.005) })
     gate << nil
-    assert_same thread, in_fiber { thread.join }
+    assert_same(thread, in_fiber { thread.join })
   end
 
   def test_a_monitor_works_between_fibers

@@ -59,7 +59,7 @@ class TestBlocking < SchedulerTest
 
   def test_zlib_runs
     require "zlib"
-    assert_equal "abc" * 1000, in_fiber { Zlib.inflate(Zlib.deflate("abc" * 1000)) }
+    assert_equal("abc" * 1000, in_fiber { Zlib.inflate(Zlib.deflate("abc" * 1000)) })
   end
 
   def test_copy_stream_between_sockets_and_files

@@ -151,7 +151,7 @@ class TestCopyStream < SchedulerTest
     ticks = 0
     moving = true
     received(TARGETS[0]) do |sink|
-      Fiber.schedule { (sleep(0) && ticks += 1) while moving }
+      Fiber.schedule { sleep(0) && ticks += 1 while moving }
       IO.copy_stream(file, sink).tap { moving = false }
     end
     assert_operator ticks, :>, 3

@@ -31,7 +31,7 @@ class TestCoreGaps < SchedulerTest
               assert_equal 0, waiting.flock(File::LOCK_UN)
             end
           end
-          5.times { sleep(0.001) && order << :runs }
+          5.times { sleep(0.001) && (order << :runs) }
           holder.flock(File::LOCK_UN)
         end
       end
@@ -69,8 +69,8 @@ class TestCoreGaps < SchedulerTest
   def test_errors_are_those_of_plain_ruby
     reader, = IO.pipe
     closed = file.dup.tap(&:close)
-    calls = [-> { reader.fsync }, -> { closed.fsync }, -> { closed.flock(File::LOCK_EX) }, -> { File.open(__FILE__) { |io| io.truncate(1) } }, -> { file.truncate(-1) },
-             -> { file.flock("x") }]
+    calls = [-> { reader.fsync }, -> { closed.fsync }, -> { closed.flock(File::LOCK_EX) }, -> { file.truncate(-1) }, -> { file.flock("x") },
+             -> { File.open(__FILE__) { |io| io.truncate(1) } }]
     classes = ->(*) { calls.map { |call| call.call && nil rescue $!.class } }
     assert_equal classes.call, in_fiber(&classes)
   end

@@ -13,7 +13,8 @@ class TestDocs < Minitest::Test
   def defined_methods
     modules = [UringMachine]
     modules.each do |found|
-      found.constants.map { |name| found.const_get(name) }.grep(Module).each { |inner| modules << inner if inner.name.start_with?("UringMachine") && !modules.include?(inner) }
+      inner = found.constants.map { |name| found.const_get(name) }.grep(Module)
+      modules.concat(inner.select { |one| one.name.start_with?("UringMachine") } - modules)
     end
     modules.flat_map do |found|
       owner = ApiDocs::INCLUDED.fetch(found.name, found.name)

@@ -61,7 +61,7 @@ class TestIO < SchedulerTest
   end
 
   def test_read_nonblock_does_not_wait_under_a_subclass_that_calls_super
-    subclass = Class.new(UM::FiberScheduler) { def io_read(...) = super }
+    subclass = Class.new(UM::FiberScheduler) { def io_read(...) = super } # rubocop:disable Lint/UselessMethodDefinition
     source, = IO.pipe
     scheduled(subclass.new) do
       Fiber.schedule { assert_raises(IO::EAGAINWaitReadable) { source.read_nonblock(1) } }
@@ -272,7 +272,7 @@ class TestIO < SchedulerTest
         full.sync = true
         assert_raises(Errno::ENOSPC) { full.write("x") }
       end
-      assert_equal "fine", IO.pipe.then { |source, sink| (sink << "fine") && source.readpartial(4) }
+      assert_equal("fine", IO.pipe.then { |source, sink| (sink << "fine") && source.readpartial(4) })
     end
   end
 
@@ -293,7 +293,7 @@ class TestIO < SchedulerTest
         order << :closed
       end
       Fiber.schedule do
-        5.times { sleep(0.001) && order << :tick }
+        5.times { sleep(0.001) && (order << :tick) }
         nil while peer.read(65_536)
       end
     end

@@ -16,8 +16,8 @@ class TestProcess < SchedulerTest
       end
     end
     assert_equal [true], outcome
-    assert_equal "out\n", in_fiber { `echo out` }
-    assert_equal "written\n", in_fiber { IO.popen(["cat"], "r+") { |io| (io << "written\n").close_write; io.read } }
+    assert_equal("out\n", in_fiber { `echo out` })
+    assert_equal("written\n", in_fiber { IO.popen(["cat"], "r+") { |io| (io << "written\n").close_write; io.read } })
   end
 
   def test_the_status_says_how_the_child_ended
@@ -63,7 +63,7 @@ class TestProcess < SchedulerTest
   end
 
   def test_detach_hands_over_the_status
-    assert_equal 5, in_fiber { Process.detach(spawn("exit 5")).value.exitstatus }
+    assert_equal(5, in_fiber { Process.detach(spawn("exit 5")).value.exitstatus })
   end
 
   def test_many_children_at_once

@@ -102,12 +102,10 @@ class TestTime < SchedulerTest
       log = []
       begin
         Timeout.timeout(0.005) do
-          begin
-            Timeout.timeout(1) { sleep }
-          rescue Timeout::Error
-            log << :inner
-            raise
-          end
+          Timeout.timeout(1) { sleep }
+        rescue Timeout::Error
+          log << :inner
+          raise
         end
       rescue Timeout::Error
         log << :outer
@@ -128,11 +126,9 @@ class TestTime < SchedulerTest
     in_fiber do
       outcome = begin
         Timeout.timeout(0.001) do
-          begin
-            sleep
-          rescue StandardError
-            :inside
-          end
+          sleep
+        rescue StandardError
+          :inside
         end
       rescue Timeout::Error
         :outside

@@ -18,7 +18,7 @@ class UringMachine
       # As File#flock: an attempt that does not wait; then the wait is the machine's.
       def flock(operation)
         machine = CoreGaps.machine
-        return super unless machine && operation.is_a?(Integer) && (operation & File::LOCK_NB).zero? && operation != File::LOCK_UN
+        return super unless machine && operation.is_a?(Integer) && operation.nobits?(File::LOCK_NB) && operation != File::LOCK_UN
         return 0 if super(operation | File::LOCK_NB)
 
         machine.flock(fileno, operation)

@@ -63,17 +63,17 @@ class UringMachine
       raise ArgumentError, "root contains null byte" if path.b.include?("\0")
       raise TypeError, "mask must be an Integer, not #{mask.class}" unless mask.is_a?(Integer)
       raise ArgumentError, "mask #{mask} is out of range" unless (0..0xffff_ffff).cover?(mask)
-      raise ArgumentError, "mask #{mask} has no event" if (mask & ANY_EVENT).zero?
+      raise ArgumentError, "mask #{mask} has no event" if mask.nobits?(ANY_EVENT)
 
       @wanted = mask & ANY_EVENT
-      @mask = @wanted | mask & (EXCLUDE_UNLINKED | ONLY_DIRECTORY) | NEEDED
+      @mask = @wanted | (mask & (EXCLUDE_UNLINKED | ONLY_DIRECTORY)) | NEEDED
       # As the names that are joined to it.
       @root = path.dup.force_encoding(Encoding.find("filesystem"))
       @paths = {}
       @fd = UM.inotify_init
       begin
         watch_root
-      rescue Exception
+      rescue Exception # rubocop:disable Lint/RescueException
         close
         raise
       end
@@ -87,7 +87,8 @@ class UringMachine
     # seen.
     def take(events)
       events.each do |event|
-        mask, path = event[:mask], path_of(event)
+        mask = event[:mask]
+        path = path_of(event)
         follow(event, mask, path)
         yield({ mask:, fn: path }) if path && mask.anybits?(@wanted | ALWAYS)
       end

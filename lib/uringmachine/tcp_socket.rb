@@ -9,9 +9,7 @@ class UringMachine
   module ConnectByAddress
     # Takes what TCPSocket.new takes; an explicit fast_fallback: is the caller's choice.
     def initialize(*arguments, **options, &block)
-      if Fiber.current_scheduler.is_a?(FiberScheduler) && !options.key?(:fast_fallback)
-        options[:fast_fallback] = false
-      end
+      options[:fast_fallback] = false if Fiber.current_scheduler.is_a?(FiberScheduler) && !options.key?(:fast_fallback)
       super
     end
   end

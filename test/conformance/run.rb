@@ -12,7 +12,7 @@ require "tmpdir"
 # What each release line is known to have, so that a file that is not found is noticed.
 EXPECTED = { "3.4" => 84, "4.0" => 94 }.freeze
 
-candidates = [ENV["RUBY_SOURCE"], "#{RbConfig::CONFIG.fetch("prefix")}-source"].compact
+candidates = [ENV.fetch("RUBY_SOURCE", nil), "#{RbConfig::CONFIG.fetch("prefix")}-source"].compact
 source = candidates.find { |folder| File.directory?(File.join(folder, "test", "fiber")) }
 abort <<~MESSAGE unless source
   error: Ruby's own test/fiber suite was not found in #{candidates.join(" or ")}.

@@ -29,7 +29,7 @@ class IOScheduler < Scheduler
     @operations ||= []
   end
 
-  def io_write(io, buffer, length, offset)
+  def io_write(io, buffer, _length, offset)
     descriptor = io.fileno
     string = buffer.get_string
 
@@ -42,11 +42,11 @@ class IOScheduler < Scheduler
 end
 
 class IOErrorScheduler < Scheduler
-  def io_read(io, buffer, length, offset)
+  def io_read(_io, _buffer, _length, _offset)
     -Errno::EBADF::Errno
   end
 
-  def io_write(io, buffer, length, offset)
+  def io_write(_io, _buffer, _length, _offset)
     -Errno::EINVAL::Errno
   end
 end

@@ -117,7 +117,7 @@ class TestMachineBufferPool < MachineTest
 
   def test_the_block_gives_it_back_however_it_ends
     buffers = pool(1)
-    assert_equal :value, buffers.acquire { :value }
+    assert_equal(:value, buffers.acquire { :value })
     assert_raises(TooLate) { buffers.acquire { raise TooLate } }
     assert_equal(:left, catch(:out) { buffers.acquire { throw :out, :left } })
     assert_equal 1, buffers.available

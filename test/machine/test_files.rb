@@ -86,7 +86,7 @@ class TestMachineFiles < MachineTest
 
   def test_open_with_a_block_closes_however_the_block_ends
     fd = nil
-    assert_equal :value, machine.open(@path, File::CREAT | File::RDWR) { |it| fd = it; :value }
+    assert_equal :value, machine.open(@path, File::CREAT | File::RDWR) { |opened| fd = opened; :value }
     assert_raises(Errno::EBADF) { machine.read(fd, +"", 1) }
     assert_raises(TooLate) { machine.open(@path, File::RDWR) { raise TooLate } }
     assert_equal(:out, catch(:out) { machine.open(@path, File::RDWR) { throw :out, :out } })
@@ -247,8 +247,8 @@ class TestMachineFiles < MachineTest
       assert_equal 5 << 30, File.size(@path)
       assert_raises(Errno::EINVAL) { machine.ftruncate(opened(*UM.pipe).last, 0) }
     end
-    ftruncate.(machine, file("foobar"))
-    masked("ftruncate") { |machine| ftruncate.(machine, file("foobar")) }
+    ftruncate.call(machine, file("foobar"))
+    masked("ftruncate") { |machine| ftruncate.call(machine, file("foobar")) }
   end
 
   # Yields a machine without a feature of the kernel.
@@ -312,7 +312,8 @@ class TestMachineFiles < MachineTest
   end
 
   def test_flock_waits_for_the_lock_alone
-    first, second = file, opened(machine.open(@path, File::RDWR))
+    first = file
+    second = opened(machine.open(@path, File::RDWR))
     assert_equal 0, machine.flock(first, File::LOCK_EX)
     assert_raises(Errno::EWOULDBLOCK) { machine.flock(second, File::LOCK_EX | File::LOCK_NB) }
     order = []
@@ -330,7 +331,8 @@ class TestMachineFiles < MachineTest
   end
 
   def test_a_flock_that_was_ended_leaves_no_lock_and_no_descriptor
-    first, second = file, opened(machine.open(@path, File::RDWR))
+    first = file
+    second = opened(machine.open(@path, File::RDWR))
     20.times do
       machine.flock(first, File::LOCK_EX)
       assert_ends_by_timeout { machine.flock(second, File::LOCK_EX) }
@@ -344,7 +346,8 @@ class TestMachineFiles < MachineTest
   end
 
   def test_a_flock_that_was_ended_while_it_got_the_lock_has_it_or_raises
-    first, second = file, opened(machine.open(@path, File::RDWR))
+    first = file
+    second = opened(machine.open(@path, File::RDWR))
     50.times do
       machine.flock(first, File::LOCK_EX)
       fiber = machine.spin do
@@ -370,7 +373,8 @@ class TestMachineFiles < MachineTest
   end
 
   def test_a_flock_that_waits_is_ended_by_an_exception_from_outside
-    first, second = file, opened(machine.open(@path, File::RDWR))
+    first = file
+    second = opened(machine.open(@path, File::RDWR))
     machine.flock(first, File::LOCK_EX)
     thread = Thread.new do
       Thread.current.report_on_exception = false
@@ -489,7 +493,7 @@ class TestMachineFiles < MachineTest
       select_except: ->(fd) { machine.select([], [], [fd]) }
     }
     calls.each do |name, call|
-      [9999, -1].each { |fd| assert_raises(Errno::EBADF, "#{name} #{fd}") { call.(fd) } }
+      [9999, -1].each { |fd| assert_raises(Errno::EBADF, "#{name} #{fd}") { call.call(fd) } }
     end
     eventually { machine.metrics[:ops_pending].zero? }
     masked("ftruncate") { |machine| assert_raises(Errno::EBADF) { machine.ftruncate(9999, 0) } }
@@ -528,9 +532,9 @@ class TestMachineFiles < MachineTest
   def test_sets_of_a_wrong_type_or_out_of_range
     %w[rfds wfds efds].each_with_index do |name, place|
       sets = ->(set) { [[], [], []].tap { |all| all[place] = set } }
-      assert_names(name, TypeError) { machine.select(*sets.(1)) }
-      assert_names(name, TypeError) { machine.select(*sets.(["1"])) }
-      TOO_LARGE.each { |number| assert_names(name, ArgumentError) { machine.select(*sets.([number])) } }
+      assert_names(name, TypeError) { machine.select(*sets.call(1)) }
+      assert_names(name, TypeError) { machine.select(*sets.call(["1"])) }
+      TOO_LARGE.each { |number| assert_names(name, ArgumentError) { machine.select(*sets.call([number])) } }
     end
   end
 
@@ -546,8 +550,8 @@ class TestMachineFiles < MachineTest
     def broken.to_path = 1
     calls.each do |name, list|
       list.each do |call|
-        [1, :path, broken].each { |path| assert_names(name.to_s, TypeError) { call.(path) } }
-        assert_names(name.to_s, ArgumentError) { call.("x\0y") }
+        [1, :path, broken].each { |path| assert_names(name.to_s, TypeError) { call.call(path) } }
+        assert_names(name.to_s, ArgumentError) { call.call("x\0y") }
       end
     end
     assert_names("path", TypeError) { machine.open(nil, 0) }

@@ -37,7 +37,7 @@ class TestMachine < MachineTest
       assert_predicate machine, :sqpoll_mode?
       reader, writer = pipe
       got = []
-      fiber = machine.spin { 300.times { machine.read(reader, buffer = +"", 10) && got << buffer } }
+      fiber = machine.spin { 300.times { machine.read(reader, buffer = +"", 10) && (got << buffer) } }
       300.times { |number| machine.write(writer, format("%010d", number)) }
       machine.join(fiber)
       assert_equal Array.new(300) { |number| format("%010d", number) }, got
@@ -242,11 +242,11 @@ class TestMachine < MachineTest
     }.each { |name, operation| assert_operator allocations(&operation), :<, 100, name }
   end
 
-  def allocations
-    30.times { yield }
+  def allocations(&block)
+    30.times(&block)
     GC.disable
     before = GC.stat(:total_allocated_objects)
-    1_000.times { yield }
+    1_000.times(&block)
     GC.stat(:total_allocated_objects) - before
   ensure
     GC.enable

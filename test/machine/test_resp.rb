@@ -11,10 +11,13 @@ class TestMachineResp < MachineTest
   end
 
   REPLIES = {
-    "+foo bar\r\n" => "foo bar", ":123\r\n" => 123, ":-123\r\n" => -123, ":+5\r\n" => 5, ",123.321\r\n" => 123.321, ",inf\r\n" => Float::INFINITY,
+    "+foo bar\r\n" => "foo bar", ":123\r\n" => 123, ":-123\r\n" => -123, ":+5\r\n" => 5, ",123.321\r\n" => 123.321,
+    ",inf\r\n" => Float::INFINITY,
     ",-inf\r\n" => -Float::INFINITY, "_\r\n" => nil, "#t\r\n" => true, "#f\r\n" => false, "$6\r\nfoobar\r\n" => "foobar", "$0\r\n\r\n" => "",
-    "$-1\r\n" => nil, "*-1\r\n" => nil, "*0\r\n" => [], "=10\r\ntxt:foobar\r\n" => "foobar", "(123456789012345678901234567890\r\n" => 123456789012345678901234567890,
-    "(-5\r\n" => -5, "*3\r\n+foo\r\n:42\r\n$3\r\nbar\r\n" => ["foo", 42, "bar"], "~2\r\n+foo\r\n:42\r\n" => ["foo", 42], ">2\r\n+push\r\n_\r\n" => ["push", nil],
+    "$-1\r\n" => nil, "*-1\r\n" => nil, "*0\r\n" => [], "=10\r\ntxt:foobar\r\n" => "foobar",
+    "(123456789012345678901234567890\r\n" => 123_456_789_012_345_678_901_234_567_890,
+    "(-5\r\n" => -5, "*3\r\n+foo\r\n:42\r\n$3\r\nbar\r\n" => ["foo", 42, "bar"], "~2\r\n+foo\r\n:42\r\n" => ["foo", 42],
+    ">2\r\n+push\r\n_\r\n" => ["push", nil],
     "%2\r\n+a\r\n:1\r\n+b\r\n*2\r\n+c\r\n#t\r\n" => { "a" => 1, "b" => ["c", true] }, "|1\r\n+ttl\r\n:5\r\n" => { "ttl" => 5 },
     "$4\r\na\r\nb\r\n" => "a\r\nb",
     "$?\r\n;4\r\nHell\r\n;1\r\no\r\n;0\r\n" => "Hello", "*?\r\n:1\r\n:2\r\n.\r\n" => [1, 2], "%?\r\n+a\r\n:1\r\n.\r\n" => { "a" => 1 }
@@ -61,7 +64,8 @@ class TestMachineResp < MachineTest
 
   def test_what_is_not_resp_is_an_error_that_a_peer_cannot_crash_with
     [
-      "?what\r\n", "\r\n", "+foo\n", ":abc\r\n", "(\r\n", "(12x\r\n", ",abc\r\n", "#x\r\n", "$abc\r\n", "$-2\r\n", "$99999999999999999999\r\n", "*1000000000\r\n",
+      "?what\r\n", "\r\n", "+foo\n", ":abc\r\n", "(\r\n", "(12x\r\n", ",abc\r\n", "#x\r\n", "$abc\r\n", "$-2\r\n", "$99999999999999999999\r\n",
+      "*1000000000\r\n",
       "$3\r\nfoobar\r\n", "=3\r\nabc\r\n", "$?\r\n+x\r\n", "#{"*1\r\n" * 1000}:1\r\n", "+#{"x" * 100_000}\r\n"
     ].each do |bytes|
       reader, writer = opened(IO.pipe.map { |io| io.autoclose = false; io.fileno })
@@ -123,7 +127,7 @@ class TestMachineResp < MachineTest
       server = Process.spawn("redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder, out: File::NULL)
       fd = connect(path)
       io = machine.io(fd, :socket)
-      io.resp_write(["HELLO", "3"])
+      io.resp_write(%w[HELLO 3])
       assert_equal "redis", io.resp_read.fetch("server")
       100.times { |number| io.resp_write(["SET", "key:#{number}", "value" * number]) }
       assert_equal(["OK"], Array.new(100) { io.resp_read }.uniq)

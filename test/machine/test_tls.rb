@@ -108,8 +108,8 @@ class TestMachineTLS < MachineTest
   def attempting
     machine.spin do
       yield
-    rescue StandardError => error
-      Failed.new(error)
+    rescue StandardError => e
+      Failed.new(e)
     end
   end
 
@@ -250,7 +250,7 @@ class TestMachineTLS < MachineTest
 
   def test_many_readers_and_writers_of_one_connection
     server, client = connected
-    messages = Array.new(20) { |number| [number].pack("N") + number.chr * (16_380 - 4) }
+    messages = Array.new(20) { |number| [number].pack("N") + (number.chr * (16_380 - 4)) }
     writers = messages.map { |message| machine.spin { machine.ssl_write(client, message) } }
     received = []
     readers = Array.new(4) { machine.spin { received << read(server) while received.sum(&:bytesize) < 20 * 16_380 } }
@@ -259,7 +259,7 @@ class TestMachineTLS < MachineTest
     machine.terminate(readers)
     machine.join(readers)
     # One record each, so a read brings a whole one.
-    assert_equal messages.map(&:b).sort, received.map(&:b).sort.reject { |message| message == "x" }
+    assert_equal(messages.map(&:b).sort, received.map(&:b).sort.reject { |message| message == "x" })
   end
 
   def test_a_write_of_several_records_is_not_mixed_with_another
@@ -287,7 +287,7 @@ class TestMachineTLS < MachineTest
     client.write("unended")
     client.close
     *rest, partial, lines = machine.join(fiber)
-    assert_equal ["one\n", "two", "three\n", "abc", "d"], rest
+    assert_equal %W[one\n two three\n abc d], rest
     assert_equal "efglast\nlines\nunended", partial + lines.join
     assert_nil server.gets
     assert server.eof?
@@ -385,7 +385,7 @@ class TestMachineTLS < MachineTest
 
   def test_callbacks_are_called_and_what_they_raise_reaches_the_caller
     names = []
-    server = server_context(nil, servername_cb: ->((_, name)) { names << name; nil }, alpn_select_cb: ->(protocols) { protocols.last })
+    server = server_context(nil, servername_cb: ->((_, name)) { names << name; nil }, alpn_select_cb: :last.to_proc)
     server, client = ends(server:, client: client_context(nil, alpn_protocols: %w[h2 http/1.1]))
     [server, client].each { |ssl| machine.ssl_set_bio(ssl) }
     accepted = machine.spin { server.accept }

@@ -93,7 +93,7 @@ class TestMachineWatch < MachineTest
     names.each { |name| File.write(path(name), "") }
     told = []
     told.concat(machine.inotify_get_events(fd)) until told.size == names.size
-    assert_equal names.map(&:b), told.map { |event| event[:name].b }
+    assert_equal(names.map(&:b), told.map { |event| event[:name].b })
     assert_equal [Encoding.find("filesystem")], told.map { |event| event[:name].encoding }.uniq
   end
 
@@ -107,7 +107,7 @@ class TestMachineWatch < MachineTest
     machine.terminate(ticker)
     machine.join(ticker)
     File.write(path("file"), "")
-    assert_equal ["file"], machine.inotify_get_events(fd).map { |event| event[:name] }
+    assert_equal(["file"], machine.inotify_get_events(fd).map { |event| event[:name] })
   end
 
   def test_two_fibers_may_wait_for_events_of_one_descriptor
@@ -254,7 +254,7 @@ class TestMachineWatch < MachineTest
     skip "the queue takes #{queue} events" if queue > 100_000
     Dir.mkdir(path("gone"))
     fiber = watch(IN_CREATE | IN_DELETE)
-    (queue / 2 + 10).times do
+    ((queue / 2) + 10).times do
       File.write(path("file"), "")
       File.unlink(path("file"))
     end
@@ -277,10 +277,10 @@ class TestMachineWatch < MachineTest
 
   def test_its_descriptor_is_closed_however_it_ends
     { break: ->(_) { :stop }, raise: ->(_) { raise TooLate } }.each_value do |block|
-      fiber = machine.spin { machine.file_watch(@root, IN_CREATE) { |event| break block.(event) } }
+      fiber = machine.spin { machine.file_watch(@root, IN_CREATE) { |event| break block.call(event) } }
       machine.snooze
       File.write(path("file"), "")
-      assert_includes [:stop, TooLate], machine.join(fiber).then { |result| result.is_a?(TooLate) ? TooLate : result }
+      assert_includes([:stop, TooLate], machine.join(fiber).then { |result| result.is_a?(TooLate) ? TooLate : result })
       assert_equal 0, inotify_descriptors
       File.unlink(path("file"))
     end
