@@ -53,11 +53,11 @@ class TestAllocations < SchedulerTest
 
   private
 
-  def allocations(&block)
-    20.times(&block)
+  def allocations
+    20.times { yield }
     GC.disable
     before = GC.stat(:total_allocated_objects)
-    ROUNDS.times(&block)
+    ROUNDS.times { yield }
     GC.stat(:total_allocated_objects) - before
   ensure
     GC.enable

@@ -242,11 +242,11 @@ class TestMachine < MachineTest
     }.each { |name, operation| assert_operator allocations(&operation), :<, 100, name }
   end
 
-  def allocations(&block)
-    30.times(&block)
+  def allocations
+    30.times { yield }
     GC.disable
     before = GC.stat(:total_allocated_objects)
-    1_000.times(&block)
+    1_000.times { yield }
     GC.stat(:total_allocated_objects) - before
   ensure
     GC.enable
