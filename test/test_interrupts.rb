@@ -85,7 +85,6 @@ class TestInterrupts < SchedulerTest
   end
 
   def test_closing_an_io_wakes_the_fiber_that_reads_it
-    skip_unless_ruby_interrupts_fibers
     [IO.pipe, UNIXSocket.pair].each do |source, _sink|
       error = nil
       scheduled do
@@ -102,7 +101,6 @@ class TestInterrupts < SchedulerTest
   end
 
   def test_closing_an_io_from_a_plain_thread_wakes_the_fiber_that_reads_it
-    skip_unless_ruby_interrupts_fibers
     source, = IO.pipe
     ready = Queue.new
     error = nil
@@ -122,10 +120,22 @@ class TestInterrupts < SchedulerTest
     assert_match(/stream closed/, error.message)
   end
 
-  private
-
-  # Ruby 3.4 has no fiber_interrupt.
-  def skip_unless_ruby_interrupts_fibers
-    skip "Ruby #{RUBY_VERSION} interrupts no fibers" if UM::FiberScheduler.interface_version < 3
+  def test_closing_an_io_wakes_every_fiber_that_waits_for_it_and_no_other
+    one, other = UNIXSocket.pair
+    idle, = IO.pipe
+    nil until one.write_nonblock("x" * 65_536, exception: false) == :wait_writable
+    ended = Queue.new
+    in_fiber do
+      [-> { one.read(1) }, -> { one.wait_readable }, -> { one.write("x") }].each do |wait|
+        Fiber.schedule { ended << (wait.call rescue $!.class) }
+      end
+      waiting = Fiber.schedule { idle.read(1) rescue $!.class }
+      one.close
+      sleep 0.001 until ended.size == 3
+      assert_predicate waiting, :alive?
+      waiting.raise(StopIteration)
+    end
+    assert_equal [IOError] * 3, Array.new(3) { ended.pop }
+    other.close
   end
 end

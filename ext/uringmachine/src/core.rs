@@ -176,6 +176,7 @@ type ByFiber = HashMap<u64, TaskId, BuildHasherDefault<AddressHasher>>;
 pub struct Core {
     pub machine: Machine<Waiter>,
     pub descriptors: Descriptors,
+    pub waits: crate::waits::Waits,
     pub timeouts: Slab<Timeout>,
     /// Exceptions for fibers that do not wait in this machine: `Fiber#raise` does it.
     pub raises: Vec<(VALUE, VALUE)>,
@@ -217,6 +218,7 @@ impl Core {
         Self {
             machine,
             descriptors: Descriptors::default(),
+            waits: crate::waits::Waits::default(),
             timeouts: Slab::default(),
             raises: Vec::new(),
             current: Key {

@@ -27,6 +27,7 @@ mod sys;
 mod tls;
 mod um;
 mod waiters;
+mod waits;
 
 /// Called by Ruby when the extension is required. Nothing here touches io_uring.
 ///

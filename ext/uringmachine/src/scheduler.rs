@@ -526,6 +526,38 @@ unsafe extern "C" fn waiting(this: VALUE) -> VALUE {
     }
 }
 
+/// Keeps count of who waits for which descriptor, for a Ruby that does not (lib/uringmachine/closing.rb).
+unsafe extern "C" fn keep_waits(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked, and the GVL held.
+    unsafe {
+        if let Some(core) = get(this).core_from_anywhere() {
+            (*core).waits.keep();
+        }
+    }
+    NIL
+}
+
+/// The fibers that wait for a descriptor, or nil.
+unsafe extern "C" fn waiting_for(this: VALUE, fd: VALUE) -> VALUE {
+    // SAFETY: as above; the array is on this frame.
+    unsafe {
+        let (Some(core), Some(fd)) = (get(this).core_from_anywhere(), sys::as_fixnum(fd)) else {
+            return NIL;
+        };
+        let fd = fd as i32;
+        let count = (*core).waits.on(fd).len();
+        if count == 0 {
+            return NIL;
+        }
+        let list = rb_sys::rb_ary_new();
+        for place in 0..count {
+            let task = (*core).waits.on(fd)[place];
+            rb_sys::rb_ary_push(list, (*core).waiter(task).fiber);
+        }
+        list
+    }
+}
+
 /// Gives the thread to the root fiber, without being woken by anything.
 ///
 /// @method UringMachine::FiberScheduler#transfer
@@ -603,6 +635,8 @@ pub unsafe fn define(module: VALUE) {
         define(c"scheduler_close", scheduler_close as *const (), 0);
         define(c"closed?", is_closed as *const (), 0);
         define(c"waiting", waiting as *const (), 0);
+        sys::define_private_method(class, c"keep_waits", keep_waits as *const (), 0);
+        sys::define_private_method(class, c"waiting_for", waiting_for as *const (), 1);
         define(c"transfer", transfer as *const (), 0);
         define(c"machine", machine as *const (), 0);
         define(c"abort_on_exception", abort_on_exception as *const (), 0);

@@ -320,6 +320,20 @@ pub unsafe fn define_method(
     }
 }
 
+/// As [`define_method`], of a method that only the object itself calls.
+pub unsafe fn define_private_method(
+    class: VALUE,
+    name: &std::ffi::CStr,
+    function: *const (),
+    arity: c_int,
+) {
+    // SAFETY: as `define_method`.
+    unsafe {
+        let function = std::mem::transmute::<*const (), unsafe extern "C" fn() -> VALUE>(function);
+        rb_sys::rb_define_private_method(class, name.as_ptr(), Some(function), arity);
+    }
+}
+
 /// Registers a singleton method.
 pub unsafe fn define_singleton_method(
     object: VALUE,

@@ -355,7 +355,9 @@ impl Transfer {
             if unlocked {
                 sys::rb_io_buffer_lock(self.buffer);
             }
+            (*self.core).waits.begin(self.fd, self.me);
             let result = switch::operate(self.core, self.me, entry, deadline);
+            (*self.core).waits.end(self.fd, self.me);
             if unlocked {
                 sys::rb_io_buffer_unlock(self.buffer);
             }

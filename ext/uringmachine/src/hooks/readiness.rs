@@ -34,8 +34,14 @@ pub unsafe fn wait_ready(
 ) -> Result<i64, Raise> {
     let entry = opcode::PollAdd::new(types::Fd(fd), events as u32).build();
     loop {
-        // SAFETY: a poll points to nothing.
-        match unsafe { switch::operate(core, me, entry.clone(), deadline) } {
+        // SAFETY: a poll points to nothing; the core lives as long as the fiber waits.
+        let result = unsafe {
+            (*core).waits.begin(fd, me);
+            let result = switch::operate(core, me, entry.clone(), deadline);
+            (*core).waits.end(fd, me);
+            result
+        };
+        match result {
             Ok(answer) if answer >= 0 => return Ok(ready_events(answer, events)),
             Ok(errno) => return Err(Raise::errno(-errno)),
             Err(Failure::Timeout) => return Ok(0),
