@@ -176,4 +176,26 @@ class TestMachineTime < MachineTest
     assert_names("interval", TypeError) { machine.prep_timeout(nil) }
     assert_names("interval", ArgumentError) { machine.prep_timeout(-1) }
   end
+
+  def test_a_timeout_in_a_fiber_of_the_programs_own_that_has_been_suspended
+    reader, writer = opened(UM.pipe)
+    buffer = +""
+    fiber = Fiber.new do
+      machine.timeout(0.005, TooLate, "in time") do
+        machine.sleep(0.001)
+        Fiber.yield
+        begin
+          # Both are there at once: the result counts, and the exception comes at the next wait.
+          machine.spin { sleep 0.01; machine.write(writer, "there") }
+          machine.read(reader, buffer, 8192)
+        ensure
+          machine.sleep
+        end
+      end
+    end
+    fiber.resume
+    machine.sleep(0.001)
+    assert_equal "in time", assert_raises(TooLate) { fiber.resume }.message
+    assert_equal "there", buffer
+  end
 end
