@@ -181,20 +181,17 @@ class TestMachineTime < MachineTest
     reader, writer = opened(UM.pipe)
     buffer = +""
     fiber = Fiber.new do
-      machine.timeout(0.005, TooLate, "in time") do
-        machine.sleep(0.001)
+      machine.timeout(0.1, TooLate, "in time") do
+        machine.snooze
         Fiber.yield
-        begin
-          # Both are there at once: the result counts, and the exception comes at the next wait.
-          machine.spin { sleep 0.01; machine.write(writer, "there") }
-          machine.read(reader, buffer, 8192)
-        ensure
-          machine.sleep
-        end
+        # Both are there at once: the result counts, and the exception comes at the next wait.
+        machine.spin { sleep 0.11; IO.for_fd(writer, autoclose: false).syswrite("there") }
+        machine.read(reader, buffer, 8192)
+        machine.sleep
       end
     end
     fiber.resume
-    machine.sleep(0.001)
+    machine.snooze
     assert_equal "in time", assert_raises(TooLate) { fiber.resume }.message
     assert_equal "there", buffer
   end

@@ -93,6 +93,15 @@ pub struct Waiter {
     pub pending: VecDeque<Pending>,
 }
 
+impl Waiter {
+    /// Whether its next wait raises.
+    pub fn is_to_raise(&self) -> bool {
+        self.pending
+            .iter()
+            .any(|pending| !matches!(pending, Pending::Value(_)))
+    }
+}
+
 /// A running `timeout_after` block.
 #[derive(Debug)]
 pub struct Timeout {
