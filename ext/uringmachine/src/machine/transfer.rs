@@ -4,7 +4,7 @@ use std::ffi::c_int;
 
 use uringmachine_runtime::{opcode, types};
 
-use super::{count, define_all, direct, method, number, Caller};
+use super::{count, define_all, method, number, Caller};
 use crate::arguments::Arguments;
 use crate::memory::{self, Destination, Source};
 use crate::switch::{self, Failure, Yields};
@@ -303,8 +303,8 @@ unsafe extern "C" fn close(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
             let fd = arguments.fd(0, "fd")?;
             caller.forget_descriptor(fd);
             if (*caller.core).waiter(caller.me).is_to_raise() {
-                // At its next wait, which this is not.
-                direct(libc::close(fd))?;
+                // At its next wait, which this is not. The ring closes it after what was submitted before.
+                caller.close(fd);
                 return Ok(arguments.get(0));
             }
             let entry = opcode::Close::new(types::Fd(fd)).build();
