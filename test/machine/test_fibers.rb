@@ -410,6 +410,25 @@ class TestMachineFibers < MachineTest
     assert_equal %("from the handler"\n4\n0\n0\n), output
   end
 
+  def test_a_fiber_that_has_switched_away_is_scheduled_after_a_trap_handler_has_waited_in_it
+    output, = ruby(<<~RUBY)
+      m = UM.new
+      main = Thread.current
+      handled = Queue.new
+      fiber = Fiber.new { p m.switch }
+      trap(:USR1) { m.sleep(0.001); handled << true }
+      Thread.new do
+        Thread.pass until main.status == "sleep"
+        Process.kill(:USR1, $$)
+        handled.pop
+        Thread.pass until main.status == "sleep"
+        m.schedule(fiber, :scheduled)
+      end
+      fiber.resume
+    RUBY
+    assert_equal ":scheduled\n", output
+  end
+
   def test_a_fiber_that_is_killed_before_it_begins
     other = machine.spin { flunk }
     fiber = machine.spin { flunk }

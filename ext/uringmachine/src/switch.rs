@@ -367,7 +367,23 @@ pub unsafe fn switch_away(core: *mut Core, me: TaskId) -> Result<VALUE, Raise> {
                         }
                         (*core).current = NOBODY;
                     }
-                    None => idle(core, NOBODY),
+                    None => {
+                        idle(core, NOBODY);
+                        // The handler of a signal that has waited here leaves a task behind.
+                        if let Some(task) = (*core).find(fiber) {
+                            if (*core).machine.tasks.state(task) == Some(State::Running) {
+                                let pending = (*core).waiter(task).pending.pop_front();
+                                if let Some(Pending::Value(value) | Pending::Exception(value)) =
+                                    pending
+                                {
+                                    (*core).current = task;
+                                    *slot = value;
+                                    break;
+                                }
+                                (*core).remove(task);
+                            }
+                        }
+                    }
                 }
             }
             NIL
