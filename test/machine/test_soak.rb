@@ -146,9 +146,10 @@ class TestMachineSoak < MachineTest
     machine.bind(server, path)
     machine.listen(server)
     soak(server, path, 2000)
+    GC.start # The garbage of other tests has descriptors too.
     descriptors, memory = open_descriptors, rss
     soak(server, path, OPERATIONS)
-    assert_equal descriptors, open_descriptors
+    assert_operator open_descriptors, :<=, descriptors
     eventually { machine.metrics.values_at(:ops_pending, :ops_transient).sum.zero? }
     assert_empty machine.fiber_set
     assert_operator rss - memory, :<, 64 << 10
