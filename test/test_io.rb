@@ -276,6 +276,37 @@ class TestIO < SchedulerTest
     end
   end
 
+  def test_a_buffer_that_is_freed_while_a_fiber_reads_into_it_or_a_slice_is_an_error
+    [IO.method(:pipe), UNIXSocket.method(:pair)].product([:itself, ->(buffer) { buffer.slice(4096, 4096) }]).each do |pair, part|
+      in_fiber do
+        source, sink = pair.call
+        buffer = IO::Buffer.new(65_536)
+        seen = nil
+        fiber = Fiber.schedule { seen = (part.to_proc.call(buffer).read(source, 1) rescue $!.class) }
+        begin
+          buffer.free
+        rescue IO::Buffer::LockedError
+          # The kernel has it.
+        end
+        sink.write("x")
+        sleep 0.001 while fiber.alive?
+        assert_includes [UM::Error, 1], seen
+        assert_equal("x", buffer.get_string(0, 1)) if seen == 1
+      end
+    end
+  end
+
+  def test_a_slice_that_waits_gets_its_bytes_and_gives_them
+    source, sink = UNIXSocket.pair
+    in_fiber do
+      buffer = IO::Buffer.new(64)
+      fiber = Fiber.schedule { buffer.slice(16, 16).read(source, 1) }
+      Fiber.schedule { IO::Buffer.for("0123456789").slice(2, 5).write(sink, 5) }
+      sleep 0.001 while fiber.alive?
+      assert_equal "\0\0" "23456" "\0", buffer.get_string(14, 8)
+    end
+  end
+
   def test_a_close_that_lingers_stalls_its_own_fiber_only
     server = TCPServer.new("127.0.0.1", 0)
     client = TCPSocket.new("127.0.0.1", server.addr[1])

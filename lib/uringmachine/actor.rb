@@ -34,10 +34,10 @@ class UringMachine
       machine = UringMachine.new
       actor = Actor.start(machine, mod)
       actor.target.setup(*, **)
-      machine.push(started, actor)
+      push(started, actor)
       machine.join(actor)
     rescue Exception => e # rubocop:disable Lint/RescueException -- it is raised by the method
-      machine.push(started, e)
+      push(started, e)
     end
     result = shift(started)
     raise result if result.is_a?(Exception)

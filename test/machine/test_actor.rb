@@ -131,4 +131,18 @@ class TestMachineActor < MachineTest
     assert_names("max", ArgumentError) { UM::BlockingOperationThreadPool.new(0) }
     assert_names("callable", TypeError) { UM::BlockingOperationThreadPool.new.process(machine, 1) }
   end
+
+  def test_a_thread_actor_without_a_machine_to_be_had
+    output, = ruby(<<~RUBY)
+      m = UM.new
+      m.snooze
+      Process.setrlimit(:NOFILE, File.open(File::NULL, &:fileno))
+      begin
+        m.spin_thread_actor(Module.new { def setup = nil })
+      rescue Errno::EMFILE => e
+        p e.class
+      end
+    RUBY
+    assert_match(/Errno::EMFILE\n\z/, output)
+  end
 end

@@ -127,11 +127,13 @@ class TestMachineBufferPool < MachineTest
     buffers = pool(1)
     reader, writer = pipe
     buffer = buffers.acquire
-    fiber = machine.spin { machine.read(reader, buffer, nil) }
-    machine.snooze
-    assert_raises(UM::Error) { buffers.release(buffer) }
-    machine.write(writer, "x")
-    assert_equal 1, machine.join(fiber)
+    [buffer, buffer.slice(16, 16)].each do |part|
+      fiber = machine.spin { machine.read(reader, part, 16) }
+      machine.snooze
+      assert_raises(UM::Error) { buffers.release(buffer) }
+      machine.write(writer, "x")
+      assert_equal 1, machine.join(fiber)
+    end
     buffers.release(buffer)
     assert_raises(UM::Error) { buffers.release(buffer) }
     assert_raises(UM::Error) { buffers.release(IO::Buffer.new(1)) }
@@ -182,7 +184,7 @@ class TestMachineBufferPool < MachineTest
   def test_a_limit_on_locked_memory_is_named
     code = <<~RUBY
       Process::Sys.setuid(65534) if Process.uid.zero?
-      Process.setrlimit(:MEMLOCK, 65_536)
+      Process.setrlimit(:MEMLOCK, 1 << 20)
       begin
         UM.new.register_buffers(count: 64, size: 1 << 20)
       rescue Errno::ENOMEM => e
@@ -190,7 +192,7 @@ class TestMachineBufferPool < MachineTest
       end
     RUBY
     output, = ruby(code)
-    assert_match(/67108864 bytes cannot be locked; RLIMIT_MEMLOCK is 65536 bytes/, output)
+    assert_match(/67108864 bytes cannot be locked; RLIMIT_MEMLOCK is 1048576 bytes/, output)
   end
 
   def test_bad_arguments

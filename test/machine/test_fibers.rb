@@ -363,4 +363,87 @@ class TestMachineFibers < MachineTest
     assert_raises(ArgumentError) { machine.yield(1) }
     assert_raises(ArgumentError) { machine.snooze(1) }
   end
+
+  def test_a_trap_handler_waits_in_the_middle_of_a_wait
+    output, = ruby(<<~RUBY)
+      m = UM.new
+      (reader, writer), (other_reader, other_writer) = UM.pipe, UM.pipe
+      main = Thread.current
+      trap(:USR1) do
+        # What is waited for outside comes while the handler waits, and the other way round.
+        m.write(writer, "outside")
+        m.sleep(0.001)
+        m.spin { m.write(other_writer, "inside") }
+        buffer = +""
+        p m.read(other_reader, buffer, 8192), buffer
+      end
+      buffer = "z" * 8192
+      Thread.new { Thread.pass until main.status == "sleep"; Process.kill(:USR1, $$) }
+      p m.read(reader, buffer, 8192), buffer
+      trap(:USR1) { m.sleep(0.001) }
+      waker = Thread.new { Thread.pass until main.status == "sleep"; Process.kill(:USR1, $$) }
+      p m.timeout(0.05, [:value]) { m.read(reader, buffer, 8192) }
+      fiber = m.spin { m.yield }
+      trap(:USR1) { p m.schedule(fiber, :scheduled).join(fiber); m.schedule(Fiber.current, :woken) }
+      Thread.new { Thread.pass until main.status == "sleep"; Process.kill(:USR1, $$) }
+      p m.sleep
+      p m.metrics[:ops_pending], m.pending_fibers.size, m.fiber_set.size
+    RUBY
+    assert_equal [6, "inside", 7, "outside", [:value], :scheduled, :woken, 0, 0, 0].map { |value| "#{value.inspect}\n" }.join, output
+  end
+
+  def test_an_exception_of_a_trap_handler_that_has_waited_ends_the_wait
+    output, = ruby(<<~RUBY)
+      m = UM.new
+      reader, writer = UM.pipe
+      main = Thread.current
+      trap(:USR1) { m.sleep(0.001); m.write(writer, "late"); raise "from the handler" }
+      Thread.new { Thread.pass until main.status == "sleep"; Process.kill(:USR1, $$) }
+      buffer = +""
+      begin
+        m.sleep
+      rescue RuntimeError => e
+        p e.message
+      end
+      p m.read(reader, buffer, 8192), m.metrics[:ops_pending], m.pending_fibers.size
+    RUBY
+    assert_equal %("from the handler"\n4\n0\n0\n), output
+  end
+
+  def test_a_fiber_that_has_switched_away_is_scheduled_after_a_trap_handler_has_waited_in_it
+    output, = ruby(<<~RUBY)
+      m = UM.new
+      main = Thread.current
+      handled = Queue.new
+      fiber = Fiber.new { p m.switch }
+      trap(:USR1) { m.sleep(0.001); handled << true }
+      Thread.new do
+        Thread.pass until main.status == "sleep"
+        Process.kill(:USR1, $$)
+        handled.pop
+        Thread.pass until main.status == "sleep"
+        m.schedule(fiber, :scheduled)
+      end
+      fiber.resume
+    RUBY
+    assert_equal ":scheduled\n", output
+  end
+
+  def test_a_fiber_that_is_killed_before_it_begins
+    other = machine.spin { flunk }
+    fiber = machine.spin { flunk }
+    queue = UM::Queue.new
+    fiber.add_done_listener(queue)
+    [other, fiber].each(&:kill)
+    assert_same fiber, machine.shift(queue)
+    assert_nil machine.join(other)
+    assert_predicate other, :done?
+    assert_empty machine.fiber_set
+  end
+
+  def test_a_fiber_of_the_programs_own_that_has_ended_is_joined
+    fiber = Fiber.new { 3 }
+    fiber.resume
+    assert_nil machine.join(fiber)
+  end
 end

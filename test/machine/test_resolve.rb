@@ -5,7 +5,7 @@ require_relative "../test_helper"
 # UM#resolve, and UM::DNSResolver against Debian's dnsmasq on loopback.
 class TestMachineResolve < MachineTest
   def with_server(*records)
-    port = UDPSocket.open { |socket| socket.bind("127.0.0.1", 0) && socket.addr[1] }
+    port = free_port
     options = ["--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--listen-address=127.0.0.1", "--bind-interfaces", "--port=#{port}",
                "--user=#{Etc.getpwuid.name}", "--pid-file=", "--local=/test/", *records]
     server = Process.spawn("dnsmasq", *options, out: File::NULL, err: File::NULL)
@@ -14,6 +14,16 @@ class TestMachineResolve < MachineTest
   ensure
     Process.kill(:TERM, server)
     Process.wait(server)
+  end
+
+  # A port that nobody uses, of UDP or of TCP.
+  def free_port
+    UDPSocket.open do |socket|
+      socket.bind("127.0.0.1", 0)
+      TCPServer.open("127.0.0.1", socket.addr[1]) { socket.addr[1] }
+    end
+  rescue Errno::EADDRINUSE
+    retry
   end
 
   # It listens to TCP too, once it is up.

@@ -252,6 +252,16 @@ class TestMachineSockets < MachineTest
     assert_names("fd", TypeError) { machine.send_fd(other, nil) }
   end
 
+  def test_a_descriptor_that_comes_along_with_another_is_not_left_open
+    one, other = UNIXSocket.pair
+    one.sendmsg("x", 0, nil, Socket::AncillaryData.unix_rights($stdin, $stderr))
+    before = open_descriptors
+    machine.close(machine.recv_fd(other.fileno))
+    assert_equal before, open_descriptors
+  ensure
+    [one, other].each(&:close)
+  end
+
   def test_the_first_descriptor_can_be_sent_too
     output, = ruby(<<~RUBY)
       require "socket"

@@ -210,4 +210,30 @@ class TestMachineStreams < MachineTest
     assert_raises(ArgumentError) { machine.recv_each(@server, 0) }
     assert_names("flags", TypeError) { machine.recv_each(@server, "0") {} }
   end
+
+  # An Enumerator's fiber is suspended in the middle of the block.
+  def test_streams_as_enumerators
+    reader, writer = pipe
+    read = Enumerator.new { |bytes| machine.read_each(reader) { |piece| bytes << piece } }
+    client, peer = pair
+    received = Enumerator.new { |bytes| machine.recv_each(peer, 0) { |piece| bytes << piece } }
+    accepted = Enumerator.new { |connections| machine.accept_each(@server) { |fd| connections << opened(fd) } }
+    ticks = Enumerator.new { |times| machine.periodically(0.001) { times << :tick } }
+    3.times do |round|
+      machine.spin do
+        machine.sleep(0.001)
+        machine.write(writer, "read #{round}")
+        machine.send(client, "sent #{round}")
+        connect
+      end
+      assert_equal "read #{round}", read.next
+      # Other fibers that the machine did not start wait too.
+      machine.sleep(0.001)
+      assert_equal "sent #{round}", received.next
+      machine.snooze
+      assert_kind_of Integer, accepted.next
+      assert_equal :tick, ticks.next
+      machine.sleep(0.001)
+    end
+  end
 end

@@ -176,4 +176,23 @@ class TestMachineTime < MachineTest
     assert_names("interval", TypeError) { machine.prep_timeout(nil) }
     assert_names("interval", ArgumentError) { machine.prep_timeout(-1) }
   end
+
+  def test_a_timeout_in_a_fiber_of_the_programs_own_that_has_been_suspended
+    reader, writer = opened(UM.pipe)
+    buffer = +""
+    fiber = Fiber.new do
+      machine.timeout(0.1, TooLate, "in time") do
+        machine.snooze
+        Fiber.yield
+        # Both are there at once: the result counts, and the exception comes at the next wait.
+        machine.spin { sleep 0.11; IO.for_fd(writer, autoclose: false).syswrite("there") }
+        machine.read(reader, buffer, 8192)
+        machine.sleep
+      end
+    end
+    fiber.resume
+    machine.snooze
+    assert_equal "in time", assert_raises(TooLate) { fiber.resume }.message
+    assert_equal "there", buffer
+  end
 end

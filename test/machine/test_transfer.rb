@@ -264,4 +264,30 @@ class TestMachineTransfer < MachineTest
     assert_names("fd", TypeError) { machine.close(:stdin) }
     assert_names("fd", ArgumentError) { machine.close_async(1 << 33) }
   end
+
+  # The usual `ensure machine.close(fd)`.
+  def test_a_descriptor_is_closed_though_something_waits_to_be_raised
+    closed = nil
+    fiber = machine.spin do
+      machine.schedule(Fiber.current, TooLate.new("first"))
+      machine.write_async(@writer, "before")
+      closed = machine.close(@writer)
+      machine.sleep
+    end
+    assert_kind_of TooLate, machine.join(fiber)
+    assert_equal @writer, closed
+    assert_equal "before", read
+    assert_equal "", read
+  end
+
+  def test_a_descriptor_is_closed_though_its_fiber_is_ended_meanwhile
+    fds = opened(Array.new(3) { machine.open("/dev/null", UM::O_RDONLY) })
+    fibers = fds.map { |fd| machine.spin { machine.close(fd) } }
+    machine.snooze
+    fibers[0].kill
+    fibers[1].raise(UM::Terminate)
+    machine.schedule(fibers[2], UM::Terminate.new)
+    machine.await(fibers)
+    fds.each { |fd| assert_raises(Errno::EBADF) { machine.close(fd) } }
+  end
 end

@@ -30,6 +30,40 @@ struct Pool {
     closed: bool,
 }
 
+/// How many operations work on each registered buffer.
+#[derive(Default)]
+pub struct InUse {
+    counts: Vec<u32>,
+}
+
+impl InUse {
+    /// An operation begins, on a registered buffer if there is an index.
+    #[inline]
+    pub fn begin(&mut self, index: Option<u16>) {
+        if let Some(index) = index {
+            let place = usize::from(index);
+            if self.counts.len() <= place {
+                self.counts.resize(place + 1, 0);
+            }
+            self.counts[place] += 1;
+        }
+    }
+
+    /// It is over.
+    #[inline]
+    pub fn end(&mut self, index: Option<u16>) {
+        if let Some(index) = index {
+            self.counts[usize::from(index)] -= 1;
+        }
+    }
+
+    fn has(&self, index: u16) -> bool {
+        self.counts
+            .get(usize::from(index))
+            .is_some_and(|count| *count > 0)
+    }
+}
+
 static TYPE: DataType = DataType::new::<Pool>(c"UM::BufferPool", mark, free);
 static CLASS: AtomicU64 = AtomicU64::new(0);
 
@@ -250,7 +284,7 @@ unsafe fn give(this: VALUE, buffer: VALUE) -> Result<(), Raise> {
         if (*pool).free.contains(&buffer) {
             return Err(Raise::misuse("buffer has been released already"));
         }
-        if is_locked(buffer) {
+        if is_in_use(pool, buffer) {
             return Err(Raise::misuse("buffer is in use by an operation"));
         }
         (*pool).free.push_back(buffer);
@@ -259,11 +293,21 @@ unsafe fn give(this: VALUE, buffer: VALUE) -> Result<(), Raise> {
     }
 }
 
-unsafe fn is_locked(buffer: VALUE) -> bool {
+/// Whether an operation works on a buffer of the pool's, or on a slice of it.
+unsafe fn is_in_use(pool: *mut Pool, buffer: VALUE) -> bool {
     let (mut base, mut size) = (std::ptr::null_mut(), 0);
-    // SAFETY: an IO::Buffer; the accessor does not raise.
-    let flags = unsafe { sys::rb_io_buffer_get_bytes(buffer, &mut base, &mut size) };
-    flags & sys::IO_BUFFER_LOCKED != 0
+    // SAFETY: an IO::Buffer; the accessor does not raise. The machine's UM lives as long as the pool.
+    unsafe {
+        let flags = sys::rb_io_buffer_get_bytes(buffer, &mut base, &mut size);
+        let locked = flags & sys::IO_BUFFER_LOCKED != 0;
+        locked
+            || crate::um::core((*pool).machine).is_ok_and(|core| {
+                (*core)
+                    .machine
+                    .fixed_index(base.cast(), size)
+                    .is_some_and(|index| (*core).fixed_use.has(index))
+            })
+    }
 }
 
 /// Takes the memory out of the ring and gives it back. The buffers are null afterwards.

@@ -76,6 +76,10 @@ pub struct Waiter {
     pub fresh: bool,
     /// It waits for nothing but to be scheduled.
     pub yielding: bool,
+    /// It is between the start and the end of a wait, wherever its fiber is meanwhile.
+    pub inside: bool,
+    /// The task of the wait that this one interrupts: see [`Core::current_task`].
+    pub outer: Option<TaskId>,
     /// The Ruby object whose memory its operation works on.
     pub held: VALUE,
     /// Why its last wait ended.
@@ -90,10 +94,18 @@ pub struct Waiter {
     pub pending: VecDeque<Pending>,
 }
 
+impl Waiter {
+    /// Whether its next wait raises.
+    pub fn is_to_raise(&self) -> bool {
+        self.pending
+            .iter()
+            .any(|pending| !matches!(pending, Pending::Value(_)))
+    }
+}
+
 /// A running `timeout_after` block.
 #[derive(Debug)]
 pub struct Timeout {
-    pub task: TaskId,
     pub fiber: VALUE,
     pub exception: VALUE,
     pub message: VALUE,
@@ -190,6 +202,7 @@ pub struct Core {
     pub switches: u64,
     /// How many operations worked on registered buffers.
     pub fixed: u64,
+    pub fixed_use: crate::buffer_pool::InUse,
     /// Switches between looks at the ring.
     pub patience: u32,
     /// What nobody wants any more, to be given up by the machine's own thread.
@@ -211,6 +224,8 @@ pub struct Core {
     thread: VALUE,
     forks: u32,
     countdown: u32,
+    /// How many tasks interrupt another one of their fiber.
+    interrupting: usize,
 }
 
 impl Core {
@@ -229,6 +244,7 @@ impl Core {
             home: NIL,
             switches: 0,
             fixed: 0,
+            fixed_use: crate::buffer_pool::InUse::default(),
             patience: SWITCHES_PER_POLL,
             discards: Discards::default(),
             holds: Slab::default(),
@@ -241,6 +257,7 @@ impl Core {
             thread: NIL,
             forks: FORKS.load(Ordering::Relaxed),
             countdown: SWITCHES_PER_POLL,
+            interrupting: 0,
         }
     }
 
@@ -276,19 +293,76 @@ impl Core {
         Ok(())
     }
 
-    /// The task of the fiber that runs.
+    /// The task of the fiber that runs. A signal's handler runs in the middle of a fiber's wait: it gets
+    /// a task of its own, so that its waits and those that it interrupts have nothing to do with each other.
     #[inline]
     pub fn current_task(&mut self) -> TaskId {
         // SAFETY: a plain accessor.
         let fiber = unsafe { sys::rb_fiber_current() };
         if let Some(waiter) = self.machine.tasks.get(self.current) {
-            if waiter.fiber == fiber {
+            if waiter.fiber == fiber && !waiter.inside {
                 return self.current;
             }
         }
-        let task = self.task_of(fiber);
+        let mut task = self.task_of(fiber);
+        if self.waiter(task).inside {
+            let outer = task;
+            task = self.add(fiber, true);
+            self.waiter(task).outer = Some(outer);
+            self.interrupting += 1;
+        }
         self.current = task;
         task
+    }
+
+    /// Whoever has interrupted a wait of this task is done.
+    #[inline]
+    pub fn end_interruptions(&mut self, task: TaskId) {
+        if self.interrupting > 0 {
+            self.remove_interruptions(task);
+        }
+    }
+
+    #[cold]
+    fn remove_interruptions(&mut self, task: TaskId) {
+        let fiber = self.waiter(task).fiber;
+        while let Some(inner) = self.find(fiber).filter(|inner| *inner != task) {
+            let Some(outer) = self.waiter(inner).outer else {
+                return;
+            };
+            if let Some(removed) = self.machine.tasks.remove(inner) {
+                self.by_fiber.insert(fiber, outer);
+                self.interrupting -= 1;
+                for pending in removed.pending {
+                    self.interrupt(outer, pending);
+                }
+            }
+        }
+    }
+
+    /// The task of a fiber that somebody means who knows of no handlers: the innermost one that waits.
+    pub fn find_waiting(&self, fiber: VALUE) -> Option<TaskId> {
+        let mut task = self.find(fiber)?;
+        while self.interrupting > 0 && self.machine.tasks.state(task) == Some(State::Running) {
+            match self.machine.tasks.get(task).and_then(|waiter| waiter.outer) {
+                Some(outer) => task = outer,
+                None => break,
+            }
+        }
+        Some(task)
+    }
+
+    /// The task of a fiber whose wait `unblock` may end.
+    pub fn blocked_task(&self, mut task: TaskId) -> TaskId {
+        let first = task;
+        while let Some(waiter) = self.machine.tasks.get(task) {
+            match waiter.outer {
+                _ if waiter.blocked => return task,
+                Some(outer) => task = outer,
+                None => break,
+            }
+        }
+        first
     }
 
     /// The task of a fiber, made if it has none.
@@ -312,6 +386,8 @@ impl Core {
             spun: false,
             fresh: false,
             yielding: false,
+            inside: false,
+            outer: None,
             held: NIL,
             woken: Wake::Complete,
             draining: false,
@@ -332,7 +408,7 @@ impl Core {
         if self.root.is_some() {
             return self.root;
         }
-        let home = self.find(self.home)?;
+        let home = self.find_waiting(self.home)?;
         let waits = self.machine.tasks.state(home)? != State::Running;
         waits.then_some(home)
     }
@@ -371,11 +447,9 @@ impl Core {
         }
         if let Some(other) = self.kept.replace(task) {
             let in_use = self.root == Some(other)
-                || self
-                    .machine
-                    .tasks
-                    .get(other)
-                    .is_some_and(|other| other.fiber == self.home || !other.pending.is_empty());
+                || self.machine.tasks.get(other).is_some_and(|other| {
+                    other.fiber == self.home || other.inside || !other.pending.is_empty()
+                });
             if !in_use && self.machine.tasks.state(other) == Some(State::Running) {
                 self.remove(other);
             }
@@ -427,7 +501,12 @@ impl Core {
                 continue;
             };
             timeout.fired = true;
-            let (task, fiber) = (timeout.task, timeout.fiber);
+            let fiber = timeout.fiber;
+            // A fiber of the program's own may have another task by now.
+            let Some(task) = self.find_waiting(fiber) else {
+                self.raises.push((fiber, sys::fixnum(i64::from(key.index))));
+                continue;
+            };
             match self.machine.tasks.state(task) {
                 Some(State::Waiting) => self.interrupt(task, Pending::Timeout(key)),
                 // Its wait is over: it keeps the result and raises at its next wait, if it is then

@@ -7,11 +7,13 @@
 //! * pinned and kept, by the mark of the task that waits ([`crate::core::Waiter::held`]);
 //! * locked, so that nobody resizes, modifies or freezes it. Ruby's lock is a flag, so locks for
 //!   several writes of one object are counted here;
+//! * no slice of another IO::Buffer, whose lock does not keep that one from being freed: it is copied;
 //! * too large to be embedded: compaction moves the bytes of a locked and pinned String too when they
 //!   fit into its slot (gc.c, gc_update_object_references).
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::arguments::no_buffer;
@@ -88,6 +90,7 @@ impl Source {
                 (*core).machine.fixed_index(pointer, length)
             };
             if fixed.is_some() && lock(object) {
+                (*core).fixed_use.begin(fixed);
                 return Ok(Self {
                     object,
                     backing: Backing::Locked,
@@ -109,10 +112,10 @@ impl Source {
             }
             let backing = if sys::is_string(object) && sys::is_frozen(object) {
                 Backing::Frozen
-            } else if lock(object) {
+            } else if !is_slice(object) && lock(object) {
                 Backing::Locked
             } else {
-                // Somebody else has locked it, and may unlock it before the kernel is done.
+                // A slice, or somebody else has locked it, and may unlock it before the kernel is done.
                 Backing::Copy(std::slice::from_raw_parts(pointer, length).to_vec())
             };
             let (object, pointer) = match &backing {
@@ -138,6 +141,7 @@ impl Source {
     pub unsafe fn release(self, core: *mut Core) {
         // SAFETY: the lock is this source's; `core` is alive.
         unsafe {
+            (*core).fixed_use.end(self.fixed);
             match self.backing {
                 Backing::Block(block) => (*core).scratch.give(block),
                 Backing::Locked => unlock(self.object),
@@ -237,15 +241,25 @@ impl Destination {
                 get()?;
             }
             sys::protect(|| sys::rb_io_buffer_lock(object)).map_err(Raise::Jump)?;
-            let pointer = base.cast::<u8>().add(offset);
+            let place = base.cast::<u8>().add(offset);
+            // Registered memory is pinned: the kernel may write to it whatever becomes of the buffer.
+            let fixed = (*core).machine.fixed_index(place, length);
+            let (backing, pointer) = if fixed.is_none() && is_slice(object) {
+                let mut copy = vec![0_u8; length];
+                let pointer = copy.as_mut_ptr();
+                (Backing::Copy(copy), pointer)
+            } else {
+                (Backing::Locked, place)
+            };
+            (*core).fixed_use.begin(fixed);
             Ok(Self {
                 object,
-                backing: Backing::Locked,
+                backing,
                 offset,
                 is_string: false,
                 pointer,
                 length,
-                fixed: (*core).machine.fixed_index(pointer, length),
+                fixed,
             })
         }
     }
@@ -299,14 +313,38 @@ impl Destination {
         self.object
     }
 
+    /// Copies what has come to the slice, if it is still one.
+    unsafe fn fill_slice(&self, bytes: &[u8]) -> Result<(), Raise> {
+        let (mut base, mut size) = (std::ptr::null_mut::<c_void>(), 0);
+        let (base_slot, size_slot) = (&raw mut base, &raw mut size);
+        // SAFETY: as in `new`; the place is within the bytes that the buffer has now.
+        unsafe {
+            sys::protect(|| {
+                sys::rb_io_buffer_get_bytes_for_writing(self.object, base_slot, size_slot);
+                NIL
+            })
+            .map_err(Raise::Jump)?;
+            if self.offset + bytes.len() > size {
+                return Err(Raise::misuse("buffer has become too small"));
+            }
+            let place = base.cast::<u8>().add(self.offset);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len());
+        }
+        Ok(())
+    }
+
     /// Gives the memory back with the `count` bytes the kernel has put there; `None` leaves a String
     /// as it was.
     pub unsafe fn finish(self, core: *mut Core, count: Option<usize>) -> Result<(), Raise> {
         // SAFETY: the lock is this destination's; the kernel is done with the memory.
         unsafe {
             if !self.is_string {
+                (*core).fixed_use.end(self.fixed);
                 sys::rb_io_buffer_unlock(self.object);
-                return Ok(());
+                return match (&self.backing, count) {
+                    (Backing::Copy(copy), Some(count)) => self.fill_slice(&copy[..count]),
+                    _ => Ok(()),
+                };
             }
             rb_sys::rb_str_unlocktmp(self.object);
             let filled = match (self.backing, count) {
@@ -330,14 +368,72 @@ impl Destination {
                     (*core).scratch.give(block);
                     Ok(NIL)
                 }
-                (_, Some(count)) => {
-                    rb_sys::rb_str_set_len(self.object, (self.offset + count) as _);
-                    Ok(NIL)
-                }
+                (_, Some(count)) => sys::protect(|| {
+                    let wanted = self.offset + count;
+                    let size = rb_sys::RSTRING_LEN(self.object) as usize;
+                    // A copy that was made meanwhile shares the memory, and keeps it.
+                    rb_sys::rb_str_modify_expand(self.object, wanted.saturating_sub(size) as _);
+                    let place = rb_sys::RSTRING_PTR(self.object).cast::<u8>().cast_mut();
+                    let place = place.add(self.offset);
+                    if place != self.pointer {
+                        std::ptr::copy_nonoverlapping(self.pointer, place, count);
+                    }
+                    rb_sys::rb_str_set_len(self.object, wanted as _);
+                    NIL
+                }),
                 (_, None) => Ok(NIL),
             };
             filled.map(drop).map_err(Raise::Jump)
         }
+    }
+}
+
+/// Whether an object is an IO::Buffer that is a part of another.
+pub unsafe fn is_slice(object: VALUE) -> bool {
+    // SAFETY: the object is a String or an IO::Buffer; the accessor does not raise.
+    unsafe {
+        if sys::is_string(object) {
+            return false;
+        }
+        let (mut base, mut size) = (std::ptr::null_mut(), 0);
+        let flags = sys::rb_io_buffer_get_bytes(object, &mut base, &mut size);
+        flags & sys::IO_BUFFER_OWNER == 0 && !base.is_null()
+    }
+}
+
+/// Whether an object is locked.
+unsafe fn is_locked(object: VALUE) -> bool {
+    // SAFETY: the object is a String or an IO::Buffer; the accessors do not raise.
+    unsafe {
+        if sys::is_string(object) {
+            return flags_of(object) & string_lock() != 0;
+        }
+        let (mut base, mut size) = (std::ptr::null_mut(), 0);
+        sys::rb_io_buffer_get_bytes(object, &mut base, &mut size) & sys::IO_BUFFER_LOCKED != 0
+    }
+}
+
+unsafe fn flags_of(object: VALUE) -> VALUE {
+    // SAFETY: what is no immediate begins with an RBasic.
+    unsafe { (*(object as *const rb_sys::RBasic)).flags }
+}
+
+/// The flag of a String that is locked, which no header names: what locking one changes.
+unsafe fn string_lock() -> VALUE {
+    static FLAG: AtomicU64 = AtomicU64::new(0);
+    let known = FLAG.load(Ordering::Relaxed);
+    if known != 0 {
+        return known;
+    }
+    // SAFETY: a new String, which nobody else has; with no memory to be had, nothing here needs dropping.
+    unsafe {
+        let string = rb_sys::rb_str_new(std::ptr::null(), 0);
+        let before = flags_of(string);
+        rb_sys::rb_str_locktmp(string);
+        let flag = before ^ flags_of(string);
+        rb_sys::rb_str_unlocktmp(string);
+        FLAG.store(flag, Ordering::Relaxed);
+        flag
     }
 }
 
@@ -377,12 +473,19 @@ fn place(offset: i64, size: usize) -> Result<usize, Raise> {
 static LOCKS: Mutex<Option<HashMap<VALUE, u32>>> = Mutex::new(None);
 
 /// Locks an object for one more operation that reads it; false if somebody else has locked it.
-unsafe fn lock(object: VALUE) -> bool {
+pub unsafe fn lock(object: VALUE) -> bool {
+    // SAFETY: no String has been locked by us before the flag is known.
+    unsafe { string_lock() };
     let mut guard = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
     let locks = guard.get_or_insert_default();
-    if let Some(count) = locks.get_mut(&object) {
-        *count += 1;
-        return true;
+    // SAFETY: as below.
+    match locks.get_mut(&object) {
+        Some(count) if unsafe { is_locked(object) } => {
+            *count += 1;
+            return true;
+        }
+        // It is that of an object that was collected, with a fiber that never went on.
+        _ => drop(locks.remove(&object)),
     }
     // SAFETY: the object is a String or an IO::Buffer; a raise is stopped before the guard's frame.
     unsafe {
@@ -402,7 +505,8 @@ unsafe fn lock(object: VALUE) -> bool {
     true
 }
 
-unsafe fn unlock(object: VALUE) {
+/// Takes a lock back.
+pub unsafe fn unlock(object: VALUE) {
     let mut guard = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(locks) = guard.as_mut() else { return };
     let Some(count) = locks.get_mut(&object) else {

@@ -32,6 +32,7 @@ unsafe fn suspend(core: *mut Core, me: TaskId) -> Wake {
                 }
                 None => idle(core, me),
             }
+            (*core).end_interruptions(me);
         }
     }
 }
@@ -62,8 +63,12 @@ unsafe fn start(core: *mut Core, task: TaskId, fiber: VALUE) -> VALUE {
         waiter.fresh = false;
         let spun = waiter.spun;
         if !sys::truthy(sys::rb_fiber_alive_p(fiber)) {
-            // Somebody else has run it to its end.
-            (*core).remove(task);
+            // Somebody else has run it to its end, or has killed it.
+            if spun {
+                crate::machine::end_unstarted(core, fiber);
+            } else {
+                (*core).remove(task);
+            }
             return NIL;
         }
         let value = match waiter.pending.front() {
@@ -221,6 +226,7 @@ pub unsafe fn wait(
     let slot = &raw mut wake;
     // SAFETY: the closure holds plain values; `wake` outlives it.
     let result = unsafe {
+        (*core).waiter(me).inside = true;
         sys::protect(|| {
             if let Some((fiber, argument)) = start {
                 sys::rb_fiber_transfer(fiber, 1, &argument);
@@ -231,7 +237,11 @@ pub unsafe fn wait(
         })
     };
     // SAFETY: as above.
-    unsafe { (*core).current = me };
+    unsafe {
+        (*core).waiter(me).inside = false;
+        (*core).end_interruptions(me);
+        (*core).current = me;
+    }
     result.map(|_| wake)
 }
 
@@ -357,7 +367,23 @@ pub unsafe fn switch_away(core: *mut Core, me: TaskId) -> Result<VALUE, Raise> {
                         }
                         (*core).current = NOBODY;
                     }
-                    None => idle(core, NOBODY),
+                    None => {
+                        idle(core, NOBODY);
+                        // The handler of a signal that has waited here leaves a task behind.
+                        if let Some(task) = (*core).find(fiber) {
+                            if (*core).machine.tasks.state(task) == Some(State::Running) {
+                                let pending = (*core).waiter(task).pending.pop_front();
+                                if let Some(Pending::Value(value) | Pending::Exception(value)) =
+                                    pending
+                                {
+                                    (*core).current = task;
+                                    *slot = value;
+                                    break;
+                                }
+                                (*core).remove(task);
+                            }
+                        }
+                    }
                 }
             }
             NIL
@@ -464,15 +490,16 @@ pub unsafe fn operate_noting(
         if let Some(timer) = timer {
             (*core).machine.timers.cancel(timer);
         }
-        let ended = match result {
-            Ok(Wake::Complete) => match (*core).machine.take(op) {
-                Some(completion) => {
-                    *seen = completion.result;
-                    Ok(completion.result)
-                }
-                None => Err(Failure::Raise(Raise::errno(libc::EINVAL))),
-            },
-            Ok(wake) => match drain(core, me, op, seen) {
+        let taken = match result {
+            Ok(Wake::Complete) => (*core).machine.take(op),
+            _ => None,
+        };
+        let ended = match (result, taken) {
+            (_, Some(completion)) => {
+                *seen = completion.result;
+                Ok(completion.result)
+            }
+            (Ok(wake), None) => match drain(core, me, op, seen) {
                 (completion, Some(raise)) => {
                     if yields == Yields::Descriptor && completion.result >= 0 {
                         libc::close(completion.result);
@@ -491,7 +518,7 @@ pub unsafe fn operate_noting(
                     None => Ok(-libc::EINTR),
                 },
             },
-            Err(state) => {
+            (Err(state), None) => {
                 let first = unwinding(state);
                 let (completion, second) = drain(core, me, op, seen);
                 if yields == Yields::Descriptor && completion.result >= 0 {

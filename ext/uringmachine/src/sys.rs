@@ -26,6 +26,10 @@ pub const IO_BUFFER_VIEW: c_int = 1 | 128;
 /// Flag of an IO::Buffer of memory it does not own: EXTERNAL.
 pub const IO_BUFFER_EXTERNAL: c_int = 1;
 
+/// Flags of an IO::Buffer with memory of its own, or of a String's: EXTERNAL, INTERNAL, MAPPED. A slice has
+/// none of them.
+pub const IO_BUFFER_OWNER: c_int = 1 | 2 | 4;
+
 /// Flag of an IO::Buffer that is locked.
 pub const IO_BUFFER_LOCKED: c_int = 32;
 

@@ -73,6 +73,7 @@ unsafe extern "C" fn unblock(this: VALUE, blocker: VALUE, fiber: VALUE) -> VALUE
             }
             None => return NIL,
         };
+        let task = (*core).blocked_task(task);
         match (*core).machine.tasks.state(task) {
             Some(State::Waiting) if (*core).waiter(task).blocked => {
                 if let Some(wait) = (*core).machine.tasks.current_wait(task) {
@@ -104,7 +105,7 @@ unsafe extern "C" fn fiber_interrupt(this: VALUE, fiber: VALUE, exception: VALUE
         let Some(core) = get(this).core_from_anywhere() else {
             return NIL;
         };
-        match (*core).find(fiber) {
+        match (*core).find_waiting(fiber) {
             Some(task) => match (*core).machine.tasks.state(task) {
                 Some(State::Waiting) => (*core).interrupt(task, Pending::Exception(exception)),
                 // Its operation is over: its result counts.

@@ -4,6 +4,7 @@
 //! be had. Only then a socket's or a file's memory is given to the kernel, and [`switch::operate`] takes
 //! it back before the hook returns; a pipe or a terminal is polled and then tried again.
 
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -15,6 +16,7 @@ use crate::core::Core;
 use crate::descriptors::Kind;
 use crate::durations;
 use crate::hooks::readiness::wait_ready;
+use crate::memory;
 use crate::scheduler::get;
 use crate::switch::{self, Failure};
 use crate::sys::{self, Outcome, Raise, NIL, VALUE};
@@ -41,7 +43,10 @@ struct Transfer {
     io: VALUE,
     fd: RawFd,
     buffer: VALUE,
-    base: *mut u8,
+    /// Where the bytes are, within the buffer and in memory. Looked up anew after each wait: what is not
+    /// locked may be freed meanwhile, or be another buffer's.
+    offset: usize,
+    base: Cell<*mut u8>,
     /// The bytes that may be moved.
     size: usize,
     /// The bytes that must be moved, unless the file ends; 0 for one attempt.
@@ -127,7 +132,8 @@ impl Transfer {
                 io,
                 fd,
                 buffer,
-                base: base.cast::<u8>().add(offset),
+                offset,
+                base: Cell::new(base.cast::<u8>().add(offset)),
                 size,
                 minimum,
                 position,
@@ -271,7 +277,7 @@ impl Transfer {
     unsafe fn attempt(&self, kind: Kind, done: usize) -> Result<usize, i32> {
         // SAFETY: base + done is within the buffer, and size - done bytes follow it.
         let result = unsafe {
-            let base = self.base.add(done);
+            let base = self.base.get().add(done);
             let size = self.size - done;
             if kind == Kind::Socket {
                 if self.writes {
@@ -320,12 +326,22 @@ impl Transfer {
         // SAFETY: `operate` returns only when the kernel is done with the memory, which the lock keeps
         // in place. The lock is taken off in every case.
         unsafe {
-            let base = self.base.add(done);
+            let base = self.base.get().add(done);
             let size = u32::try_from(self.size - done)
                 .unwrap_or(u32::MAX)
                 .min(1 << 30);
             let fd = types::Fd(self.fd);
             let position = self.position_after(done) as u64;
+            let fixed = (*self.core).machine.fixed_index(base, size as usize);
+            let deadline = self.deadline()?;
+            // A lock on a slice does not keep the memory, which is another buffer's.
+            let mut copy = Vec::new();
+            let base = if fixed.is_none() && memory::is_slice(self.buffer) {
+                copy.extend_from_slice(std::slice::from_raw_parts(base, size as usize));
+                copy.as_mut_ptr()
+            } else {
+                base
+            };
             let entry = match (kind, self.writes) {
                 // Most receives come here after an attempt that found the socket empty; data that came since
                 // is found by the poll.
@@ -334,7 +350,6 @@ impl Transfer {
                     .flags(libc::MSG_NOSIGNAL)
                     .build(),
                 (_, writes) => {
-                    let fixed = (*self.core).machine.fixed_index(base, size as usize);
                     (*self.core).fixed += u64::from(fixed.is_some());
                     match (writes, fixed) {
                         (false, Some(index)) => opcode::ReadFixed::new(fd, base, size, index)
@@ -348,7 +363,6 @@ impl Transfer {
                     }
                 }
             };
-            let deadline = self.deadline()?;
             let (mut ignored, mut length) = (std::ptr::null_mut(), 0);
             let flags = sys::rb_io_buffer_get_bytes(self.buffer, &mut ignored, &mut length);
             let unlocked = flags & sys::IO_BUFFER_LOCKED == 0;
@@ -356,10 +370,17 @@ impl Transfer {
                 sys::rb_io_buffer_lock(self.buffer);
             }
             (*self.core).waits.begin(self.fd, self.me);
+            (*self.core).fixed_use.begin(fixed);
             let result = switch::operate(self.core, self.me, entry, deadline);
+            (*self.core).fixed_use.end(fixed);
             (*self.core).waits.end(self.fd, self.me);
             if unlocked {
                 sys::rb_io_buffer_unlock(self.buffer);
+            }
+            self.locate()?;
+            if let (Ok(count @ 1..), false, false) = (&result, self.writes, copy.is_empty()) {
+                let place = self.base.get().add(done);
+                std::ptr::copy_nonoverlapping(copy.as_ptr(), place, *count as usize);
             }
             match result {
                 Ok(result) => Ok(result as isize),
@@ -368,6 +389,22 @@ impl Transfer {
                 Err(failure) => Err(timed_out(failure)),
             }
         }
+    }
+
+    /// Finds the buffer's memory after a wait.
+    unsafe fn locate(&self) -> Result<(), Raise> {
+        let (mut base, mut size) = (std::ptr::null_mut::<c_void>(), 0);
+        // SAFETY: an IO::Buffer; the accessor does not raise, and finds nothing in one that was freed.
+        unsafe {
+            sys::rb_io_buffer_get_bytes(self.buffer, &mut base, &mut size);
+            if base.is_null() || self.offset + self.size > size {
+                return Err(Raise::misuse(
+                    "the buffer was freed or made smaller meanwhile",
+                ));
+            }
+            self.base.set(base.cast::<u8>().add(self.offset));
+        }
+        Ok(())
     }
 
     /// Waits until the descriptor is ready.
@@ -382,7 +419,7 @@ impl Transfer {
             let deadline = self.deadline()?;
             match wait_ready(self.core, self.me, self.fd, i64::from(events), deadline)? {
                 0 => Err(timed_out(Failure::Timeout)),
-                _ => Ok(()),
+                _ => self.locate(),
             }
         }
     }

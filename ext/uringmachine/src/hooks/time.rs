@@ -105,7 +105,6 @@ unsafe extern "C" fn timeout_after(argc: c_int, argv: *const VALUE, this: VALUE)
                 exception => exception,
             };
             let key = (*core).timeouts.insert(Timeout {
-                task: me,
                 fiber: (*core).waiter(me).fiber,
                 exception,
                 message: argument(2),

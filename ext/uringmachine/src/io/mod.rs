@@ -189,7 +189,7 @@ impl Reader {
                     Some(NOT_POLLABLE) if (*io).mode == Mode::Fd => (*io).single = true,
                     Some(0) => return Ok(More::End),
                     Some(result) => return Err(Raise::errno(-result).into()),
-                    None => running.wait(&self.caller)?,
+                    None => running.wait(&self.caller.again())?,
                 }
             }
         }
@@ -205,7 +205,7 @@ impl Reader {
             let room = (*self.io).bytes.reserve(LENGTH as usize);
             let fd = types::Fd((*self.io).fd);
             let entry = opcode::Read::new(fd, room, LENGTH).offset(CURRENT).build();
-            let count = self.caller.operate(entry)?;
+            let count = self.caller.again().operate(entry)?;
             (*self.io).bytes.commit(count as usize);
             Ok(if count == 0 { More::End } else { More::Bytes })
         }
@@ -217,7 +217,7 @@ impl Reader {
         // SAFETY: as `more_by_single_read`; the socket is marked by the IO.
         unsafe {
             let room = (*self.io).bytes.reserve(LENGTH);
-            let count = tls::read(&self.caller, (*self.io).ssl, room, LENGTH)?;
+            let count = tls::read(&self.caller.again(), (*self.io).ssl, room, LENGTH)?;
             (*self.io).bytes.commit(count);
             Ok(if count == 0 { More::End } else { More::Bytes })
         }

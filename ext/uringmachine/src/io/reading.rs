@@ -6,6 +6,7 @@ use super::{reading, More, Reader};
 use crate::arguments;
 use crate::machine::streams::new_string;
 use crate::machine::{define_all, Answer};
+use crate::memory;
 use crate::switch::Failure;
 use crate::sys::{self, Raise, NIL, VALUE};
 
@@ -236,7 +237,10 @@ unsafe fn each(reader: &Reader) -> Answer {
             let yielded = sys::protect(|| {
                 let base: *mut c_void = base.cast_mut().cast();
                 let buffer = sys::rb_io_buffer_new(base, size, sys::IO_BUFFER_VIEW);
+                // Nobody may transfer the memory to a buffer that outlives this one.
+                memory::lock(buffer);
                 let yielded = sys::protect(|| rb_sys::rb_yield(buffer));
+                memory::unlock(buffer);
                 // Refused while an operation of another fiber works on the buffer.
                 sys::rb_io_buffer_free(buffer);
                 *freed_slot = true;
@@ -249,7 +253,6 @@ unsafe fn each(reader: &Reader) -> Answer {
                 std::mem::forget(bytes);
             }
             yielded.map_err(Raise::Jump)?;
-            (*reader.caller.core).current = reader.caller.me;
         }
         Ok(NIL)
     }

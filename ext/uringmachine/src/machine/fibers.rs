@@ -143,6 +143,12 @@ unsafe extern "C" fn run_spun(
     }
 }
 
+/// Notes that a spun fiber was ended before it began: by Fiber#kill.
+pub unsafe fn end_unstarted(core: *mut Core, fiber: VALUE) {
+    // SAFETY: as `end`, which for a fiber without a result has nothing to go on unwinding.
+    unsafe { drop(end(core, fiber, Ok(NIL))) };
+}
+
 /// Notes how a fiber ended and tells whoever waits for it. What must go on unwinding is returned.
 unsafe fn end(core: *mut Core, fiber: VALUE, result: Outcome) -> Result<(), Raise> {
     // SAFETY: plain accessors; what may raise is protected.
@@ -259,7 +265,7 @@ unsafe extern "C" fn schedule(this: VALUE, fiber: VALUE, value: VALUE) -> VALUE 
             } else {
                 Pending::Value(value)
             };
-            let task = match (*core).find(fiber) {
+            let task = match (*core).find_waiting(fiber) {
                 Some(task) => task,
                 None if fiber == sys::rb_fiber_current() => (*core).add(fiber, false),
                 None => {
@@ -433,7 +439,9 @@ unsafe extern "C" fn add_done_listener(fiber: VALUE, queue: VALUE) -> VALUE {
     unsafe {
         sys::method(|| {
             queue::check(queue)?;
-            if sys::truthy(rb_sys::rb_attr_get(fiber, done_variable())) {
+            if sys::truthy(rb_sys::rb_attr_get(fiber, done_variable()))
+                || !sys::truthy(sys::rb_fiber_alive_p(fiber))
+            {
                 queue::push(queue, fiber);
                 return Ok(fiber);
             }

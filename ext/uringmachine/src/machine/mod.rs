@@ -17,6 +17,8 @@ mod tls;
 pub mod transfer;
 mod watch;
 
+pub use fibers::end_unstarted;
+
 use std::ffi::{c_int, CStr};
 use std::ops::RangeInclusive;
 
@@ -48,6 +50,17 @@ impl Caller {
             let core = um::own_core(um)?;
             let me = (*core).current_task();
             Ok(Self { core, me })
+        }
+    }
+
+    /// The same fiber after a block of the program's: the task it had may have been given up meanwhile, if the
+    /// machine did not start the fiber.
+    pub unsafe fn again(&self) -> Self {
+        // SAFETY: the core is alive while one of its fibers runs a method.
+        let me = unsafe { (*self.core).current_task() };
+        Self {
+            core: self.core,
+            me,
         }
     }
 

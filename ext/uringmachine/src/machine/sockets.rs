@@ -578,6 +578,8 @@ unsafe extern "C" fn recv_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
             let (mut byte, mut control) = (0_u8, Control([0; 24]));
             let mut piece = one_byte(&mut byte);
             let mut message = message_of(&mut piece, &mut control);
+            // Not more: the alignment leaves room for a second descriptor, which would be nobody's.
+            message.msg_controllen = libc::CMSG_LEN(4) as _;
             let entry = opcode::RecvMsg::new(socket, &raw mut message)
                 .flags(libc::MSG_CMSG_CLOEXEC as u32)
                 .build();

@@ -142,6 +142,7 @@ unsafe fn accept_all(
             return Err(Raise::errno(libc::EINVAL).into());
         }
         loop {
+            let caller = &caller.again();
             let running = Running::accept(caller, fd)?;
             let ended = accept_each_of(caller, &running, &take);
             running.stop(caller);
@@ -174,7 +175,7 @@ unsafe fn accept_each_of(
             match (next, stream.ended) {
                 (Some(fd), _) => take(fd)?,
                 (None, Some(result)) => return Ok(Some(result)),
-                (None, None) => running.wait(caller)?,
+                (None, None) => running.wait(&caller.again())?,
             }
         }
     }
@@ -201,9 +202,7 @@ unsafe extern "C" fn accept_each(argc: c_int, argv: *const VALUE, this: VALUE) -
             accept_all(&caller, fd, |connection| {
                 sys::protect(|| rb_sys::rb_yield(super::number(connection)))
                     .map(drop)
-                    .map_err(Raise::Jump)?;
-                (*caller.core).current = caller.me;
-                Ok(())
+                    .map_err(Raise::Jump)
             })?;
             Ok(NIL)
         })
@@ -340,14 +339,14 @@ unsafe fn each_of(caller: &Caller, running: &Running) -> Result<Option<i32>, Fai
                 if let Some(length) = chunks.pop_front() {
                     let string = new_string(&bytes.as_slice()[..length]);
                     bytes.consume(length);
-                    yield_value(caller, string)?;
+                    yield_value(string)?;
                     continue;
                 }
             }
             match stream.ended {
                 Some(_) if resumable => return Ok(None),
                 Some(result) => return Ok(Some(result)),
-                None => running.wait(caller)?,
+                None => running.wait(&caller.again())?,
             }
         }
     }
@@ -374,9 +373,9 @@ unsafe fn each_by_single_reads(
                     .offset(crate::arguments::CURRENT)
                     .build(),
             };
-            match caller.operate(entry)? {
+            match caller.again().operate(entry)? {
                 0 => return Ok(()),
-                count => yield_value(caller, new_string(&memory[..count as usize]))?,
+                count => yield_value(new_string(&memory[..count as usize]))?,
             }
         }
     }
@@ -388,12 +387,12 @@ pub unsafe fn new_string(bytes: &[u8]) -> VALUE {
     unsafe { rb_sys::rb_str_new(bytes.as_ptr().cast(), bytes.len() as _) }
 }
 
-unsafe fn yield_value(caller: &Caller, value: VALUE) -> Result<(), Raise> {
+unsafe fn yield_value(value: VALUE) -> Result<(), Raise> {
     // SAFETY: the block's exceptions are stopped.
     unsafe {
-        sys::protect(|| rb_sys::rb_yield(value)).map_err(Raise::Jump)?;
-        (*caller.core).current = caller.me;
-        Ok(())
+        sys::protect(|| rb_sys::rb_yield(value))
+            .map(drop)
+            .map_err(Raise::Jump)
     }
 }
 

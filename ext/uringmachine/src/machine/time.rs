@@ -68,7 +68,6 @@ unsafe extern "C" fn timeout(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
             let message = arguments.optional(2).unwrap_or(sys::UNDEF);
             let core = caller.core;
             let key = (*core).timeouts.insert(Timeout {
-                task: caller.me,
                 fiber: (*core).waiter(caller.me).fiber,
                 exception,
                 message,
@@ -127,12 +126,11 @@ unsafe extern "C" fn periodically(argc: c_int, argv: *const VALUE, this: VALUE) 
             };
             let mut next = durations::from_now(interval);
             loop {
-                if let Ended::Scheduled(value) = switch::pause(caller.core, caller.me, Some(next))?
-                {
+                let me = caller.again().me;
+                if let Ended::Scheduled(value) = switch::pause(caller.core, me, Some(next))? {
                     return Ok(value);
                 }
                 sys::protect(|| rb_sys::rb_yield(NIL)).map_err(Raise::Jump)?;
-                (*caller.core).current = caller.me;
                 let now = clock::now();
                 next += interval;
                 if next <= now {

@@ -4,10 +4,10 @@ use std::ffi::c_int;
 
 use uringmachine_runtime::{opcode, types};
 
-use super::{define_all, method, number, Caller};
+use super::{count, define_all, method, number, Caller};
 use crate::arguments::Arguments;
 use crate::memory::{self, Destination, Source};
-use crate::switch::Failure;
+use crate::switch::{self, Failure, Yields};
 use crate::sys::{self, Raise, VALUE};
 
 /// A length argument that may be nil: at most so many bytes.
@@ -294,7 +294,8 @@ unsafe extern "C" fn write_async(argc: c_int, argv: *const VALUE, this: VALUE) -
     }
 }
 
-/// Closes a descriptor, and returns when it is closed.
+/// Closes a descriptor, and returns when it is closed. Whatever is raised in the fiber meanwhile, or was before
+/// and waits for the fiber's next wait, it is closed: an `ensure` block may rely on it.
 ///
 /// @method UringMachine#close(fd)
 /// @param fd [Integer] file descriptor
@@ -309,7 +310,19 @@ unsafe extern "C" fn close(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
         method(argc, argv, this, 1..=1, |caller, arguments| {
             let fd = arguments.fd(0, "fd")?;
             caller.forget_descriptor(fd);
-            caller.operate(opcode::Close::new(types::Fd(fd)).build())?;
+            if (*caller.core).waiter(caller.me).is_to_raise() {
+                // At its next wait, which this is not. The ring closes it after what was submitted before.
+                caller.close(fd);
+                return Ok(arguments.get(0));
+            }
+            let entry = opcode::Close::new(types::Fd(fd)).build();
+            let mut seen = 0;
+            let (core, me) = (caller.core, caller.me);
+            let closed = switch::operate_noting(core, me, entry, None, Yields::Count, &mut seen);
+            if closed.is_err() && seen == -libc::ECANCELED {
+                libc::close(fd);
+            }
+            count(closed?)?;
             Ok(arguments.get(0))
         })
     }
