@@ -7,7 +7,7 @@ class ApiDocs
   # The classes, in the order of the page, with what a receiver is called in it.
   SECTIONS = {
     "UringMachine" => "machine", "Fiber" => "fiber", "Thread" => "thread", "UringMachine::Queue" => "queue", "UringMachine::Mutex" => "mutex",
-    "UringMachine::AsyncOp" => "operation", "UringMachine::IO" => "io", "UringMachine::Actor" => "actor", "UringMachine::DNSResolver" => "resolver",
+    "UringMachine::AsyncOp" => "operation", "UringMachine::IO" => "io", "UringMachine::Actor" => "actor", "UringMachine::Process" => "process", "UringMachine::DNSResolver" => "resolver",
     "UringMachine::BlockingOperationThreadPool" => "pool", "UringMachine::FiberScheduler" => "scheduler"
   }.freeze
   # Modules whose methods are documented as the class's that includes them.

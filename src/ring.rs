@@ -137,7 +137,7 @@ impl Ring {
         BufferRing::new(&self.uring, self.features.incremental_buffers)
     }
 
-    /// Closes the descriptor and leaves the mappings alone: they are the parent's.
+    /// Closes the descriptor and leaves the mappings alone.
     pub(crate) fn forsake(self) {
         // SAFETY: the descriptor is this process's copy, and its owner is forgotten below.
         unsafe { libc::close(self.fd()) };

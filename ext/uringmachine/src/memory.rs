@@ -17,6 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::arguments::no_buffer;
 use crate::core::Core;
 use crate::errors;
+use crate::forks::PerProcess;
 use crate::sys::{self, Raise, NIL, VALUE};
 
 /// Transfers of up to this many bytes are copied.
@@ -350,13 +351,12 @@ fn place(offset: i64, size: usize) -> Result<usize, Raise> {
 }
 
 /// How many operations have locked an object. Behind a lock of its own, since Ractors have a GVL
-/// each.
-static LOCKS: Mutex<Option<HashMap<VALUE, u32>>> = Mutex::new(None);
+/// each; a process of its own has none of its parent's operations.
+static LOCKS: PerProcess<Mutex<HashMap<VALUE, u32>>> = PerProcess::new();
 
 /// Locks an object for one more operation that reads it; false if somebody else has locked it.
 unsafe fn lock(object: VALUE) -> bool {
-    let mut guard = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
-    let locks = guard.get_or_insert_default();
+    let mut locks = LOCKS.get().lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(count) = locks.get_mut(&object) {
         *count += 1;
         return true;
@@ -380,8 +380,7 @@ unsafe fn lock(object: VALUE) -> bool {
 }
 
 unsafe fn unlock(object: VALUE) {
-    let mut guard = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(locks) = guard.as_mut() else { return };
+    let mut locks = LOCKS.get().lock().unwrap_or_else(PoisonError::into_inner);
     let Some(count) = locks.get_mut(&object) else {
         return;
     };
