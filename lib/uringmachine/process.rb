@@ -330,6 +330,8 @@ class UringMachine
       @exit_blocks = nil
       blocks.each { |block| start { block.call(self) } }
     ensure
+      # A watch that was ended is begun anew by the next block.
+      @exit_blocks = nil
       release
     end
 
