@@ -7,7 +7,8 @@ class ApiDocs
   # The classes, in the order of the page, with what a receiver is called in it.
   SECTIONS = {
     "UringMachine" => "machine", "Fiber" => "fiber", "Thread" => "thread", "UringMachine::Queue" => "queue", "UringMachine::Mutex" => "mutex",
-    "UringMachine::AsyncOp" => "operation", "UringMachine::IO" => "io", "UringMachine::BufferPool" => "pool", "UringMachine::Actor" => "actor", "UringMachine::DNSResolver" => "resolver",
+    "UringMachine::AsyncOp" => "operation", "UringMachine::IO" => "io", "UringMachine::BufferPool" => "pool",
+    "UringMachine::Actor" => "actor", "UringMachine::Process" => "process", "UringMachine::DNSResolver" => "resolver",
     "UringMachine::BlockingOperationThreadPool" => "pool", "UringMachine::SSL" => "UM::SSL",
     "UringMachine::FiberScheduler" => "scheduler"
   }.freeze
@@ -64,7 +65,7 @@ class ApiDocs
         method = method.sub("initialize", "new") if method.start_with?("initialize")
         kind = method.start_with?("new", "self.") ? "." : "#"
         path = "#{INCLUDED.fetch(owner, owner)}#{kind}#{method.delete_prefix("self.")}"
-        path = path.gsub(/\(\*, \*\*\)/, "(mod, *arguments, **options)")
+        path = path.gsub("(*, **)", "(mod, *arguments, **options)")
         lines = ["@method #{path}", *lines] unless lines.any?(/\A@method /)
         [lines, "#{file}:#{number}"]
       end

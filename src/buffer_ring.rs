@@ -116,6 +116,11 @@ impl BufferRing {
         self.publish();
     }
 
+    /// Forgets the memory, which a child of fork does not have.
+    pub(crate) fn forsake(self) {
+        std::mem::forget(self.memory);
+    }
+
     /// How many buffers there are.
     pub fn count(&self) -> usize {
         usize::from(self.count)

@@ -168,8 +168,23 @@ impl<T> Machine<T> {
     }
 
     /// Leaves the ring to the process that made it: for a child of fork, in which neither the ring
-    /// nor the buffers are mapped, and whose own mappings may lie where they were.
+    /// nor the buffers are mapped, and whose own mappings may lie where they were. Its copies of the
+    /// descriptors are closed. No task goes on by itself from now on.
     pub fn forsake(&mut self) {
+        if let Some(kernel) = self.kernel.take() {
+            kernel.ring.forsake();
+            kernel.waker.forsake();
+            if let Some(buffers) = kernel.buffers {
+                buffers.forsake();
+            }
+        }
+        self.tasks.forget_ready();
+        self.timers = Timers::default();
+        self.expired = Vec::new();
+    }
+
+    /// Closes the ring and keeps its memory for ever: for one that the kernel may still write to.
+    pub fn leak(&mut self) {
         if let Some(kernel) = self.kernel.take() {
             kernel.ring.forsake();
             std::mem::forget(kernel.buffers);
@@ -806,6 +821,26 @@ mod tests {
             machine.reap();
         }
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_forsaken_machine_has_no_descriptor_and_runs_nobody() {
+        let mut machine = machine();
+        let ready = machine.tasks.add(());
+        let timed = machine.tasks.add(());
+        let wait = machine.tasks.begin_wait(ready);
+        machine.tasks.wake(wait, Wake::Complete);
+        let wait = machine.tasks.begin_wait(timed);
+        machine.wake_at(0, wait);
+        let waker = machine.waker().unwrap().clone();
+        let fd = waker.fd();
+        machine.forsake();
+        // SAFETY: fcntl takes any number.
+        assert_eq!(unsafe { libc::fcntl(fd, libc::F_GETFD) }, -1);
+        waker.complete(wait);
+        machine.fire();
+        assert_eq!(machine.tasks.next_ready(), None);
+        assert!(machine.poll().is_err());
     }
 
     #[test]

@@ -142,7 +142,7 @@ impl Ring {
         &self.uring
     }
 
-    /// Closes the descriptor and leaves the mappings alone: they are the parent's.
+    /// Closes the descriptor and leaves the mappings alone.
     pub(crate) fn forsake(self) {
         // SAFETY: the descriptor is this process's copy, and its owner is forgotten below.
         unsafe { libc::close(self.fd()) };

@@ -124,6 +124,13 @@ impl<T> Slab<T> {
         Some(entry)
     }
 
+    /// Every entry, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.places
+            .iter_mut()
+            .filter_map(|place| place.entry.as_mut())
+    }
+
     /// Every entry with its key.
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
         self.places.iter().enumerate().filter_map(|(index, place)| {

@@ -121,6 +121,16 @@ impl<T> Tasks<T> {
             .map(|(id, task)| (id, task.state, &task.payload))
     }
 
+    /// Every task's payload, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.tasks.iter_mut().map(|task| &mut task.payload)
+    }
+
+    /// Empties the run queue: what stood in it waits for ever.
+    pub fn forget_ready(&mut self) {
+        self.queue = VecDeque::new();
+    }
+
     /// How many tasks wait or are ready.
     #[inline]
     pub fn waiting(&self) -> usize {

@@ -1,8 +1,8 @@
 //! Ending a machine's sleep from another thread.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::tasks::WaitId;
@@ -17,10 +17,30 @@ pub struct Waker {
 
 #[derive(Debug)]
 struct Shared {
-    event: OwnedFd,
+    /// The eventfd, or [`GONE`].
+    event: AtomicI32,
     completed: Mutex<Vec<WaitId>>,
     /// Whether `completed` may have something: looked at by a machine that never sleeps.
     pending: AtomicBool,
+}
+
+/// No descriptor: writes to it fail, and do nothing.
+const GONE: RawFd = -1;
+
+impl Shared {
+    fn close(&self) {
+        let fd = self.event.swap(GONE, Ordering::Relaxed);
+        if fd != GONE {
+            // SAFETY: the descriptor is this struct's own, and is not used after the swap.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 impl Waker {
@@ -33,8 +53,7 @@ impl Waker {
         }
         Ok(Self {
             shared: Arc::new(Shared {
-                // SAFETY: the descriptor is new and nobody else's.
-                event: unsafe { OwnedFd::from_raw_fd(fd) },
+                event: AtomicI32::new(fd),
                 completed: Mutex::new(Vec::new()),
                 pending: AtomicBool::new(false),
             }),
@@ -77,7 +96,13 @@ impl Waker {
     /// The eventfd.
     #[inline]
     pub fn fd(&self) -> RawFd {
-        self.shared.event.as_raw_fd()
+        self.shared.event.load(Ordering::Relaxed)
+    }
+
+    /// Closes the eventfd although clones are left: those of threads that a child of fork does not
+    /// have.
+    pub(crate) fn forsake(&self) {
+        self.shared.close();
     }
 
     /// Takes the eventfd back to zero.

@@ -93,6 +93,103 @@ class TestExamples < SchedulerTest
     end
   end
 
+  # A supervisor of commands, or of servers: ends well, with its workers, when it is told to.
+  def supervise(example, *arguments)
+    rest = IO.popen(command(example, *arguments)) do |supervisor|
+      yield supervisor
+      Process.kill(:TERM, supervisor.pid)
+      supervisor.read
+    end
+    assert_predicate $?, :success?
+    rest
+  end
+
+  # Reads lines until one matches; returns the match.
+  def await_line(io, pattern)
+    while (line = io.gets)
+      match = pattern.match(line)
+      return match if match
+    end
+    flunk "no #{pattern.inspect}"
+  end
+
+  def test_supervisor_starts_anew_what_crashes_at_growing_intervals
+    supervise("supervisor.rb", "--workers=1", "exit 3") do |supervisor|
+      delays = Array.new(3) { Float(await_line(supervisor, /ended by status 3, starts anew in (\S+) s/)[1]) }
+      assert_equal [0.1, 0.2, 0.4], delays
+    end
+  end
+
+  def test_supervisor_starts_anew_what_was_killed_and_stops_what_is_well
+    rest = supervise("supervisor.rb", "--workers=2", "exec sleep 1000") do |supervisor|
+      pids = Array.new(2) { Integer(await_line(supervisor, /started as (\d+)/)[1]) }
+      Process.kill(:KILL, pids.first)
+      assert await_line(supervisor, /ended by SIGKILL, starts anew/)
+      pids[0] = Integer(await_line(supervisor, /started as (\d+)/)[1])
+      pids.each { |pid| assert Process.kill(0, pid) }
+      @pids = pids
+    end
+    assert_equal 2, rest.scan("ended by SIGTERM\n").size
+    @pids.each { |pid| assert_raises(Errno::ESRCH) { Process.kill(0, pid) } }
+  end
+
+  def test_supervisor_kills_what_ignores_sigterm
+    rest = supervise("supervisor.rb", "--workers=2", "--grace=0.1", "trap '' TERM; echo ignoring; exec sleep 1000") do |supervisor|
+      2.times { await_line(supervisor, /ignoring/) }
+    end
+    assert_equal 2, rest.scan("does not end: killed\n").size
+    assert_equal 2, rest.scan("ended by SIGKILL\n").size
+  end
+
+  # What a worker answers to one line, on a connection of its own.
+  def ask(port)
+    TCPSocket.open("127.0.0.1", port) do |socket|
+      socket.puts "hello"
+      socket.gets
+    end
+  end
+
+  # A connection that its worker's end breaks is made anew.
+  def answers_until_all_were_heard(port, count)
+    heard = []
+    until heard.size == count
+      begin
+        answer = ask(port)
+      rescue Errno::ECONNREFUSED, Errno::ECONNRESET
+        next
+      end
+      assert_match(/\Aworker \d: hello\n\z/, answer) if answer
+      heard |= [answer].compact
+    end
+  end
+
+  def check_server(example, ready)
+    supervise(example, "2", "0") do |supervisor|
+      port = Integer(supervisor.gets[/\d+$/])
+      pids = {}
+      readies = 0
+      loop do
+        match = await_line(supervisor, /worker (\d) (?:started as (\d+)|(listens))/)
+        pids[match[1]] = Integer(match[2]) if match[2]
+        readies += 1 if match[0].match?(ready)
+        break if readies == 2 && pids.size == 2
+      end
+      answers_until_all_were_heard(port, 2)
+      Process.kill(:KILL, pids["0"])
+      assert await_line(supervisor, /worker 0 ended by SIGKILL/)
+      assert await_line(supervisor, /worker 0 .*#{ready}/)
+      answers_until_all_were_heard(port, 2)
+    end
+  end
+
+  def test_prefork_server
+    check_server("prefork_server.rb", /started/)
+  end
+
+  def test_reuse_port_server
+    check_server("reuse_port_server.rb", /listens/)
+  end
+
   private
 
   def command(example, *arguments)

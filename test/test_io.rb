@@ -282,7 +282,7 @@ class TestIO < SchedulerTest
         source, sink = pair.call
         buffer = IO::Buffer.new(65_536)
         seen = nil
-        fiber = Fiber.schedule { seen = (part.to_proc.call(buffer).read(source, 1) rescue $!.class) }
+        fiber = Fiber.schedule { seen = part.to_proc.call(buffer).read(source, 1) rescue $!.class }
         begin
           buffer.free
         rescue IO::Buffer::LockedError
@@ -303,7 +303,7 @@ class TestIO < SchedulerTest
       fiber = Fiber.schedule { buffer.slice(16, 16).read(source, 1) }
       Fiber.schedule { IO::Buffer.for("0123456789").slice(2, 5).write(sink, 5) }
       sleep 0.001 while fiber.alive?
-      assert_equal "\0\0" "23456" "\0", buffer.get_string(14, 8)
+      assert_equal "\x00\x0023456\x00", buffer.get_string(14, 8)
     end
   end
 

@@ -88,8 +88,8 @@ class UringMachine
     # @example
     #   Thread.current.machine.sleep(0.1)
     def machine
-      @um_machine = nil unless @um_machine_pid == Process.pid
-      @um_machine_pid = Process.pid
+      @um_machine = nil unless @um_machine_pid == ::Process.pid
+      @um_machine_pid = ::Process.pid
       @um_machine ||= UringMachine.new
     end
   end

@@ -1,17 +1,66 @@
 # frozen_string_literal: true
 
 class UringMachine
-  # Ruby 4.0 leaves the parent's scheduler behind in a forked child; Ruby 3.4 keeps it. This does for 3.4 what 4.0
-  # does, through Process._fork, which is there to be overridden.
-  module LeaveScheduler
+  @after_fork = []
+
+  # Has a block run in every child of fork from now on, by the fiber that forked: to connect anew, to start loops. The
+  # blocks run in the order they were given, after the child has got its scheduler, and before fork returns there.
+  #
+  # A block that fails is reported to $stderr, and the others run; `exit` and the like end the child.
+  #
+  # @method UringMachine.after_fork(&block)
+  # @yieldparam scheduler [UringMachine::FiberScheduler, nil] the child's, see UM::FiberScheduler#process_fork
+  # @return [Proc] the block
+  # @raise [ArgumentError] without a block
+  # @example
+  #   UM.after_fork { |scheduler| $database = Database.connect }
+  def self.after_fork(&block)
+    raise ArgumentError, "no block given (after_fork)" unless block
+
+    @after_fork += [block]
+    block
+  end
+
+  # Makes a process a child of its own. `parents` is the scheduler of the thread that forked.
+  def self.forked(parents)
+    forsake
+    scheduler = nil
+    if parents.is_a?(FiberScheduler)
+      # Ruby 4.0 has done that.
+      Fiber.set_scheduler(nil) if Fiber.scheduler
+      attempt { scheduler = parents.process_fork }
+    end
+    @after_fork.each { |block| attempt { block.call(scheduler) } }
+  end
+
+  # What runs in the child must not go on as the parent's program, whose next lines may be a rescue.
+  def self.attempt
+    yield
+  rescue StandardError, NotImplementedError => e
+    $stderr.write(e.full_message)
+  end
+
+  private_class_method :forked, :attempt
+
+  # Attends to the children of whatever forks, through Process._fork, which is there to be overridden.
+  module ForkExtensions
     # Returns what fork(2) returns: 0 in the child.
     def _fork
+      scheduler = Fiber.scheduler
       pid = super
-      Fiber.set_scheduler(nil) if pid.zero? && Fiber.scheduler.is_a?(FiberScheduler)
+      UringMachine.__send__(:forked, scheduler) if pid.zero?
       pid
+    end
+
+    # daemon(3) forks by itself.
+    def daemon(...)
+      scheduler = Fiber.scheduler
+      result = super
+      UringMachine.__send__(:forked, scheduler)
+      result
     end
   end
 
-  Process.singleton_class.prepend(LeaveScheduler) if FiberScheduler.interface_version < 3
-  private_constant :LeaveScheduler
+  ::Process.singleton_class.prepend(ForkExtensions)
+  private_constant :ForkExtensions
 end

@@ -219,7 +219,7 @@ class TestMachineFibers < MachineTest
 
   def test_terminate_ends_fibers_and_runs_their_ensure_blocks
     ended = []
-    fibers = Array.new(3) { |number| machine.spin { machine.sleep } .tap { |fiber| machine.spin { machine.join(fiber) && ended << number } } }
+    fibers = Array.new(3) { |number| machine.spin { machine.sleep }.tap { |fiber| machine.spin { machine.join(fiber) && (ended << number) } } }
     machine.snooze
     assert_same machine, machine.terminate(fibers.first)
     machine.terminate(fibers.last(2))
@@ -335,7 +335,7 @@ class TestMachineFibers < MachineTest
   end
 
   def test_thread_raise_and_kill_unwind_a_wait
-    [->(thread) { thread.raise(Failed) }, ->(thread) { thread.kill }].each do |interrupt|
+    [->(thread) { thread.raise(Failed) }, :kill.to_proc].each do |interrupt|
       ensured = false
       thread = Thread.new do
         Thread.current.report_on_exception = false

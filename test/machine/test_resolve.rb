@@ -46,7 +46,7 @@ class TestMachineResolve < MachineTest
                 "--cname=alias.test,real.test", "--host-record=real.test,192.0.2.8", "--srv-host=_http._tcp.test,real.test,80,1") do |resolver|
       assert_equal ["192.0.2.7"], resolver.resolve("host.test", :A)
       assert_equal ["2001:db8::7"], resolver.resolve("host.test", :AAAA)
-      assert_equal ["mx.test"], resolver.resolve("mail.test", :MX).map { |record| record.exchange.to_s }
+      assert_equal(["mx.test"], resolver.resolve("mail.test", :MX).map { |record| record.exchange.to_s })
       assert_equal ["helloworld"], resolver.resolve("text.test", :TXT)
       assert_equal ["real.test"], resolver.resolve("alias.test", :CNAME)
       assert_equal ["192.0.2.8"], resolver.resolve("alias.test", :A)
@@ -73,7 +73,9 @@ class TestMachineResolve < MachineTest
       question, sender = socket.recvfrom(1000)
       forged = Resolv::DNS::Message.decode(question)
       forged.qr = 1
-      answer(forged, "192.0.2.66").tap { |message| message.id = (message.id + 1) % 0x10000 }.then { |message| socket.send(message.encode, 0, sender[3], sender[1]) }
+      false_answer = answer(forged, "192.0.2.66")
+      false_answer.id = (false_answer.id + 1) % 0x10000
+      socket.send(false_answer.encode, 0, sender[3], sender[1])
       right = Resolv::DNS::Message.decode(question)
       right.qr = 1
       socket.send(answer(right, "192.0.2.1").encode, 0, sender[3], sender[1])

@@ -27,9 +27,7 @@ class TestMachineSoak < MachineTest
     end
 
     def run
-      while (@shared[:left] -= 1).positive?
-        __send__(STEPS.sample(random: @random))
-      end
+      __send__(STEPS.sample(random: @random)) while (@shared[:left] -= 1).positive?
       @machine.close(@writer)
       io = @machine.io(@reader)
       while (bytes = io.read(0)) do @read << bytes end
@@ -60,7 +58,7 @@ class TestMachineSoak < MachineTest
 
     def write_async
       @machine.write_async(@writer, "A" * 10)
-      @written << "A" * 10
+      @written << ("A" * 10)
     end
 
     # Short reads go through the machine's memory, long ones into the String's own.
@@ -99,7 +97,7 @@ class TestMachineSoak < MachineTest
       raise "other bytes than were sent" unless @buffer.count("b") == @buffer.bytesize
 
       @machine.await(fiber)
-      @machine.recv(@peer, @buffer, 20_000, UM::MSG_DONTWAIT) while true # until there is nothing
+      loop { @machine.recv(@peer, @buffer, 20_000, UM::MSG_DONTWAIT) }
     rescue Errno::EAGAIN
       # There is nothing.
     end
@@ -147,7 +145,8 @@ class TestMachineSoak < MachineTest
     machine.listen(server)
     soak(server, path, 2000)
     GC.start # The garbage of other tests has descriptors too.
-    descriptors, memory = open_descriptors, rss
+    descriptors = open_descriptors
+    memory = rss
     soak(server, path, OPERATIONS)
     assert_operator open_descriptors, :<=, descriptors
     eventually { machine.metrics.values_at(:ops_pending, :ops_transient).sum.zero? }

@@ -228,7 +228,7 @@ class TestMachineSockets < MachineTest
     end
     one, other = pair(:DGRAM)
     machine.send(one, "x")
-    assert_equal [1, nil], machine.recvfrom(other, +"", 10).tap { |answer| answer[1] = nil if answer[1] == "" }
+    assert_equal([1, nil], machine.recvfrom(other, +"", 10).tap { |answer| answer[1] = nil if answer[1] == "" })
   end
 
   def test_descriptors_through_a_unix_socket
@@ -316,9 +316,9 @@ class TestMachineSockets < MachineTest
     name = { send_fd: "sockfd", recv_fd: "sockfd" }
     CALLS.each do |method, arguments|
       call = ->(fd) { machine.public_send(method, fd, *arguments) {} }
-      [9999, -1].each { |fd| assert_raises(Errno::EBADF, method) { call.(fd) } }
-      [nil, "1", 1.5, :fd].each { |fd| assert_names(name.fetch(method, "fd"), TypeError) { call.(fd) } }
-      [1 << 31, -(1 << 40), 1 << 70].each { |fd| assert_names(name.fetch(method, "fd"), ArgumentError) { call.(fd) } }
+      [9999, -1].each { |fd| assert_raises(Errno::EBADF, method) { call.call(fd) } }
+      [nil, "1", 1.5, :fd].each { |fd| assert_names(name.fetch(method, "fd"), TypeError) { call.call(fd) } }
+      [1 << 31, -(1 << 40), 1 << 70].each { |fd| assert_names(name.fetch(method, "fd"), ArgumentError) { call.call(fd) } }
       assert_raises(ArgumentError, method) { machine.public_send(method) {} }
     end
     %i[close_async shutdown_async].each { |method| assert_names("fd", TypeError) { machine.public_send(method, "1", *([0] if method == :shutdown_async)) } }

@@ -179,7 +179,7 @@ class TestMachineStreams < MachineTest
     end
     machine.snooze
     20.times { |round| pairs.each_with_index { |(one, _), number| machine.send(one, "#{number}.#{round}|" * 100) } }
-    pairs.each { |one, _| machine.shutdown(one, UM::SHUT_WR) }
+    pairs.map(&:first).each { |one| machine.shutdown(one, UM::SHUT_WR) }
     machine.join(readers).each_with_index do |received, number|
       assert_equal Array.new(20) { |round| "#{number}.#{round}|" * 100 }.join, received
     end

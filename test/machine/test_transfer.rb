@@ -108,7 +108,7 @@ class TestMachineTransfer < MachineTest
   end
 
   def test_writev_writes_everything_however_long_it_takes
-    pieces = [Random.bytes(300), Random.bytes(200_000), "", Random.bytes(70_000)] + Array.new(3000) { |n| n.to_s }
+    pieces = [Random.bytes(300), Random.bytes(200_000), "", Random.bytes(70_000)] + Array.new(3000, &:to_s)
     received = +""
     reader = machine.spin do
       buffer = +""
@@ -245,14 +245,14 @@ class TestMachineTransfer < MachineTest
       writev: ->(fd, buffer = "x", *rest) { machine.writev(fd, buffer, *rest) }
     }
     calls.each do |name, call|
-      assert_raises(Errno::EBADF, name) { call.(9999) } unless name == :write_async
-      assert_raises(Errno::EBADF, name) { call.(-1) } unless name == :write_async
-      assert_names("fd", TypeError) { call.("1") }
-      assert_names("fd", TypeError) { call.(nil) }
-      assert_names("fd", ArgumentError) { call.(1 << 40) }
-      assert_names("fd", ArgumentError) { call.(1 << 80) }
-      assert_names("buffer", UM::Error) { call.(@writer, []) }
-      assert_names("buffer", UM::Error) { call.(@writer, nil) }
+      assert_raises(Errno::EBADF, name) { call.call(9999) } unless name == :write_async
+      assert_raises(Errno::EBADF, name) { call.call(-1) } unless name == :write_async
+      assert_names("fd", TypeError) { call.call("1") }
+      assert_names("fd", TypeError) { call.call(nil) }
+      assert_names("fd", ArgumentError) { call.call(1 << 40) }
+      assert_names("fd", ArgumentError) { call.call(1 << 80) }
+      assert_names("buffer", UM::Error) { call.call(@writer, []) }
+      assert_names("buffer", UM::Error) { call.call(@writer, nil) }
       assert_raises(ArgumentError) { machine.public_send(name) }
     end
     assert_raises(FrozenError) { machine.read(@reader, "frozen", 1) }

@@ -16,6 +16,7 @@ use uringmachine_runtime::waker::Waker;
 use uringmachine_runtime::{TaskId, WaitId};
 
 use crate::core::{Core, Pending};
+use crate::forks::PerProcess;
 use crate::opening;
 use crate::switch;
 use crate::sys::{self, BlockingOperation, BlockingOperations, Outcome, Raise, NIL, TRUE, VALUE};
@@ -57,12 +58,14 @@ struct Pool {
     jobs: VecDeque<Job>,
     workers: usize,
     idle: usize,
-    /// The process the workers belong to.
-    pid: u32,
 }
 
-static POOL: Mutex<Option<Pool>> = Mutex::new(None);
-static WORK: Condvar = Condvar::new();
+/// A child of fork has none of its parent's workers.
+static POOL: PerProcess<(Mutex<Pool>, Condvar)> = PerProcess::new();
+
+fn pool() -> MutexGuard<'static, Pool> {
+    lock(&POOL.get().0)
+}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -128,7 +131,9 @@ pub unsafe fn wait(core: *mut Core, me: TaskId, operation: VALUE) -> Outcome {
             } else if raise.is_none() && !job.state.over.load(Ordering::Acquire) {
                 raise = (*core).take_pending(me);
             }
-            if job.state.over.load(Ordering::Acquire) || withdraw(&job) {
+            // A child of fork has nobody to run it.
+            let forked = (*core).is_forked();
+            if forked || job.state.over.load(Ordering::Acquire) || withdraw(&job) {
                 break;
             }
             let again = (*core).machine.tasks.begin_wait(me);
@@ -150,18 +155,10 @@ pub unsafe fn wait(core: *mut Core, me: TaskId, operation: VALUE) -> Outcome {
 
 /// Queues a job; says whether another worker is needed.
 fn enqueue(job: Job) -> bool {
-    let mut guard = lock(&POOL);
-    let pid = std::process::id();
-    let pool = match &mut *guard {
-        Some(pool) if pool.pid == pid => pool,
-        other => other.insert(Pool {
-            pid,
-            ..Pool::default()
-        }),
-    };
+    let mut pool = pool();
     pool.jobs.push_back(job);
     if pool.idle >= pool.jobs.len() || pool.workers >= MOST_WORKERS {
-        WORK.notify_one();
+        POOL.get().1.notify_one();
         return false;
     }
     pool.workers += 1;
@@ -170,10 +167,7 @@ fn enqueue(job: Job) -> bool {
 
 /// Takes a job back that no worker has begun.
 fn withdraw(job: &Job) -> bool {
-    let mut guard = lock(&POOL);
-    let Some(pool) = &mut *guard else {
-        return false;
-    };
+    let mut pool = pool();
     let before = pool.jobs.len();
     pool.jobs
         .retain(|queued| !Arc::ptr_eq(&queued.state, &job.state));
@@ -216,9 +210,7 @@ unsafe fn start_worker() -> Result<(), std::ffi::c_int> {
             thread
         });
         if started.is_err() {
-            if let Some(pool) = &mut *lock(&POOL) {
-                pool.workers -= 1;
-            }
+            pool().workers -= 1;
         }
         started.map(drop)
     }
@@ -239,9 +231,7 @@ unsafe extern "C" fn worker(_: *mut c_void) -> VALUE {
     // protected where Ruby may unwind.
     unsafe {
         let result = work_until_ended();
-        if let Some(pool) = &mut *lock(&POOL) {
-            pool.workers -= 1;
-        }
+        pool().workers -= 1;
         if let Err(state) = result {
             Raise::Jump(state).leave();
         }
@@ -308,19 +298,16 @@ unsafe fn call(job: &Job) -> Result<(), std::ffi::c_int> {
 unsafe extern "C" fn take_turn(data: *mut c_void) -> *mut c_void {
     // SAFETY: `data` is the Turn on the worker's frame.
     let turn = unsafe { &mut *data.cast::<Turn>() };
-    let mut guard = lock(&POOL);
-    while let Some(pool) = &mut *guard {
-        if turn.interrupted.load(Ordering::Acquire) {
-            break;
-        }
+    let mut pool = pool();
+    while !turn.interrupted.load(Ordering::Acquire) {
         if let Some(job) = pool.jobs.pop_front() {
             match (job.work, turn.api) {
                 (Work::Operation(operation), Some(api)) => {
-                    drop(guard);
+                    drop(pool);
                     // SAFETY: the operation is alive until the job is over; this is a Ruby thread.
                     unsafe { (api.execute)(operation) };
                     finish(&job);
-                    guard = lock(&POOL);
+                    pool = self::pool();
                     continue;
                 }
                 _ => {
@@ -330,11 +317,12 @@ unsafe extern "C" fn take_turn(data: *mut c_void) -> *mut c_void {
             }
         }
         pool.idle += 1;
-        let (next, timeout) = WORK
-            .wait_timeout(guard, IDLE)
+        let (next, timeout) = POOL
+            .get()
+            .1
+            .wait_timeout(pool, IDLE)
             .unwrap_or_else(PoisonError::into_inner);
-        guard = next;
-        let Some(pool) = &mut *guard else { break };
+        pool = next;
         pool.idle -= 1;
         if timeout.timed_out() && pool.jobs.is_empty() {
             turn.idle = true;
@@ -353,8 +341,8 @@ unsafe extern "C" fn interrupt_turn(data: *mut c_void) {
             .store(true, Ordering::Release)
     };
     // Under the lock, so that a worker between its look and its wait hears it.
-    drop(lock(&POOL));
-    WORK.notify_all();
+    drop(pool());
+    POOL.get().1.notify_all();
 }
 
 fn finish(job: &Job) {

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uringmachine_runtime::fixed_buffers::RegionId;
@@ -14,19 +14,8 @@ use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::{clock, Machine, TaskId, Wake};
 
 use crate::descriptors::Descriptors;
+use crate::forks;
 use crate::sys::{self, Raise, FALSE, NIL, VALUE};
-
-/// Counts the forks of this process: a machine made before a fork is not the child's.
-static FORKS: AtomicU32 = AtomicU32::new(0);
-
-/// Has the count kept. Called once, when the extension is loaded.
-pub fn count_forks() {
-    extern "C" fn forked() {
-        FORKS.fetch_add(1, Ordering::Relaxed);
-    }
-    // SAFETY: the handler is async-signal-safe: one atomic addition.
-    unsafe { libc::pthread_atfork(None, None, Some(forked)) };
-}
 
 /// How many switches may pass before the machine looks at the ring although fibers are runnable.
 const SWITCHES_PER_POLL: u32 = 64;
@@ -255,7 +244,7 @@ impl Core {
             by_fiber: ByFiber::default(),
             kept: None,
             thread: NIL,
-            forks: FORKS.load(Ordering::Relaxed),
+            forks: forks::so_far(),
             countdown: SWITCHES_PER_POLL,
             interrupting: 0,
         }
@@ -264,7 +253,31 @@ impl Core {
     /// Whether this process is a child of the one that made the machine.
     #[inline]
     pub fn is_forked(&self) -> bool {
-        self.forks != FORKS.load(Ordering::Relaxed)
+        self.forks != forks::so_far()
+    }
+
+    /// Leaves the parent's machine to the parent: in a child of fork. Its descriptors are closed, its fibers
+    /// are kept no more, and none goes on. The records stay, for a fiber that is unwound all the same.
+    pub fn forsake(&mut self) {
+        self.machine.forsake();
+        for waiter in self.machine.tasks.iter_mut() {
+            waiter.fiber = NIL;
+            waiter.held = NIL;
+            waiter.unblocked_by = FALSE;
+            waiter.pending = VecDeque::new();
+        }
+        self.by_fiber = ByFiber::default();
+        self.timeouts = Slab::default();
+        self.holds = Slab::default();
+        self.raises = Vec::new();
+        self.descriptors = Descriptors::default();
+        self.scratch = crate::memory::Scratch::default();
+        (self.root, self.kept, self.home) = (None, None, NIL);
+    }
+
+    /// Whether anything can be done with the machine: it is this process's, and not closed.
+    pub fn is_usable(&self) -> bool {
+        !self.is_forked() && !self.machine.is_closed()
     }
 
     /// The thread the machine belongs to, `NIL` before its first use.

@@ -11,6 +11,7 @@ mod descriptors;
 mod durations;
 mod errors;
 mod file_systems;
+mod forks;
 mod hooks;
 mod io;
 mod machine;
@@ -35,7 +36,7 @@ mod waits;
 /// Called once, by Ruby, with the GVL.
 #[no_mangle]
 pub unsafe extern "C" fn Init_uringmachine() {
-    core::count_forks();
+    forks::count();
     // SAFETY: Ruby is up.
     unsafe {
         rb_sys::rb_ext_ractor_safe(true);

@@ -19,6 +19,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::arguments::no_buffer;
 use crate::core::Core;
 use crate::errors;
+use crate::forks::PerProcess;
 use crate::sys::{self, Raise, NIL, VALUE};
 
 /// Transfers of up to this many bytes are copied.
@@ -469,15 +470,14 @@ fn place(offset: i64, size: usize) -> Result<usize, Raise> {
 }
 
 /// How many operations have locked an object. Behind a lock of its own, since Ractors have a GVL
-/// each.
-static LOCKS: Mutex<Option<HashMap<VALUE, u32>>> = Mutex::new(None);
+/// each; a process of its own has none of its parent's operations.
+static LOCKS: PerProcess<Mutex<HashMap<VALUE, u32>>> = PerProcess::new();
 
 /// Locks an object for one more operation that reads it; false if somebody else has locked it.
 pub unsafe fn lock(object: VALUE) -> bool {
     // SAFETY: no String has been locked by us before the flag is known.
     unsafe { string_lock() };
-    let mut guard = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
-    let locks = guard.get_or_insert_default();
+    let mut locks = LOCKS.get().lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: as below.
     match locks.get_mut(&object) {
         Some(count) if unsafe { is_locked(object) } => {
@@ -507,8 +507,7 @@ pub unsafe fn lock(object: VALUE) -> bool {
 
 /// Takes a lock back.
 pub unsafe fn unlock(object: VALUE) {
-    let mut guard = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(locks) = guard.as_mut() else { return };
+    let mut locks = LOCKS.get().lock().unwrap_or_else(PoisonError::into_inner);
     let Some(count) = locks.get_mut(&object) else {
         return;
     };

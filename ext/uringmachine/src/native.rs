@@ -130,6 +130,10 @@ unsafe fn finish(
     // SAFETY: see `switch`.
     unsafe {
         loop {
+            if (*core).is_forked() {
+                // The thread is the parent's.
+                return (-libc::EINTR, second);
+            }
             let wait = {
                 let mut state = call.state();
                 if let Some(result) = state.result {

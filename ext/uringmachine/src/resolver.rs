@@ -8,6 +8,7 @@ use std::time::Duration;
 use uringmachine_runtime::TaskId;
 
 use crate::core::Core;
+use crate::forks::PerProcess;
 use crate::switch;
 use crate::sys::Raise;
 
@@ -23,48 +24,36 @@ struct Queue {
     jobs: VecDeque<Job>,
     threads: usize,
     idle: usize,
-    /// The process the threads belong to: a child of fork has none of them.
-    pid: u32,
 }
 
-static QUEUE: Mutex<Option<Queue>> = Mutex::new(None);
-static WORK: Condvar = Condvar::new();
+/// A child of fork has none of its parent's threads.
+static QUEUE: PerProcess<(Mutex<Queue>, Condvar)> = PerProcess::new();
 
-fn queue() -> MutexGuard<'static, Option<Queue>> {
-    QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
+fn queue() -> MutexGuard<'static, Queue> {
+    QUEUE.get().0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Queues a job, and starts a thread if none is idle.
 fn run(job: Job) -> std::io::Result<()> {
-    let mut guard = queue();
-    let pid = std::process::id();
-    let queue = match &mut *guard {
-        Some(queue) if queue.pid == pid => queue,
-        other => other.insert(Queue {
-            pid,
-            ..Queue::default()
-        }),
-    };
+    let mut queue = queue();
     queue.jobs.push_back(job);
     if queue.idle >= queue.jobs.len() || queue.threads >= MOST_THREADS {
-        WORK.notify_one();
+        QUEUE.get().1.notify_one();
         return Ok(());
     }
     queue.threads += 1;
     let threads = queue.threads;
-    drop(guard);
+    drop(queue);
     let spawned = std::thread::Builder::new()
         .name("um-native".into())
         .stack_size(512 * 1024)
         .spawn(work);
     if let Err(error) = spawned {
-        let mut guard = self::queue();
-        if let Some(queue) = &mut *guard {
-            queue.threads -= 1;
-            if threads == 1 {
-                queue.jobs.pop_back();
-                return Err(error);
-            }
+        let mut queue = self::queue();
+        queue.threads -= 1;
+        if threads == 1 {
+            queue.jobs.pop_back();
+            return Err(error);
         }
     }
     Ok(())
@@ -78,21 +67,21 @@ fn work() {
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
     }
-    let mut guard = queue();
+    let mut queue = self::queue();
     loop {
-        let Some(queue) = &mut *guard else { return };
         if let Some(job) = queue.jobs.pop_front() {
-            drop(guard);
+            drop(queue);
             job();
-            guard = self::queue();
+            queue = self::queue();
             continue;
         }
         queue.idle += 1;
-        let (next, timeout) = WORK
-            .wait_timeout(guard, IDLE)
+        let (next, timeout) = QUEUE
+            .get()
+            .1
+            .wait_timeout(queue, IDLE)
             .unwrap_or_else(PoisonError::into_inner);
-        guard = next;
-        let Some(queue) = &mut *guard else { return };
+        queue = next;
         queue.idle -= 1;
         if timeout.timed_out() && queue.jobs.is_empty() {
             queue.threads -= 1;

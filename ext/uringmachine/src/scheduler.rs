@@ -5,6 +5,7 @@ use std::ffi::{c_int, c_void};
 
 use uringmachine_runtime::Wake;
 
+use crate::arguments;
 use crate::core::Core;
 use crate::errors;
 use crate::hooks;
@@ -21,6 +22,8 @@ pub struct Scheduler {
     core: *mut Core,
     closed: bool,
     abort_on_exception: bool,
+    /// A child of fork gets a scheduler of its own.
+    renews: bool,
 }
 
 static TYPE: um::DataType = um::DataType::new::<Scheduler>(c"UM::FiberScheduler", mark, free);
@@ -41,6 +44,7 @@ unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
         core: std::ptr::null_mut(),
         closed: false,
         abort_on_exception: false,
+        renews: false,
     });
     // SAFETY: the box is given to the new object.
     unsafe { TYPE.wrap(class, Box::into_raw(scheduler).cast()) }
@@ -90,7 +94,7 @@ impl Scheduler {
                     "fiber called across threads",
                 ));
             }
-            um::bind(self.machine, self.core)
+            um::bind(self.core)
         }
     }
 
@@ -120,11 +124,13 @@ impl Scheduler {
 
 /// Makes a scheduler, to be given to Fiber.set_scheduler.
 ///
-/// @method UringMachine::FiberScheduler.new(machine = nil)
+/// @method UringMachine::FiberScheduler.new(machine = nil, fork: :discard)
 /// @param machine [UringMachine, nil] the machine it runs on; nil is a new one
+/// @param fork [:discard, :renew] what a child of fork gets: no scheduler, or a fresh one with a ring of its
+///   own; see `process_fork`
 /// @return [UringMachine::FiberScheduler]
 /// @raise [UringMachine::UnsupportedError] if the kernel or the sandbox refuses io_uring
-/// @raise [ArgumentError] if the machine belongs to another thread
+/// @raise [ArgumentError] if the machine belongs to another thread, or fork is something else
 /// @kernel 6.1
 /// @example
 ///   Fiber.set_scheduler(UM::FiberScheduler.new)
@@ -132,6 +138,17 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
     // SAFETY: Ruby passes `argc` arguments.
     unsafe {
         sys::method(|| {
+            let (options, argc) = match argc {
+                0 => (None, 0),
+                _ => match *argv.add(argc as usize - 1) {
+                    last if sys::is_hash(last) => (Some(last), argc - 1),
+                    _ => (None, argc),
+                },
+            };
+            let renews = options.map_or(Ok(false), |options| {
+                let [fork] = arguments::keywords(options, ["fork"])?;
+                fork.map_or(Ok(false), read_fork)
+            })?;
             let machine = match argc {
                 0 => NIL,
                 1 => *argv,
@@ -153,8 +170,86 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
             let scheduler = get(this);
             scheduler.machine = machine;
             scheduler.core = core;
+            scheduler.renews = renews;
             Ok(this)
         })
+    }
+}
+
+/// Whether a child of fork gets a scheduler.
+fn read_fork(value: VALUE) -> Result<bool, Raise> {
+    // SAFETY: symbols that are written here are never collected.
+    let is = |name| value == unsafe { rb_sys::rb_id2sym(sys::id(name)) };
+    match (is("discard"), is("renew")) {
+        (true, _) => Ok(false),
+        (_, true) => Ok(true),
+        _ => Err(Raise::argument("fork must be :discard or :renew")),
+    }
+}
+
+/// Gives a child of fork its scheduler: none, or, if this one was made with `fork: :renew`, a fresh one of the
+/// same class on a machine of the same size, which is installed. The child of every fork that goes through
+/// Ruby (fork, IO.popen("-"), Process.daemon) calls it, by the fiber that forked, after the parent's ring has
+/// been left alone. That fiber is the child's only one, and its root: it blocks, as the main program does, and
+/// what it gives to Fiber.schedule runs under the new scheduler. Classes of one's own may override it.
+///
+/// @method UringMachine::FiberScheduler#process_fork
+/// @return [UringMachine::FiberScheduler, nil] the child's scheduler
+/// @raise [UringMachine::Error] in the process that the scheduler belongs to
+/// @raise [Errno::EMFILE] and the like, if a resource is short
+/// @example
+///   def process_fork
+///     super&.tap { |scheduler| scheduler.abort_on_exception = true }
+///   end
+unsafe extern "C" fn process_fork(this: VALUE) -> VALUE {
+    // SAFETY: the type is checked; what may raise is protected.
+    unsafe {
+        sys::method(|| {
+            let scheduler = get(this);
+            if scheduler.core.is_null() || !(*scheduler.core).is_forked() {
+                return Err(Raise::misuse("process_fork is for a child of fork"));
+            }
+            if !scheduler.renews {
+                return Ok(NIL);
+            }
+            sys::protect(|| renew(this)).map_err(Raise::Jump)
+        })
+    }
+}
+
+/// A scheduler as `this` for the child, installed. May longjmp.
+unsafe fn renew(this: VALUE) -> VALUE {
+    // SAFETY: plain calls of Ruby methods; nothing here needs dropping.
+    unsafe {
+        let parents = get(this).machine;
+        let size = um::size_of(parents) as i64;
+        let sqpoll = sys::funcall(parents, sys::id("sqpoll_mode?"), &[]);
+        let options = [("size", sys::fixnum(size)), ("sqpoll", sqpoll)];
+        let machine = new_with(um::class(), &[], &options);
+        let renew = rb_sys::rb_id2sym(sys::id("renew"));
+        let new = new_with(rb_sys::rb_obj_class(this), &[machine], &[("fork", renew)]);
+        if get(this).abort_on_exception {
+            sys::funcall(new, sys::id("abort_on_exception="), &[TRUE]);
+        }
+        sys::rb_fiber_scheduler_set(new);
+        new
+    }
+}
+
+/// `class.new` with keywords. May longjmp.
+unsafe fn new_with(class: VALUE, arguments: &[VALUE], options: &[(&str, VALUE)]) -> VALUE {
+    // SAFETY: the arguments are on this frame.
+    unsafe {
+        let hash = rb_sys::rb_hash_new();
+        for (name, value) in options {
+            rb_sys::rb_hash_aset(hash, rb_sys::rb_id2sym(sys::id(name)), *value);
+        }
+        let mut list = [NIL; 2];
+        list[..arguments.len()].copy_from_slice(arguments);
+        list[arguments.len()] = hash;
+        let count = arguments.len() as c_int + 1;
+        let keywords = rb_sys::RB_PASS_KEYWORDS as c_int;
+        rb_sys::rb_funcallv_kw(class, sys::id("new"), count, list.as_ptr(), keywords)
     }
 }
 
@@ -234,6 +329,7 @@ unsafe extern "C" fn run_fiber(
     // SAFETY: `this` is the scheduler that started the fiber; it is marked by its thread.
     unsafe {
         let result = sys::protect(|| rb_sys::rb_proc_call(block, rb_sys::rb_ary_new()));
+        um::end_of_forker(sys::rb_fiber_current(), &result);
         let scheduler = get(this);
         let core = scheduler.core;
         if !core.is_null() && !(*core).is_forked() {
@@ -630,6 +726,7 @@ pub unsafe fn define(module: VALUE) {
         let define = |name, function, arity| sys::define_method(class, name, function, arity);
         define(c"initialize", initialize as *const (), -1);
         define(c"fiber", fiber as *const (), -1);
+        define(c"process_fork", process_fork as *const (), 0);
         define(c"run", run as *const (), 0);
         define(c"close", close as *const (), 0);
         define(c"scheduler_close", scheduler_close as *const (), 0);

@@ -569,6 +569,14 @@ unsafe fn drain(
         let _ = (*core).machine.cancel(op);
         let _ = (*core).machine.drain(op, DRAIN_AT_ONCE);
         loop {
+            if (*core).is_forked() {
+                // The operation is the parent's, and so is its memory.
+                let completion = Completion {
+                    result: -libc::ECANCELED,
+                    flags: 0,
+                };
+                return (completion, second);
+            }
             if let Some(completion) = (*core).machine.take(op) {
                 (*core).waiter(me).draining = false;
                 *seen = completion.result;

@@ -46,6 +46,8 @@ extern "C" {
     pub fn rb_fiber_raise(fiber: VALUE, argc: c_int, argv: *const VALUE) -> VALUE;
     pub fn rb_obj_is_fiber(object: VALUE) -> VALUE;
     pub fn rb_fiber_scheduler_get() -> VALUE;
+    /// Ends the process as the end of the main program does, with what `rb_protect` stopped.
+    pub fn ruby_stop(state: c_int) -> !;
     pub fn rb_fiber_scheduler_set(scheduler: VALUE) -> VALUE;
 
     pub fn rb_thread_current() -> VALUE;

@@ -62,6 +62,8 @@ impl DataType {
 
 static TYPE: DataType = DataType::new::<Um>(c"UringMachine", mark, free);
 static CLASS: AtomicU64 = AtomicU64::new(0);
+/// The fiber that forked this process, which is its root fiber now; 0 in one that was not forked.
+static FORKER: AtomicU64 = AtomicU64::new(0);
 
 /// What a UM holds.
 struct Um {
@@ -71,26 +73,28 @@ struct Um {
     sidecar: bool,
 }
 
-/// The cores of machines that belong to a thread, for the root below.
-static BOUND: Mutex<Vec<Bound>> = Mutex::new(Vec::new());
+/// The machines there are, those last that threads took into use last.
+static MACHINES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
-struct Bound {
+struct Entry {
     object: VALUE,
     core: *mut Core,
 }
 
 // SAFETY: a core is used under the GVL only, by the collector too.
-unsafe impl Send for Bound {}
+unsafe impl Send for Entry {}
 
-fn bound() -> MutexGuard<'static, Vec<Bound>> {
-    BOUND.lock().unwrap_or_else(PoisonError::into_inner)
+fn machines() -> MutexGuard<'static, Vec<Entry>> {
+    MACHINES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The mark of an object that lives for ever: a machine is kept while the kernel may still write to
 /// memory that only the machine marks, whether a program refers to it or not.
 unsafe extern "C" fn mark_busy(_: *mut c_void) {
-    for Bound { object, core } in bound().iter() {
-        // SAFETY: a bound core lives until its UM is freed, which unbinds it.
+    // SAFETY: a fiber, or 0, which is no object.
+    unsafe { rb_sys::rb_gc_mark(FORKER.load(Ordering::Relaxed)) };
+    for Entry { object, core } in machines().iter() {
+        // SAFETY: a core in the list lives until its UM is freed, which takes it off.
         unsafe {
             if (**core).machine.has_waited_operations() && !(**core).is_forked() {
                 rb_sys::rb_gc_mark(*object);
@@ -121,7 +125,7 @@ unsafe extern "C" fn free(data: *mut c_void) {
 /// Ends a core that nobody can use any more.
 fn give_up(mut core: Box<Core>) {
     let place: *mut Core = &raw mut *core;
-    bound().retain(|bound| bound.core != place);
+    machines().retain(|entry| entry.core != place);
     if core.is_forked() {
         core.machine.forsake();
         return;
@@ -134,7 +138,7 @@ fn give_up(mut core: Box<Core>) {
     let own = core.thread() == unsafe { sys::rb_thread_current() };
     if !(own && core.machine.shut_down(SHUT_DOWN_LIMIT)) {
         // What the kernel may still touch is never freed.
-        core.machine.forsake();
+        core.machine.leak();
         std::mem::forget(core);
     }
 }
@@ -184,13 +188,13 @@ pub unsafe fn own_core(value: VALUE) -> Result<*mut Core, Raise> {
         if (*core).thread() == sys::rb_thread_current() && !(*core).is_forked() {
             return Ok(core);
         }
-        bind(value, core)
+        bind(core)
     }
 }
 
 /// Binds a machine to the current thread.
 #[cold]
-pub unsafe fn bind(value: VALUE, core: *mut Core) -> Result<*mut Core, Raise> {
+pub unsafe fn bind(core: *mut Core) -> Result<*mut Core, Raise> {
     // SAFETY: as `core`.
     unsafe {
         if (*core).is_forked() {
@@ -202,20 +206,22 @@ pub unsafe fn bind(value: VALUE, core: *mut Core) -> Result<*mut Core, Raise> {
             return Err(Raise::misuse("this machine belongs to another thread"));
         }
         (*core).bind(sys::rb_thread_current())?;
-        bound().push(Bound {
-            object: value,
-            core,
-        });
+        let mut machines = machines();
+        let place = machines.iter().position(|entry| entry.core == core);
+        if let Some(place) = place {
+            let entry = machines.remove(place);
+            machines.push(entry);
+        }
         Ok(core)
     }
 }
 
 /// The UM of a core that belongs to a thread.
 pub fn object_of(core: *mut Core) -> VALUE {
-    bound()
+    machines()
         .iter()
-        .find(|bound| bound.core == core)
-        .map_or(NIL, |bound| bound.object)
+        .find(|entry| entry.core == core)
+        .map_or(NIL, |entry| entry.object)
 }
 
 /// Keeps the machine of a UM for ever.
@@ -223,9 +229,14 @@ pub unsafe fn leak(value: VALUE) {
     // SAFETY: the type is checked.
     if let Some(mut core) = unsafe { get(value).core.take() } {
         let place: *mut Core = &raw mut *core;
-        bound().retain(|bound| bound.core != place);
+        machines().retain(|entry| entry.core != place);
         std::mem::forget(core);
     }
+}
+
+/// The class.
+pub fn class() -> VALUE {
+    CLASS.load(Ordering::Relaxed)
 }
 
 /// UM.new without arguments.
@@ -233,12 +244,17 @@ pub unsafe fn new_default() -> Result<VALUE, Raise> {
     // SAFETY: the class is defined when the extension is loaded; a fresh object has no core.
     unsafe {
         let object = allocate(CLASS.load(Ordering::Relaxed));
-        set_up(get(object), DEFAULT_ENTRIES, None, false)?;
+        set_up(object, DEFAULT_ENTRIES, None, false)?;
         Ok(object)
     }
 }
 
-unsafe fn set_up(um: &mut Um, size: u32, sqpoll: Option<u32>, sidecar: bool) -> Result<(), Raise> {
+unsafe fn set_up(
+    object: VALUE,
+    size: u32,
+    sqpoll: Option<u32>,
+    sidecar: bool,
+) -> Result<(), Raise> {
     // SAFETY: a collection frees the descriptors of machines that nobody refers to.
     let core = unsafe {
         match new_core(size, sqpoll) {
@@ -249,7 +265,14 @@ unsafe fn set_up(um: &mut Um, size: u32, sqpoll: Option<u32>, sidecar: bool) -> 
             result => result,
         }
     };
-    um.core = Some(core.map_err(errors::from_setup)?);
+    let mut core = core.map_err(errors::from_setup)?;
+    machines().push(Entry {
+        object,
+        core: &raw mut *core,
+    });
+    // SAFETY: the object is one of ours, without a core until now.
+    let um = unsafe { get(object) };
+    um.core = Some(core);
     um.size = size;
     um.sqpoll = sqpoll.is_some();
     um.sidecar = sidecar;
@@ -301,11 +324,10 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
                     )))
                 }
             };
-            let um = get(this);
-            if um.core.is_some() {
+            if get(this).core.is_some() {
                 return Err(Raise::misuse("already initialized"));
             }
-            set_up(um, entries, sqpoll, sidecar)?;
+            set_up(this, entries, sqpoll, sidecar)?;
             Ok(this)
         })
     }
@@ -394,20 +416,21 @@ unsafe extern "C" fn sidecar_stop(this: VALUE) -> VALUE {
 /// @example
 ///   UM.current #=> nil
 unsafe extern "C" fn current(_class: VALUE) -> VALUE {
-    // SAFETY: the bound cores are alive.
+    // SAFETY: the cores in the list are alive.
     let thread = unsafe { sys::rb_thread_current() };
-    bound()
+    machines()
         .iter()
         .rev()
-        .find(|bound| unsafe {
+        .find(|entry| unsafe {
             // SAFETY: as above.
-            (*bound.core).thread() == thread && !(*bound.core).is_forked()
+            (*entry.core).thread() == thread && (*entry.core).is_usable()
         })
-        .map_or(NIL, |bound| bound.object)
+        .map_or(NIL, |entry| entry.object)
 }
 
 /// @method UringMachine#owned?
-/// @return [Boolean] whether the current thread may use the machine: it does already, or nobody does yet
+/// @return [Boolean] whether the current thread may use the machine: it does already, or nobody does yet. Not
+///   once it is closed, by the end of its scheduler
 /// @example
 ///   UM.new.owned? #=> true
 unsafe extern "C" fn is_owned(this: VALUE) -> VALUE {
@@ -417,7 +440,7 @@ unsafe extern "C" fn is_owned(this: VALUE) -> VALUE {
             let core = core(this)?;
             let thread = (*core).thread();
             let free = thread == NIL || thread == sys::rb_thread_current();
-            Ok(sys::boolean(free && !(*core).is_forked()))
+            Ok(sys::boolean(free && (*core).is_usable()))
         })
     }
 }
@@ -449,6 +472,31 @@ unsafe extern "C" fn unsupported_reason(_class: VALUE) -> VALUE {
     }
 }
 
+/// Ends the process if `fiber`, which ends, is the one that forked it: there is no other that could go on.
+/// Ruby would do so too, but with the fiber gone that the scheduler's end runs on, and with status 0.
+/// `result` is what [`sys::protect`] returned.
+pub unsafe fn end_of_forker(fiber: VALUE, result: &Result<VALUE, c_int>) {
+    if fiber == FORKER.load(Ordering::Relaxed) {
+        // SAFETY: nothing of the frames below is needed any more.
+        unsafe { sys::ruby_stop(result.err().unwrap_or(0)) };
+    }
+}
+
+/// Leaves the parent's machines to the parent. The child of a fork calls it.
+unsafe extern "C" fn forsake(_class: VALUE) -> VALUE {
+    // SAFETY: a plain accessor.
+    FORKER.store(unsafe { sys::rb_fiber_current() }, Ordering::Relaxed);
+    for entry in machines().iter() {
+        // SAFETY: the cores in the list are alive, and no fiber of a child's parent runs in one.
+        unsafe {
+            if (*entry.core).is_forked() {
+                (*entry.core).forsake();
+            }
+        }
+    }
+    NIL
+}
+
 /// Defines the class and its alias.
 pub unsafe fn define() -> VALUE {
     // SAFETY: each function takes what its arity says.
@@ -467,6 +515,12 @@ pub unsafe fn define() -> VALUE {
         sys::define_method(class, c"sidecar_start", sidecar_start as *const (), 0);
         sys::define_method(class, c"sidecar_stop", sidecar_stop as *const (), 0);
         sys::define_singleton_method(class, c"current", current as *const (), 0);
+        sys::define_singleton_method(class, c"forsake", forsake as *const (), 0);
+        sys::funcall(
+            class,
+            sys::id("private_class_method"),
+            &[rb_sys::rb_id2sym(sys::id("forsake"))],
+        );
         sys::define_singleton_method(class, c"supported?", is_supported as *const (), 0);
         sys::define_singleton_method(
             class,

@@ -132,8 +132,11 @@ unsafe extern "C" fn run_spun(
             Some(raise) => Err(raise),
             None => {
                 let arguments = [value];
-                sys::protect(|| rb_sys::rb_proc_call_with_block(block, 1, arguments.as_ptr(), NIL))
-                    .map_err(|state| switch::unwinding(state))
+                let result = sys::protect(|| {
+                    rb_sys::rb_proc_call_with_block(block, 1, arguments.as_ptr(), NIL)
+                });
+                um::end_of_forker(fiber, &result);
+                result.map_err(|state| switch::unwinding(state))
             }
         };
         match end(core, fiber, result) {
@@ -411,7 +414,8 @@ unsafe fn collect(this: VALUE, wanted: impl Fn(State, &core::Waiter) -> bool) ->
                 .machine
                 .tasks
                 .iter()
-                .filter(|(_, state, waiter)| wanted(*state, waiter))
+                // A child of fork has none of its parent's.
+                .filter(|(_, state, waiter)| waiter.fiber != NIL && wanted(*state, waiter))
                 .map(|(_, _, waiter)| waiter.fiber)
                 .collect();
             sys::protect(|| {

@@ -182,6 +182,18 @@ pub fn direct(result: i32) -> Result<i32, Raise> {
     Err(Raise::errno(unsafe { *libc::__errno_location() }))
 }
 
+/// poll(2) without waiting. It answers EINTR although it does not wait, if a signal is pending.
+pub fn poll_now(polls: &mut [libc::pollfd]) -> Result<(), Raise> {
+    loop {
+        // SAFETY: the pointer and the count belong together.
+        let result = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as _, 0) };
+        // SAFETY: errno of the call just made.
+        if result >= 0 || unsafe { *libc::__errno_location() } != libc::EINTR {
+            return direct(result).map(drop);
+        }
+    }
+}
+
 /// A small number as a method returns it.
 #[inline]
 pub fn number(result: i32) -> VALUE {

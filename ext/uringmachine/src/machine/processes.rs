@@ -204,6 +204,35 @@ unsafe extern "C" fn pidfd_send_signal(argc: c_int, argv: *const VALUE, _class: 
     }
 }
 
+/// Asks whether a process has ended, reaped or not. Takes nothing and does not wait.
+///
+/// @method UringMachine.pidfd_ended?(fd)
+/// @param fd [Integer] the descriptor of a process
+/// @return [Boolean]
+/// @raise [SystemCallError] Errno::EBADF
+/// @raise [TypeError] if fd is no Integer
+/// @raise [ArgumentError] if it is out of range
+/// @kernel 5.3
+/// @example
+///   UM.pidfd_ended?(fd) #=> false
+unsafe extern "C" fn has_pidfd_ended(argc: c_int, argv: *const VALUE, _class: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            let mut poll = libc::pollfd {
+                fd: arguments.fd(0, "fd")?,
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            super::poll_now(std::slice::from_mut(&mut poll))?;
+            if poll.fd < 0 || poll.revents & libc::POLLNVAL != 0 {
+                return Err(Raise::errno(libc::EBADF));
+            }
+            Ok(sys::boolean(poll.revents != 0))
+        })
+    }
+}
+
 /// Makes this process the parent of its descendants whose own parents end, or ends that.
 ///
 /// @method UringMachine.pr_set_child_subreaper(value)
@@ -246,6 +275,7 @@ pub unsafe fn define(class: VALUE) {
             &[
                 (c"pidfd_open", pidfd_open),
                 (c"pidfd_send_signal", pidfd_send_signal),
+                (c"pidfd_ended?", has_pidfd_ended),
                 (c"pr_set_child_subreaper", pr_set_child_subreaper),
             ],
         );

@@ -119,9 +119,7 @@ fn ready_now(fds: &[c_int], events: libc::c_short) -> Result<Vec<c_int>, Raise> 
             revents: 0,
         })
         .collect();
-    // SAFETY: the pointer and the count belong together.
-    let result = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as _, 0) };
-    super::direct(result)?;
+    super::poll_now(&mut polls)?;
     // poll(2) ignores negative numbers.
     if polls
         .iter()
