@@ -76,7 +76,7 @@ module MachineWorkloads
     machine.await(fibers)
   end
 
-  workload "sleep", 50_000 do |machine, count|
+  workload "sleep", 20_000 do |machine, count|
     machine.await(Array.new(count) { machine.spin { machine.sleep(0.1) } })
   end
 

@@ -71,6 +71,11 @@ impl Descriptors {
         descriptor
     }
 
+    /// Whether a descriptor is known to be no socket's.
+    pub fn is_no_socket(&self, fd: RawFd) -> bool {
+        matches!(self.table.get(fd as usize), Some(Some(known)) if known.kind != Kind::Socket)
+    }
+
     /// Notes whether the next read should try without waiting first.
     #[inline]
     pub fn set_drained(&mut self, fd: RawFd, drained: bool) {

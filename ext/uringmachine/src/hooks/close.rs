@@ -23,10 +23,12 @@ unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
             Some(fd) => fd as i32,
             None => sys::rb_io_descriptor(descriptor),
         };
+        let mut may_linger = true;
         if let Some(core) = get(this).core_from_anywhere() {
+            may_linger = !(*core).descriptors.is_no_socket(fd);
             (*core).descriptors.forget(fd);
         }
-        if lingers(fd) && sys::called_from(b"io_close", b"close") {
+        if may_linger && lingers(fd) && sys::called_from(b"io_close", b"close") {
             if let Ok(core) = get(this).core() {
                 return sys::method(|| close_on_thread(core, fd));
             }
