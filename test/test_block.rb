@@ -65,6 +65,15 @@ class TestBlock < SchedulerTest
     end
   end
 
+  def test_a_timeout_around_a_pop_with_a_timeout_of_its_own_is_not_swallowed
+    in_fiber do
+      queue = Queue.new
+      assert_raises(Timeout::Error) { Timeout.timeout(0.002, Timeout::Error) { queue.pop(timeout: 10) } }
+      assert_raises(Timeout::Error) { Timeout.timeout(0.002) { queue.pop(timeout: 10) } }
+      assert_nil Timeout.timeout(10, Timeout::Error) { queue.pop(timeout: 0.002) }
+    end
+  end
+
   def test_a_condition_variable_wakes_fibers_of_several_schedulers
     mutex = Mutex.new
     condition = ConditionVariable.new

@@ -307,6 +307,19 @@ class TestIO < SchedulerTest
     end
   end
 
+  def test_when_close_returns_the_port_can_be_bound_again_whoever_waited_for_it
+    20.times do
+      in_fiber do
+        server = TCPServer.new("127.0.0.1", 0)
+        port = server.addr[1]
+        waiting = Fiber.schedule { server.accept rescue $!.class }
+        server.close
+        TCPServer.new("127.0.0.1", port).close
+        sleep 0.001 while waiting.alive?
+      end
+    end
+  end
+
   def test_a_close_that_lingers_stalls_its_own_fiber_only
     server = TCPServer.new("127.0.0.1", 0)
     client = TCPSocket.new("127.0.0.1", server.addr[1])
