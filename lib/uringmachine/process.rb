@@ -109,6 +109,10 @@ class UringMachine
       # Nobody would know of a child that cannot be opened.
       def open_child(pid, machine)
         new(pid, machine)
+      rescue Errno::ESRCH
+        # It has ended already, and SIGCHLD is ignored, or somebody waits for whatever child there is. Its number may be
+        # another's by now.
+        allocate.tap { |process| process.__send__(:initialize_ended, pid, machine) }
       rescue SystemCallError
         ::Process.kill(:KILL, pid)
         ::Process.detach(pid)
@@ -176,6 +180,8 @@ class UringMachine
     #   process.kill(:TERM)
     def kill(signal)
       number = number_of(signal)
+      raise Errno::ESRCH unless @io
+
       using do |descriptor|
         raise Errno::ESRCH if UringMachine.pidfd_ended?(descriptor)
 
@@ -238,7 +244,7 @@ class UringMachine
     def close
       @lock.synchronize do
         @closed = true
-        @io.close if @users.zero? && !@io.closed?
+        @io.close if @io && @users.zero? && !@io.closed?
       end
       nil
     end
@@ -258,6 +264,15 @@ class UringMachine
     end
 
     private
+
+    # As one that has been waited for and closed.
+    def initialize_ended(pid, machine)
+      @machine = machine
+      @pid = pid
+      @lock = Thread::Mutex.new
+      @users = 0
+      @status = @closed = true
+    end
 
     def check_open
       raise Error, "closed process" if @closed

@@ -192,6 +192,26 @@ class TestMachineProcess < MachineTest
     assert_equal "true\n", output
   end
 
+  def test_a_child_that_has_ended_and_been_reaped_before_it_is_opened
+    output, status = ruby(<<~RUBY)
+      trap(:CHLD, "IGNORE")
+      pid = Process.spawn("exit 3")
+      begin
+        loop { Process.kill(0, pid) && Thread.pass }
+      rescue Errno::ESRCH
+        # It is gone.
+      end
+      machine = UM.new
+      process = UM::Process.__send__(:open_child, pid, machine)
+      p process.pid == pid, process.wait, process.wait(timeout: 1), process.alive?, process.close
+      p((process.kill(:KILL) rescue $!.class), process.inspect.include?("ended"))
+      process.on_exit { p :exit }
+      machine.snooze
+    RUBY
+    assert_equal "true\ntrue\ntrue\nfalse\nnil\nErrno::ESRCH\ntrue\n:exit\n", output
+    assert_predicate status, :success?
+  end
+
   def test_blocks_run_when_it_ends_in_their_order
     everywhere do |opener|
       process = opener.process_open(child.pid)
