@@ -312,6 +312,12 @@ pub fn truthy(value: VALUE) -> bool {
     value & !NIL != 0
 }
 
+/// A function of any number of arguments, as Ruby takes it.
+unsafe fn erased(function: *const ()) -> unsafe extern "C" fn() -> VALUE {
+    // SAFETY: the caller has a function, and says to Ruby how many arguments it takes.
+    unsafe { std::mem::transmute(function) }
+}
+
 /// Registers a method. The number of arguments must be what the function takes.
 pub unsafe fn define_method(
     class: VALUE,
@@ -321,8 +327,7 @@ pub unsafe fn define_method(
 ) {
     // SAFETY: Ruby calls the function with the arguments its arity says; the caller matches them.
     unsafe {
-        let function = std::mem::transmute::<*const (), unsafe extern "C" fn() -> VALUE>(function);
-        rb_sys::rb_define_method(class, name.as_ptr(), Some(function), arity);
+        rb_sys::rb_define_method(class, name.as_ptr(), Some(erased(function)), arity);
     }
 }
 
@@ -335,8 +340,7 @@ pub unsafe fn define_private_method(
 ) {
     // SAFETY: as `define_method`.
     unsafe {
-        let function = std::mem::transmute::<*const (), unsafe extern "C" fn() -> VALUE>(function);
-        rb_sys::rb_define_private_method(class, name.as_ptr(), Some(function), arity);
+        rb_sys::rb_define_private_method(class, name.as_ptr(), Some(erased(function)), arity);
     }
 }
 
@@ -349,8 +353,7 @@ pub unsafe fn define_singleton_method(
 ) {
     // SAFETY: as in `define_method`.
     unsafe {
-        let function = std::mem::transmute::<*const (), unsafe extern "C" fn() -> VALUE>(function);
-        rb_sys::rb_define_singleton_method(object, name.as_ptr(), Some(function), arity);
+        rb_sys::rb_define_singleton_method(object, name.as_ptr(), Some(erased(function)), arity);
     }
 }
 
