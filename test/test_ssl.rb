@@ -1,26 +1,13 @@
 # frozen_string_literal: true
 
 require "net/http"
-require "openssl"
 require "tmpdir"
 require_relative "test_helper"
+require_relative "identity"
 
 # UM::SSL: TLS of plain Ruby code through the ring.
 class TestSSL < SchedulerTest
-  KEY = OpenSSL::PKey::EC.generate("prime256v1")
-
-  CERTIFICATE = OpenSSL::X509::Certificate.new.tap do |certificate|
-    certificate.version = 2
-    certificate.serial = 1
-    certificate.subject = certificate.issuer = OpenSSL::X509::Name.parse("/CN=localhost")
-    certificate.public_key = KEY
-    certificate.not_before = Time.now - 60
-    certificate.not_after = Time.now + 3600
-    extensions = OpenSSL::X509::ExtensionFactory.new(certificate, certificate)
-    certificate.add_extension(extensions.create_extension("basicConstraints", "CA:TRUE", true))
-    certificate.add_extension(extensions.create_extension("subjectAltName", "DNS:localhost,IP:127.0.0.1", false))
-    certificate.sign(KEY, "SHA256")
-  end
+  CERTIFICATE = Identity.certificate("DNS:localhost,IP:127.0.0.1")
 
   def teardown
     UM::SSL.leave_alone
@@ -28,7 +15,7 @@ class TestSSL < SchedulerTest
   end
 
   def server_context
-    OpenSSL::SSL::SSLContext.new.tap { |context| context.add_certificate(CERTIFICATE, KEY) }
+    OpenSSL::SSL::SSLContext.new.tap { |context| context.add_certificate(CERTIFICATE, Identity.key) }
   end
 
   def client_context
@@ -86,7 +73,7 @@ class TestSSL < SchedulerTest
   def with_nginx
     Dir.mktmpdir do |folder|
       port = TCPServer.open("127.0.0.1", 0) { |server| server.addr[1] }
-      File.write(File.join(folder, "key.pem"), KEY.private_to_pem)
+      File.write(File.join(folder, "key.pem"), Identity.key.private_to_pem)
       File.write(File.join(folder, "certificate.pem"), CERTIFICATE.to_pem)
       File.write(File.join(folder, "body"), "from nginx\n" * 10_000)
       File.write(File.join(folder, "nginx.conf"), <<~CONF)

@@ -1,7 +1,7 @@
 # frozen_string_literal: true
 
 require_relative "../test_helper"
-require "openssl"
+require_relative "../identity"
 require "pty"
 require "io/console"
 require "open3"
@@ -13,26 +13,6 @@ class TestMachineTLS < MachineTest
   VERSIONS = [SSL::TLS1_2_VERSION, SSL::TLS1_3_VERSION].freeze
 
   class TooLate < StandardError; end
-
-  # A self-signed certificate for localhost, and its key.
-  module Identity
-    def self.key = @key ||= OpenSSL::PKey::EC.generate("prime256v1")
-
-    def self.certificate
-      @certificate ||= OpenSSL::X509::Certificate.new.tap do |certificate|
-        certificate.version = 2
-        certificate.serial = 1
-        certificate.subject = certificate.issuer = OpenSSL::X509::Name.parse("/CN=localhost")
-        certificate.public_key = key
-        certificate.not_before = Time.now - 60
-        certificate.not_after = Time.now + 3600
-        extensions = OpenSSL::X509::ExtensionFactory.new(certificate, certificate)
-        certificate.add_extension(extensions.create_extension("basicConstraints", "CA:TRUE", true))
-        certificate.add_extension(extensions.create_extension("subjectAltName", "DNS:localhost", false))
-        certificate.sign(key, "SHA256")
-      end
-    end
-  end
 
   def setup
     super
