@@ -15,8 +15,9 @@ class PatientTest < Minitest::Test
   def setup
     @watchdog = Thread.new do
       sleep PATIENCE
-      warn "#{name} hangs:"
-      Thread.list.each { |thread| warn thread.inspect, *thread.backtrace&.first(15), "" }
+      # Not `warn`, which -W0 silences.
+      $stderr << "#{name} hangs:\n"
+      Thread.list.each { |thread| $stderr << [thread.inspect, *thread.backtrace&.first(15), "\n"].join("\n") }
       exit!(1)
     end
   end

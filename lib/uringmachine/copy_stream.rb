@@ -3,7 +3,7 @@
 class UringMachine
   # IO.copy_stream under a UM::FiberScheduler moves bytes within the kernel, where both ends are descriptors and the
   # target is no regular file; else Ruby's own does what it does. (Ruby's own copies a file to a file in one call of the
-  # kernel, on a worker thread.)
+  # kernel, on a worker thread.) An SSLSocket is a descriptor where the kernel encrypts: see UM::SSL.accelerate.
   module CopyStream
     # As IO.copy_stream.
     def copy_stream(source, destination, length = nil, offset = nil)
@@ -31,20 +31,32 @@ class UringMachine
 
       # nil if Ruby's own copy is the one to do it.
       def self.of(source, destination)
-        return unless descriptor?(source) && destination.is_a?(::IO) && !destination.closed?
-        return if destination.stat.file?
+        target = target_of(destination)
+        return unless target && origin?(source)
 
-        new(source, destination)
+        new(source, destination, target)
       end
 
-      def self.descriptor?(source)
-        source.is_a?(String) || source.respond_to?(:to_path) || (source.is_a?(::IO) && !source.closed?)
+      def self.target_of(destination)
+        return ssl?(destination) && SSL.kernel_sends?(destination) ? destination.io : nil unless destination.is_a?(::IO)
+
+        destination unless destination.closed? || destination.stat.file?
       end
 
-      def initialize(source, destination)
-        @opened = source unless source.is_a?(::IO)
+      def self.origin?(source)
+        source.is_a?(String) || source.respond_to?(:to_path) || (source.is_a?(::IO) && !source.closed?) ||
+          (ssl?(source) && SSL.kernel_receives?(source))
+      end
+
+      def self.ssl?(object) = object.is_a?(TLS::Socket) && !object.closed?
+
+      def initialize(source, destination, target)
+        @ssl = source.is_a?(TLS::Socket)
+        @opened = source unless source.is_a?(::IO) || @ssl
         @source = @opened ? File.open(@opened, "rb") : source
+        @origin = @ssl ? source.io : @source
         @destination = destination
+        @target = target
       end
 
       # Returns the bytes copied. The block copies what cannot be moved within the kernel.
@@ -55,7 +67,8 @@ class UringMachine
           rest = length && (length - copied)
           break if rest&.zero?
 
-          moved = scheduler.io_splice(@source, @destination, rest, offset && (offset + copied))
+          moved = scheduler.io_splice(@origin, @target, step(rest), offset && (offset + copied))
+          moved = copy_record(rest) if @ssl && (moved.zero? || moved == NO_DATA)
           return copied + yield(rest, offset && (offset + copied)) if refused?(moved)
           raise SystemCallError.new("copy_stream", -moved) if moved.negative?
           break if moved.zero?
@@ -77,16 +90,43 @@ class UringMachine
 
       def refused?(moved) = REFUSED.include?(moved)
 
+      # How much to move at once. Where the kernel encrypts it takes bytes for a peer that is gone, so it is asked now and
+      # then.
+      def step(rest)
+        return rest if @destination.is_a?(::IO)
+
+        TLS.check_peer(@destination)
+        [rest, MOVED_AT_ONCE].compact.min
+      end
+
+      MOVED_AT_ONCE = 1 << 20
+      private_constant :MOVED_AT_ONCE
+
+      # The record that is next on an encrypted connection is not the program's (splice answers EINVAL), or there is
+      # none: OpenSSL has a look at it, and waits for one that is.
+      NO_DATA = -Errno::EINVAL::Errno
+      private_constant :NO_DATA
+
+      def copy_record(length)
+        copy_some(length)
+      rescue EOFError
+        0
+      end
+
       # What Ruby has read and the program has not goes first.
       def copy_read_ahead(length)
         copied = 0
-        while FiberScheduler.read_ahead?(@source) && (length.nil? || copied < length)
-          bytes = @source.readpartial(length ? [length - copied, 65_536].min : 65_536)
-          @destination.write(bytes)
-          copied += bytes.bytesize
-        end
-        @destination.flush if copied.positive?
+        copied += copy_some(length && (length - copied)) while read_ahead? && (length.nil? || copied < length)
         copied
+      end
+
+      def read_ahead? = @ssl ? @source.um_read_ahead? : FiberScheduler.read_ahead?(@source)
+
+      def copy_some(length)
+        bytes = @source.readpartial(length ? [length, 65_536].min : 65_536)
+        @destination.write(bytes)
+        @destination.flush
+        bytes.bytesize
       end
     end
     private_constant :Ends

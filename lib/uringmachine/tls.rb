@@ -71,6 +71,9 @@ class UringMachine
         io.close
       end
 
+      # Whether bytes have been read from the descriptor that the program has not.
+      def um_read_ahead? = !@rbuffer.empty? || TLS.holds_bytes?(self)
+
       private
 
       # Sends a close_notify, if the socket takes it now, and does not wait for the peer's.

@@ -307,7 +307,7 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
             (*io).machine = machine;
             (*io).discards = Some((*caller.core).discards.clone());
             if mode == Mode::Ssl {
-                tls::set_bio(machine, target)?;
+                tls::set_bio(machine, target, false)?;
             }
             Ok(this)
         })

@@ -15,8 +15,10 @@ use crate::tls::{self, Connection, Wait};
 /// Called before `connect` or `accept`, or after; not while a handshake is half-way. On another thread than
 /// the machine's, the socket's methods go through that thread's own machine.
 ///
-/// @method UringMachine#ssl_set_bio(ssl_socket)
+/// @method UringMachine#ssl_set_bio(ssl_socket, kernel: false)
 /// @param ssl_socket [OpenSSL::SSL::SSLSocket]
+/// @param kernel [Boolean] whether the kernel is to encrypt and decrypt, where it offers that: see
+///   UM::SSL.accelerate
 /// @return [UringMachine] self
 /// @raise [TypeError] if it is no SSLSocket
 /// @raise [IOError] if it is closed
@@ -28,8 +30,17 @@ use crate::tls::{self, Connection, Wait};
 unsafe extern "C" fn ssl_set_bio(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments.
     unsafe {
-        method(argc, argv, this, 1..=1, |_, arguments| {
-            tls::set_bio(this, arguments.get(0))?;
+        method(argc, argv, this, 1..=2, |_, arguments| {
+            let kernel = match arguments.optional(1) {
+                None => None,
+                Some(options) if sys::is_hash(options) => {
+                    arguments::keywords(options, ["kernel"])?[0]
+                }
+                Some(other) => {
+                    return Err(arguments::wrong_type(other, "kernel", "a keyword").into())
+                }
+            };
+            tls::set_bio(this, arguments.get(0), kernel.is_some_and(sys::truthy))?;
             Ok(this)
         })
     }
@@ -82,7 +93,10 @@ unsafe fn read_into(
         let destination = Destination::new(core, buffer, maxlen, 0, "buffer")?;
         let hold = (*core).holds.insert(vec![destination.held()]);
         let (pointer, length) = (destination.pointer, destination.length);
-        let result = connection.read(caller, pointer, length, wait);
+        let fixed = destination.fixed;
+        (*core).fixed +=
+            u64::from(fixed.is_some() && connection.kernel_receives() && !connection.holds_bytes());
+        let result = connection.read(caller, pointer, length, fixed, wait);
         let finished = destination.finish(core, result.as_ref().ok().copied());
         (*core).holds.remove(hold);
         finished?;
@@ -208,10 +222,12 @@ unsafe extern "C" fn drive(argc: c_int, argv: *const VALUE, _module: VALUE) -> V
                 connection.exchange(&caller, Wait::Timeout)?;
                 continue;
             }
-            connection.flush(&caller, Wait::Timeout)?;
-            if wanted != wait_writable() {
-                return Ok(wanted);
+            if wanted == wait_writable() {
+                connection.make_room(&caller, Wait::Timeout)?;
+                continue;
             }
+            connection.flush(&caller, Wait::Timeout)?;
+            return Ok(wanted);
         })
     }
 }
@@ -272,6 +288,51 @@ unsafe extern "C" fn takes_now(argc: c_int, argv: *const VALUE, _module: VALUE) 
     }
 }
 
+/// UM::TLS.kernel_sends?(ssl_socket): whether bytes that are written to its IO are encrypted by the kernel.
+unsafe extern "C" fn kernel_sends(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            let connection = Connection::find(arguments.get(0))?;
+            Ok(sys::boolean(connection.kernel_sends()))
+        })
+    }
+}
+
+/// UM::TLS.kernel_receives?(ssl_socket): whether bytes that are read from its IO come decrypted by the kernel.
+unsafe extern "C" fn kernel_receives(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            let connection = Connection::find(arguments.get(0))?;
+            Ok(sys::boolean(connection.kernel_receives()))
+        })
+    }
+}
+
+/// UM::TLS.holds_bytes?(ssl_socket): whether OpenSSL has bytes that came from the descriptor.
+unsafe extern "C" fn holds_bytes(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            Ok(sys::boolean(find(&arguments)?.holds_bytes()))
+        })
+    }
+}
+
+/// UM::TLS.check_peer(ssl_socket): raises Errno::EPIPE if the peer has reset a connection that the kernel encrypts,
+/// for what writes to the descriptor itself.
+unsafe extern "C" fn check_peer(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            let connection = find(&arguments)?;
+            connection.check_peer(connection.descriptor()?)?;
+            Ok(NIL)
+        })
+    }
+}
+
 /// UM::TLS.abandon(ssl_socket): has the fibers raise that wait for its descriptor.
 unsafe extern "C" fn abandon(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments.
@@ -304,6 +365,10 @@ pub unsafe fn define(class: VALUE) {
                 (c"drive", drive),
                 (c"attempt", attempt),
                 (c"takes_now?", takes_now),
+                (c"kernel_sends?", kernel_sends),
+                (c"kernel_receives?", kernel_receives),
+                (c"holds_bytes?", holds_bytes),
+                (c"check_peer", check_peer),
                 (c"abandon", abandon),
             ],
         );

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use uringmachine_runtime::TaskId;
 
-use super::openssl::{self, Bio, OpenSsl};
+use super::kernel::{self, Kernel};
+use super::openssl::{self, Bio, OpenSsl, Ssl};
+use super::transport::{errno, is_transient, Sent};
 use crate::core::Core;
 use crate::sys::VALUE;
 use crate::um::DataType;
@@ -80,6 +82,7 @@ pub struct Wire {
     pub ended: bool,
     pub fd: c_int,
     pub is_socket: bool,
+    pub kernel: Kernel,
     /// Memory to receive into, while nobody does.
     pub spare: Vec<u8>,
     /// How much to receive at once.
@@ -185,6 +188,7 @@ pub unsafe fn make_method(openssl: &mut OpenSsl) -> Option<()> {
 
 /// Flags of a BIO (openssl/bio.h).
 const READ: c_int = 1;
+const WRITE: c_int = 2;
 const RETRY: c_int = 8;
 const ALL: c_int = 15;
 
@@ -204,6 +208,11 @@ unsafe extern "C" fn read(bio: *mut Bio, buffer: *mut c_char, length: c_int) -> 
         if wire.ended {
             return 0;
         }
+        if wire.kernel.failed != 0 {
+            *libc::__errno_location() = std::mem::take(&mut wire.kernel.failed);
+            return -1;
+        }
+        wire.kernel.asked = length.max(0) as usize;
         (openssl.BIO_set_flags)(bio, READ | RETRY);
         -1
     }
@@ -216,9 +225,93 @@ unsafe extern "C" fn write(bio: *mut Bio, bytes: *mut c_char, length: c_int) -> 
         (openssl.BIO_clear_flags)(bio, ALL);
         let wire = &mut *(openssl.BIO_get_data)(bio).cast::<Wire>();
         let length = length.max(0);
-        wire.outbound
-            .push(std::slice::from_raw_parts(bytes.cast(), length as usize));
+        let bytes = std::slice::from_raw_parts(bytes.cast(), length as usize);
+        if wire.kernel.stuck {
+            *libc::__errno_location() = libc::EKEYREJECTED;
+            return -1;
+        }
+        if let Some(kind) = wire.kernel.record {
+            let count = write_record(wire, kind, bytes);
+            if count < 0 && is_transient(errno()) {
+                (openssl.BIO_set_flags)(bio, WRITE | RETRY);
+            }
+            return count;
+        }
+        wire.outbound.push(bytes);
         length
+    }
+}
+
+/// Sends a record which the kernel is to encrypt and which is not the program's bytes, after all that has
+/// been written before it. Without waiting: the fiber waits between OpenSSL's calls, and OpenSSL writes again.
+unsafe fn write_record(wire: &mut Wire, kind: u8, bytes: &[u8]) -> c_int {
+    // SAFETY: errno of this thread.
+    unsafe {
+        if !wire.kernel.is_same_socket(wire.fd) {
+            *libc::__errno_location() = libc::EBADF;
+            return -1;
+        }
+        let fd = wire.fd;
+        match wire.send_now(fd) {
+            Sent::All => {}
+            Sent::Part => {
+                *libc::__errno_location() = libc::EAGAIN;
+                return -1;
+            }
+            Sent::None => {
+                *libc::__errno_location() = libc::EPIPE;
+                return -1;
+            }
+        }
+    }
+    let count = kernel::send_record(wire.fd, kind, bytes);
+    if count >= 0 {
+        wire.kernel.record = None;
+        wire.kernel.stuck = kernel::is_key_update(kind, bytes);
+    }
+    count as c_int
+}
+
+/// OpenSSL offers the keys of a direction. Refused, it goes on by itself: so while bytes of that direction are
+/// on their way that the kernel would take for its own to encrypt or decrypt.
+unsafe fn set_keys(wire: &mut Wire, sends: bool, information: *const c_void) -> bool {
+    if !wire.kernel.offered || information.is_null() || !wire.kernel.is_same_socket(wire.fd) {
+        return false;
+    }
+    let fd = wire.fd;
+    let is_clear = if sends {
+        wire.send_now(fd) == Sent::All
+    } else {
+        wire.inbound.is_empty() && wire.receiver.is_none()
+    };
+    // SAFETY: OpenSSL passes what the kernel's option takes.
+    if !is_clear || !unsafe { kernel::set_keys(fd, information, sends) } {
+        return false;
+    }
+    if sends {
+        wire.kernel.sends = true;
+        wire.kernel.stuck = false;
+    } else {
+        wire.kernel.receives = true;
+    }
+    true
+}
+
+/// Commands of a BIO with which OpenSSL asks for what the kernel does (openssl/bio.h).
+const KERNEL_SENDS: c_int = 73;
+const KERNEL_RECEIVES: c_int = 76;
+
+/// Whether the kernel encrypts what an SSL sends, and decrypts what it receives, through the BIOs that it has.
+pub unsafe fn kernel_of(openssl: &OpenSsl, ssl: *const Ssl) -> (bool, bool) {
+    // SAFETY: the commands take no argument; an SSL without BIOs has none to ask.
+    unsafe {
+        let ask = |bio: *mut Bio, command| {
+            !bio.is_null() && (openssl.BIO_ctrl)(bio, command, 0, std::ptr::null_mut()) > 0
+        };
+        (
+            ask((openssl.SSL_get_wbio)(ssl), KERNEL_SENDS),
+            ask((openssl.SSL_get_rbio)(ssl), KERNEL_RECEIVES),
+        )
     }
 }
 
@@ -236,6 +329,10 @@ unsafe extern "C" fn control(
     const DUP: c_int = 12;
     const PENDING_WRITES: c_int = 13;
     const GET_FD: c_int = 105;
+    // Of kernel TLS, as those below.
+    const SET_KEYS: c_int = 72;
+    const SET_RECORD: c_int = 74;
+    const CLEAR_RECORD: c_int = 75;
     let openssl = openssl::known();
     // SAFETY: the wire is the BIO's; GET_FD takes the address of an int, or NULL.
     unsafe {
@@ -257,6 +354,17 @@ unsafe extern "C" fn control(
                     *pointer.cast::<c_int>() = wire.fd;
                 }
                 c_long::from(wire.fd)
+            }
+            SET_KEYS => c_long::from(set_keys(wire, number != 0, pointer)),
+            KERNEL_SENDS => c_long::from(wire.kernel.sends),
+            KERNEL_RECEIVES => c_long::from(wire.kernel.receives),
+            SET_RECORD => {
+                wire.kernel.record = Some(number as u8);
+                0
+            }
+            CLEAR_RECORD => {
+                wire.kernel.record = None;
+                0
             }
             _ => 0,
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::bio::{self, Wire};
 use super::no_ssl_socket;
 use super::openssl::{self, OpenSsl, Ssl};
-use super::transport::errno;
+use super::transport::{errno, Received};
 use crate::durations;
 use crate::machine::Caller;
 use crate::switch::{self, Failure};
@@ -181,12 +181,13 @@ impl Connection {
         }
     }
 
-    /// See [`super::read`].
+    /// See [`super::read`]. `fixed` is the place of the memory among the registered buffers.
     pub unsafe fn read(
         &self,
         caller: &Caller,
         pointer: *mut u8,
         length: usize,
+        fixed: Option<u16>,
         wait: Wait,
     ) -> Result<usize, Failure> {
         if length == 0 {
@@ -196,6 +197,13 @@ impl Connection {
         // SAFETY: the caller keeps the memory.
         unsafe {
             self.descriptor()?;
+            while self.kernel_receives() && !self.holds_bytes() {
+                match self.receive_into(caller, pointer, room as u32, fixed, wait)? {
+                    Received::Bytes(count) => return Ok(count),
+                    Received::Nothing => {}
+                    Received::ForOpenSsl => break,
+                }
+            }
             loop {
                 let step = self.call("SSL_read", || {
                     (self.openssl.SSL_read)(self.ssl, pointer.cast(), room)
@@ -212,7 +220,7 @@ impl Connection {
                         return Ok(0);
                     }
                     Ok(Step::WantsRead) => self.exchange(caller, wait)?,
-                    Ok(Step::WantsWrite) => self.ready(caller, libc::POLLOUT, wait)?,
+                    Ok(Step::WantsWrite) => self.make_room(caller, wait)?,
                     Err(raise) => {
                         self.send_now();
                         return Err(raise.into());
@@ -236,21 +244,93 @@ impl Connection {
             if self.wire.is_null() {
                 return self.encrypt(caller, pieces, wait, accepted);
             }
-            loop {
-                if !(*self.wire).writing {
-                    break;
-                }
-                self.stand_in(caller, |wire| &raw mut (*wire).writers, wait)?;
-            }
-            (*self.wire).writing = true;
+            self.begin_write(caller, wait)?;
             let mut result = self.encrypt(caller, pieces, wait, accepted);
             match &result {
                 Ok(()) => result = self.flush(caller, wait),
                 // Tells the peer why.
                 Err(_) => drop(self.send_now()),
             }
+            self.end_write();
+            result
+        }
+    }
+
+    /// Waits until no other fiber is in the middle of a write.
+    unsafe fn begin_write(&self, caller: &Caller, wait: Wait) -> Result<(), Failure> {
+        // SAFETY: the wire lives as long as the SSL.
+        unsafe {
+            loop {
+                if !(*self.wire).writing {
+                    (*self.wire).writing = true;
+                    return Ok(());
+                }
+                self.stand_in(caller, |wire| &raw mut (*wire).writers, wait)?;
+            }
+        }
+    }
+
+    unsafe fn end_write(&self) {
+        // SAFETY: as above.
+        unsafe {
             (*self.wire).writing = false;
             (*self.wire).writers.wake_all();
+        }
+    }
+
+    /// Whether the kernel encrypts what is sent, so that the program's bytes need not pass through OpenSSL.
+    pub unsafe fn kernel_sends(&self) -> bool {
+        // SAFETY: the wire and the SSL live as long as the object.
+        unsafe {
+            !self.wire.is_null()
+                && (*self.wire).kernel.sends
+                && !(*self.wire).kernel.stuck
+                && (self.openssl.SSL_is_init_finished)(self.ssl) != 0
+                && (self.openssl.SSL_get_shutdown)(self.ssl) & openssl::SENT_SHUTDOWN == 0
+                && (self.openssl.SSL_get_key_update_type)(self.ssl) == openssl::NO_KEY_UPDATE
+        }
+    }
+
+    /// Whether bytes have come that the program has not read.
+    pub unsafe fn holds_bytes(&self) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            (self.openssl.SSL_has_pending)(self.ssl) != 0
+                || (!self.wire.is_null() && !(*self.wire).inbound.is_empty())
+        }
+    }
+
+    /// Whether the kernel decrypts what is received.
+    pub unsafe fn kernel_receives(&self) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            !self.wire.is_null()
+                && (*self.wire).kernel.receives
+                && (*self.wire).kernel.failed == 0
+                && !(*self.wire).ended
+                && (self.openssl.SSL_is_init_finished)(self.ssl) != 0
+                && (self.openssl.SSL_get_shutdown)(self.ssl) & openssl::RECEIVED_SHUTDOWN == 0
+        }
+    }
+
+    /// Sends bytes that the kernel encrypts, where they are; after what OpenSSL has written.
+    pub unsafe fn send(
+        &self,
+        caller: &Caller,
+        bytes: &[u8],
+        fixed: Option<u16>,
+        wait: Wait,
+        accepted: &mut u64,
+    ) -> Result<(), Failure> {
+        // SAFETY: as `write`.
+        unsafe {
+            self.descriptor()?;
+            self.begin_write(caller, wait)?;
+            let mut result = self.flush(caller, wait);
+            if result.is_ok() {
+                result = self.send_from(caller, bytes, fixed, wait, accepted);
+            }
+            self.end_write();
             result
         }
     }
@@ -306,7 +386,7 @@ impl Connection {
                     }
                     // The peer renegotiates.
                     Step::WantsRead => self.exchange(caller, wait)?,
-                    Step::WantsWrite => self.ready(caller, libc::POLLOUT, wait)?,
+                    Step::WantsWrite => self.make_room(caller, wait)?,
                     Step::Ended => return Err(Raise::errno(libc::EPIPE).into()),
                 }
             }

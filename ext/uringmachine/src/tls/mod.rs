@@ -7,6 +7,7 @@
 
 pub mod bio;
 mod connection;
+mod kernel;
 pub mod openssl;
 mod transport;
 
@@ -38,7 +39,7 @@ pub unsafe fn read(
     length: usize,
 ) -> Result<usize, Failure> {
     // SAFETY: the caller's promise.
-    unsafe { Connection::find(object)?.read(caller, pointer, length, Wait::Forever) }
+    unsafe { Connection::find(object)?.read(caller, pointer, length, None, Wait::Forever) }
 }
 
 /// Writes every byte of every String and IO::Buffer to a TLS connection, and returns how many once the
@@ -101,7 +102,13 @@ pub unsafe fn write_some(
                 .iter()
                 .map(|source| std::slice::from_raw_parts(source.pointer, source.length))
                 .collect();
-            result = connection.write(caller, &pieces, wait, accepted);
+            result = match &sources[..] {
+                [only] if connection.kernel_sends() => {
+                    (*core).fixed += u64::from(only.fixed.is_some());
+                    connection.send(caller, pieces[0], only.fixed, wait, accepted)
+                }
+                _ => connection.write(caller, &pieces, wait, accepted),
+            };
             (*core).holds.remove(hold);
         }
         for source in sources {
@@ -130,10 +137,11 @@ fn machine_variable() -> sys::ID {
 
 /// Puts an SSLSocket on the ring of the UM `machine`: gives it a BIO of ours, once, and extends it with
 /// UM::TLS::Socket. Its own methods go through that machine when they are called on the machine's thread.
+/// With `kernel`, or if its context has OP_ENABLE_KTLS, it uses kernel TLS where that is offered.
 ///
 /// # Safety
 /// `object` is on the caller's frame or marked by other means.
-pub unsafe fn set_bio(machine: VALUE, object: VALUE) -> Result<(), Raise> {
+pub unsafe fn set_bio(machine: VALUE, object: VALUE, kernel: bool) -> Result<(), Raise> {
     // SAFETY: what may raise is protected; the SSL takes the BIO.
     unsafe {
         let connection = Connection::find(object)?;
@@ -141,11 +149,23 @@ pub unsafe fn set_bio(machine: VALUE, object: VALUE) -> Result<(), Raise> {
             return Err(Raise::argument("ssl_socket is frozen"));
         }
         if connection.wire.is_null() {
-            let wire = bio::Wire {
-                fd: connection.descriptor()?,
+            let fd = connection.descriptor()?;
+            let (openssl, ssl) = (connection.openssl, connection.ssl);
+            let mut wire = bio::Wire {
+                fd,
                 is_socket: connection.is_socket()?,
                 ..Default::default()
             };
+            if kernel || (openssl.SSL_get_options)(ssl) & openssl::KERNEL_TLS != 0 {
+                wire.kernel = kernel::Kernel::of(fd);
+                if wire.kernel.offered {
+                    (openssl.SSL_set_options)(ssl, openssl::KERNEL_TLS);
+                    // A handshake that is over may have given the keys to the kernel.
+                    let (sends, receives) = bio::kernel_of(openssl, ssl);
+                    wire.kernel.sends = sends;
+                    wire.kernel.receives = receives;
+                }
+            }
             let Some((bio, keeper)) = bio::make(connection.openssl, wire) else {
                 return Err(connection.openssl.error("BIO_new"));
             };

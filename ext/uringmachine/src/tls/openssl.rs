@@ -23,6 +23,14 @@ pub const ERROR_WANT_WRITE: c_int = 3;
 pub const ERROR_SYSCALL: c_int = 5;
 pub const ERROR_ZERO_RETURN: c_int = 6;
 
+/// SSL_OP_ENABLE_KTLS, an option of SSL_set_options.
+pub const KERNEL_TLS: u64 = 1 << 3;
+/// SSL_KEY_UPDATE_NONE, an answer of SSL_get_key_update_type.
+pub const NO_KEY_UPDATE: c_int = -1;
+/// Bits of SSL_get_shutdown.
+pub const SENT_SHUTDOWN: c_int = 1;
+pub const RECEIVED_SHUTDOWN: c_int = 2;
+
 pub type Transfer = unsafe extern "C" fn(*mut Bio, *mut c_char, c_int) -> c_int;
 pub type Control = unsafe extern "C" fn(*mut Bio, c_int, c_long, *mut c_void) -> c_long;
 pub type Life = unsafe extern "C" fn(*mut Bio) -> c_int;
@@ -70,6 +78,13 @@ functions! {
     SSL_write(*mut Ssl, *const c_void, c_int) -> c_int;
     SSL_get_error(*const Ssl, c_int) -> c_int;
     SSL_get_rbio(*const Ssl) -> *mut Bio;
+    SSL_get_wbio(*const Ssl) -> *mut Bio;
+    SSL_is_init_finished(*const Ssl) -> c_int;
+    SSL_has_pending(*const Ssl) -> c_int;
+    SSL_get_shutdown(*const Ssl) -> c_int;
+    SSL_get_key_update_type(*const Ssl) -> c_int;
+    SSL_get_options(*const Ssl) -> u64;
+    SSL_set_options(*mut Ssl, u64) -> u64;
     SSL_set_bio(*mut Ssl, *mut Bio, *mut Bio);
     BIO_get_new_index() -> c_int;
     BIO_meth_new(c_int, *const c_char) -> *mut BioMethod;
@@ -78,6 +93,7 @@ functions! {
     BIO_meth_set_ctrl(*mut BioMethod, Control) -> c_int;
     BIO_meth_set_destroy(*mut BioMethod, Life) -> c_int;
     BIO_new(*const BioMethod) -> *mut Bio;
+    BIO_ctrl(*mut Bio, c_int, c_long, *mut c_void) -> c_long;
     BIO_method_type(*const Bio) -> c_int;
     BIO_set_data(*mut Bio, *mut c_void);
     BIO_get_data(*mut Bio) -> *mut c_void;

@@ -9,6 +9,7 @@ use uringmachine_runtime::{opcode, types, Entry};
 
 use super::bio::{Party, Queue, Wire};
 use super::connection::{Connection, Wait};
+use super::kernel::{self, Message, HEADER, RECORD};
 use crate::core::Pending;
 use crate::machine::Caller;
 use crate::switch::{self, Failure, Yields};
@@ -19,6 +20,15 @@ use crate::waiters::{self, Waiters};
 /// How much is received at once: little by an idle connection, more while what came filled it.
 const LEAST: usize = 4 << 10;
 const MOST: usize = 64 << 10;
+/// What a receive past OpenSSL came to.
+pub enum Received {
+    Bytes(usize),
+    /// Another fiber may have received something.
+    Nothing,
+    /// OpenSSL must have a look: at a record that is not the program's, at a broken one, or at the end.
+    ForOpenSsl,
+}
+
 /// What has become of bytes that were to be sent at once.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
@@ -29,7 +39,7 @@ pub enum Sent {
     None,
 }
 
-fn is_transient(errno: c_int) -> bool {
+pub fn is_transient(errno: c_int) -> bool {
     matches!(errno, libc::EAGAIN | libc::EINTR)
 }
 
@@ -79,6 +89,125 @@ impl Connection {
             let result = self.operate(caller, entry, wait, &mut seen)?;
             if result < 0 && !is_transient(-result) {
                 return Err(Raise::errno(-result).into());
+            }
+            Ok(())
+        }
+    }
+
+    /// Waits until OpenSSL can write what the descriptor did not take.
+    pub unsafe fn make_room(&self, caller: &Caller, wait: Wait) -> Result<(), Failure> {
+        // SAFETY: as `ready`.
+        unsafe {
+            self.flush(caller, wait)?;
+            self.ready(caller, libc::POLLOUT, wait)
+        }
+    }
+
+    /// Receives bytes that the kernel has decrypted, where they are to go.
+    pub unsafe fn receive_into(
+        &self,
+        caller: &Caller,
+        pointer: *mut u8,
+        room: u32,
+        fixed: Option<u16>,
+        wait: Wait,
+    ) -> Result<Received, Failure> {
+        // SAFETY: the caller keeps the memory until this returns, and `operate` returns when the kernel is
+        // done with it.
+        unsafe {
+            let wire = self.wire;
+            if (*wire).receiver.is_some() {
+                self.stand_in(caller, |wire| &raw mut (*wire).receivers, wait)?;
+                return Ok(Received::Nothing);
+            }
+            let fd = types::Fd(self.descriptor()?);
+            let entry = match fixed {
+                Some(index) => opcode::ReadFixed::new(fd, pointer, room, index).build(),
+                None => poll_first(opcode::Recv::new(fd, pointer, room).build()),
+            };
+            let mut seen = -libc::ECANCELED;
+            (*wire).receiver = Some(self.party(caller));
+            let result = self.operate(caller, entry, wait, &mut seen);
+            (*wire).receiver = None;
+            (*wire).receivers.wake_all();
+            if seen > 0 && result.is_err() {
+                // The fiber is to raise; the bytes are for the next who reads.
+                let record = std::slice::from_raw_parts(pointer, seen as usize);
+                (*wire).keep_record(record);
+            }
+            match result? {
+                count if count > 0 => Ok(Received::Bytes(count as usize)),
+                // A receive without room for a record's type does not take one that is not the program's.
+                result if result == 0 || -result == libc::EIO => Ok(Received::ForOpenSsl),
+                // The ring does not wait for a read of what is O_NONBLOCK.
+                result if is_transient(-result) => {
+                    self.ready(caller, libc::POLLIN, wait)?;
+                    Ok(Received::Nothing)
+                }
+                result if kernel::is_bad_record(-result) => {
+                    (*wire).kernel.failed = -result;
+                    Ok(Received::ForOpenSsl)
+                }
+                result => Err(Raise::errno(-result).into()),
+            }
+        }
+    }
+
+    /// EPIPE if the peer has reset a connection that the kernel encrypts: the kernel would take bytes for it and
+    /// report nothing, for as long as they are written (net/tls/tls_sw.c, tls_sw_sendmsg).
+    pub unsafe fn check_peer(&self, fd: c_int) -> Result<(), Raise> {
+        // SAFETY: the wire lives as long as the SSL.
+        if unsafe { !self.wire.is_null() && (*self.wire).kernel.sends } && is_ready(fd, 0) {
+            return Err(Raise::errno(libc::EPIPE));
+        }
+        Ok(())
+    }
+
+    /// Sends bytes that the kernel encrypts. `accepted` counts them.
+    pub unsafe fn send_from(
+        &self,
+        caller: &Caller,
+        mut bytes: &[u8],
+        fixed: Option<u16>,
+        wait: Wait,
+        accepted: &mut u64,
+    ) -> Result<(), Failure> {
+        // SAFETY: as `receive_into`.
+        unsafe {
+            let wire = self.wire;
+            while !bytes.is_empty() {
+                if (*wire).sender.is_some() || !(*wire).is_flushed() {
+                    // OpenSSL has answered something meanwhile.
+                    self.flush(caller, wait)?;
+                    continue;
+                }
+                if (*wire).kernel.stuck {
+                    return Err(Raise::errno(libc::EKEYREJECTED).into());
+                }
+                let fd = types::Fd(self.descriptor()?);
+                self.check_peer(fd.0)?;
+                let length = bytes.len().min(1 << 30) as u32;
+                let entry = match fixed {
+                    Some(index) => {
+                        opcode::WriteFixed::new(fd, bytes.as_ptr(), length, index).build()
+                    }
+                    None => opcode::Send::new(fd, bytes.as_ptr(), length)
+                        .flags(libc::MSG_NOSIGNAL)
+                        .build(),
+                };
+                let mut seen = -libc::ECANCELED;
+                (*wire).sender = Some(self.party(caller));
+                let result = self.operate(caller, entry, wait, &mut seen);
+                (*wire).sender = None;
+                (*wire).senders.wake_all();
+                let count = seen.max(0) as usize;
+                *accepted += count as u64;
+                bytes = &bytes[count..];
+                match result? {
+                    result if result >= 0 => {}
+                    result if is_transient(-result) => self.ready(caller, libc::POLLOUT, wait)?,
+                    result => return Err(Raise::errno(-result).into()),
+                }
             }
             Ok(())
         }
@@ -139,35 +268,72 @@ impl Connection {
 
     /// Receives something, or the end, into the inbound queue; or waits until another fiber has.
     unsafe fn receive(&self, caller: &Caller, wait: Wait) -> Result<(), Failure> {
-        // SAFETY: the memory is on this frame, which `operate` leaves when the kernel is done with it.
+        // SAFETY: the memory and the message are on this frame, which `operate` leaves when the kernel is done
+        // with them.
         unsafe {
             let wire = self.wire;
             if (*wire).receiver.is_some() {
                 return self.stand_in(caller, |wire| &raw mut (*wire).receivers, wait);
             }
+            let Some(room) = self.room() else {
+                return Ok(());
+            };
             let fd = types::Fd(self.descriptor()?);
             let mut memory = self.take_memory();
-            let (pointer, room) = (memory.as_mut_ptr(), memory.len() as u32);
-            let entry = match ((*wire).is_socket, (*wire).hungry) {
-                (true, true) => opcode::Recv::new(fd, pointer, room).build(),
-                // OpenSSL has seen all there was.
-                (true, false) => poll_first(opcode::Recv::new(fd, pointer, room).build()),
-                (false, _) => opcode::Read::new(fd, pointer, room)
-                    .offset(crate::arguments::CURRENT)
-                    .build(),
+            let (pointer, length) = (memory.as_mut_ptr(), room.min(memory.len()));
+            let mut message = Message::new();
+            let decrypts = (*wire).kernel.receives;
+            let entry = if decrypts {
+                message.prepare(pointer.add(HEADER), length - HEADER);
+                poll_first(opcode::RecvMsg::new(fd, &raw mut message.header).build())
+            } else {
+                match ((*wire).is_socket, (*wire).hungry) {
+                    (true, true) => opcode::Recv::new(fd, pointer, length as u32).build(),
+                    // OpenSSL has seen all there was.
+                    (true, false) => {
+                        poll_first(opcode::Recv::new(fd, pointer, length as u32).build())
+                    }
+                    (false, _) => opcode::Read::new(fd, pointer, length as u32)
+                        .offset(crate::arguments::CURRENT)
+                        .build(),
+                }
             };
             let mut seen = -libc::ECANCELED;
             (*wire).receiver = Some(self.party(caller));
             let result = self.operate(caller, entry, wait, &mut seen);
             (*wire).receiver = None;
-            self.received(memory, seen);
+            self.received(memory, length, seen, decrypts.then_some(&message));
             (*wire).receivers.wake_all();
             match result? {
                 result if result >= 0 => Ok(()),
                 // The ring does not wait for what is O_NONBLOCK and no socket.
                 result if is_transient(-result) => self.ready(caller, libc::POLLIN, wait),
+                result if decrypts && kernel::is_bad_record(-result) => {
+                    (*wire).kernel.failed = -result;
+                    Ok(())
+                }
                 result => Err(Raise::errno(-result).into()),
             }
+        }
+    }
+
+    /// How much may be received now; `None` if OpenSSL has not read what has come.
+    unsafe fn room(&self) -> Option<usize> {
+        // SAFETY: the wire and the SSL live as long as the object.
+        unsafe {
+            let wire = self.wire;
+            let kernel = &(*wire).kernel;
+            if !kernel.offered {
+                return Some(MOST);
+            }
+            if kernel.receives {
+                // OpenSSL takes one record at a time.
+                return (*wire).inbound.is_empty().then_some(HEADER + RECORD);
+            }
+            if (self.openssl.SSL_is_init_finished)(self.ssl) != 0 {
+                return Some(MOST);
+            }
+            (*wire).inbound.is_empty().then_some(kernel.asked.max(1))
         }
     }
 
@@ -175,7 +341,11 @@ impl Connection {
         // SAFETY: the wire lives as long as the SSL; the reference ends here.
         unsafe {
             let wire = &mut *self.wire;
-            wire.appetite = wire.appetite.clamp(LEAST, MOST);
+            wire.appetite = if wire.kernel.receives {
+                HEADER + RECORD
+            } else {
+                wire.appetite.clamp(LEAST, MOST)
+            };
             let mut memory = std::mem::take(&mut wire.spare);
             if memory.len() != wire.appetite {
                 memory = vec![0; wire.appetite];
@@ -184,49 +354,79 @@ impl Connection {
         }
     }
 
-    /// Puts what has come in the queue, and the memory back.
-    unsafe fn received(&self, memory: Vec<u8>, result: i32) {
+    /// Puts what has come in the queue, and the memory back. `room` is how much of it there was, `message` what
+    /// the kernel says of a record that it has decrypted.
+    unsafe fn received(
+        &self,
+        mut memory: Vec<u8>,
+        room: usize,
+        result: i32,
+        message: Option<&Message>,
+    ) {
         // SAFETY: as `take_memory`.
         unsafe {
             let wire = &mut *self.wire;
-            if let Ok(count) = usize::try_from(result) {
-                wire.ended |= count == 0;
-                wire.inbound.push(&memory[..count]);
-                wire.hungry = count == memory.len();
-                if wire.hungry {
-                    wire.appetite = memory.len() * 4;
-                } else if count < memory.len() / 16 {
-                    wire.appetite = memory.len() / 4;
+            match (usize::try_from(result), message) {
+                (Ok(count), Some(message)) => match message.record(count) {
+                    Some(kind) => {
+                        memory[..HEADER].copy_from_slice(&header(kind, count));
+                        wire.inbound.push(&memory[..HEADER + count]);
+                    }
+                    None => wire.ended = true,
+                },
+                (Ok(count), None) => {
+                    wire.ended |= count == 0;
+                    wire.inbound.push(&memory[..count]);
+                    wire.hungry = count == room;
+                    if count == memory.len() {
+                        wire.appetite = memory.len() * 4;
+                    } else if count < memory.len() / 16 {
+                        wire.appetite = memory.len() / 4;
+                    }
                 }
+                (Err(_), _) => {}
             }
             wire.spare = memory;
         }
     }
 
-    /// Receives what is there, without waiting; says whether something, or the end, has come.
+    /// Receives what is there, without waiting; says whether OpenSSL has something to read, be it the end.
     pub unsafe fn receive_now(&self) -> Result<bool, Raise> {
-        // SAFETY: the memory is on this frame.
+        // SAFETY: the memory and the message are on this frame.
         unsafe {
             let wire = self.wire;
             if (*wire).receiver.is_some() {
                 return Ok(false);
             }
+            let Some(room) = self.room() else {
+                return Ok(true);
+            };
             let fd = self.descriptor()?;
             let mut memory = self.take_memory();
-            let (pointer, room) = (memory.as_mut_ptr(), memory.len());
-            let result = if (*wire).is_socket {
-                libc::recv(fd, pointer.cast(), room, libc::MSG_DONTWAIT)
+            let (pointer, length) = (memory.as_mut_ptr(), room.min(memory.len()));
+            let mut message = Message::new();
+            let decrypts = (*wire).kernel.receives;
+            let result = if decrypts {
+                message.prepare(pointer.add(HEADER), length - HEADER);
+                libc::recvmsg(fd, &raw mut message.header, libc::MSG_DONTWAIT)
+            } else if (*wire).is_socket {
+                libc::recv(fd, pointer.cast(), length, libc::MSG_DONTWAIT)
             } else if is_ready(fd, libc::POLLIN) {
-                libc::read(fd, pointer.cast(), room)
+                libc::read(fd, pointer.cast(), length)
             } else {
                 *libc::__errno_location() = libc::EAGAIN;
                 -1
             };
             let failed = errno();
-            self.received(memory, result as i32);
+            let message = decrypts.then_some(&message);
+            self.received(memory, length, result as i32, message);
             match result {
                 0.. => Ok(true),
                 _ if is_transient(failed) => Ok(false),
+                _ if decrypts && kernel::is_bad_record(failed) => {
+                    (*wire).kernel.failed = failed;
+                    Ok(true)
+                }
                 _ => Err(Raise::errno(failed)),
             }
         }
@@ -246,7 +446,12 @@ impl Connection {
                     continue;
                 }
                 let fd = types::Fd(self.descriptor()?);
-                let mut queue = std::mem::take(&mut *self.queue());
+                if let Err(gone) = self.check_peer(fd.0) {
+                    (*wire).sending.clear();
+                    (*wire).outbound.clear();
+                    return Err(gone.into());
+                }
+                let mut queue = std::mem::take((*wire).queue());
                 let bytes = queue.as_slice();
                 let length = bytes.len().min(1 << 30) as u32;
                 let entry = if (*wire).is_socket {
@@ -284,42 +489,15 @@ impl Connection {
 
     /// Sends what the kernel takes without waiting.
     pub unsafe fn send_now(&self) -> Sent {
-        // SAFETY: as `receive`.
+        // SAFETY: the wire lives as long as the SSL.
         unsafe {
-            let wire = self.wire;
-            if wire.is_null() {
+            if self.wire.is_null() || (*self.wire).is_flushed() {
                 return Sent::All;
             }
-            while !(*wire).is_flushed() {
-                if (*wire).sender.is_some() {
-                    return Sent::Part;
-                }
-                let Ok(fd) = self.descriptor() else {
-                    return Sent::None;
-                };
-                match send_at_once(fd, (*wire).is_socket, &mut *self.queue()) {
-                    ControlFlow::Continue(()) => {}
-                    ControlFlow::Break(Sent::None) => {
-                        (*wire).sending.clear();
-                        (*wire).outbound.clear();
-                        return Sent::None;
-                    }
-                    ControlFlow::Break(sent) => return sent,
-                }
+            match self.descriptor() {
+                Ok(fd) => (*self.wire).send_now(fd),
+                Err(_) => Sent::None,
             }
-            Sent::All
-        }
-    }
-
-    /// What is to be sent next.
-    unsafe fn queue(&self) -> *mut Queue {
-        // SAFETY: as `take_memory`.
-        unsafe {
-            let wire = &mut *self.wire;
-            if wire.sending.is_empty() {
-                std::mem::swap(&mut wire.sending, &mut wire.outbound);
-            }
-            &raw mut wire.sending
         }
     }
 
@@ -353,8 +531,53 @@ impl Connection {
     }
 }
 
+impl Wire {
+    /// Sends what the kernel takes without waiting.
+    pub fn send_now(&mut self, fd: c_int) -> Sent {
+        while !self.is_flushed() {
+            if self.sender.is_some() {
+                return Sent::Part;
+            }
+            let is_socket = self.is_socket;
+            match send_at_once(fd, is_socket, self.queue()) {
+                ControlFlow::Continue(()) => {}
+                ControlFlow::Break(Sent::None) => {
+                    self.sending.clear();
+                    self.outbound.clear();
+                    return Sent::None;
+                }
+                ControlFlow::Break(sent) => return sent,
+            }
+        }
+        Sent::All
+    }
+
+    /// Puts bytes of the program's, which the kernel has decrypted, where OpenSSL finds them.
+    fn keep_record(&mut self, bytes: &[u8]) {
+        for bytes in bytes.chunks(RECORD) {
+            self.inbound.push(&header(kernel::DATA, bytes.len()));
+            self.inbound.push(bytes);
+        }
+    }
+
+    /// What is to be sent next.
+    fn queue(&mut self) -> &mut Queue {
+        if self.sending.is_empty() {
+            std::mem::swap(&mut self.sending, &mut self.outbound);
+        }
+        &mut self.sending
+    }
+}
+
+/// The header of a record, as OpenSSL wants it before one that the kernel has decrypted.
+fn header(kind: u8, length: usize) -> [u8; HEADER] {
+    let [high, low] = (length as u16).to_be_bytes();
+    // TLS 1.2's version stands in the records of 1.3, too.
+    [kind, 3, 3, high, low]
+}
+
 /// Sends the front of a queue.
-unsafe fn send_at_once(fd: c_int, is_socket: bool, queue: &mut Queue) -> ControlFlow<Sent> {
+fn send_at_once(fd: c_int, is_socket: bool, queue: &mut Queue) -> ControlFlow<Sent> {
     let bytes = queue.as_slice();
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the bytes are the queue's.
