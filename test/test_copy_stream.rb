@@ -175,6 +175,107 @@ class TestCopyStream < SchedulerTest
     assert_equal BYTES, arrived + rest
   end
 
+  # Every pair of ends that is not a file's, cut again and again, what was read ahead included.
+  def test_copies_that_are_cut_off_again_and_again_lose_and_double_no_byte
+    makes = [TARGETS[0], TARGETS[1]]
+    makes.product(makes).each do |make_source, make_target|
+      from, feed = make_source.call
+      sink, target = make_target.call
+      arrived = +"".b
+      cuts = 0
+      counted do
+        Fiber.schedule { feed.write("first\n", BYTES) && feed.close }
+        reader = Fiber.schedule do
+          # Slower than the copy, so that it waits for room.
+          sleep(0.0005) while (part = sink.read_nonblock(40_000, exception: false)) && (part == :wait_readable || (arrived << part))
+        end
+        assert_equal "first\n", from.gets
+        begin
+          Timeout.timeout(0.002, TooLate) { IO.copy_stream(from, target) }
+        rescue TooLate
+          cuts += 1
+          retry
+        end
+        target.close
+        sleep(0.0001) while reader.alive?
+      end
+      assert_operator cuts, :>, 1
+      assert_equal BYTES.bytesize, arrived.bytesize
+      assert arrived == BYTES, "the bytes have changed"
+    end
+  end
+
+  def test_what_was_read_ahead_and_cannot_be_written_is_read_again
+    from, feed = UNIXSocket.pair
+    feed << "line\nrest"
+    feed.close
+    on_disk = file("line\n#{"x" * 20_000}rest")
+    sink, target = UNIXSocket.pair
+    counted do
+      full([sink, target])
+      [from, on_disk].each do |source|
+        source.gets
+        [3, nil].each { |length| assert_raises(TooLate) { Timeout.timeout(0.002, TooLate) { IO.copy_stream(source, target, length) } } }
+      end
+      assert_equal "rest", from.read
+      assert_equal 5, on_disk.pos
+      assert_equal "#{"x" * 20_000}rest", on_disk.read
+    end
+    sink.close
+  end
+
+  def full(pair)
+    pair.tap { |_, target| nil while target.write_nonblock("x" * 65_536, exception: false) != :wait_writable }
+  end
+
+  def test_closing_either_end_wakes_a_copy_that_waits
+    makes = [TARGETS[0], TARGETS[1]]
+    idle = makes.product(makes).map { |from, to| -> { [from.call, to.call] } }
+    stuck = makes.map { |to| -> { [[file], full(to.call)] } }
+    (idle + stuck).product([0, 1]).each do |make, closed|
+      # The peers are kept, or they would be collected and closed.
+      from, to = make.call
+      ends = [from[0], to[1]]
+      error = nil
+      in_fiber do
+        copy = Fiber.schedule do
+          IO.copy_stream(*ends)
+        rescue IOError => e
+          error = e
+        end
+        assert_predicate copy, :alive?
+        ends[closed].close
+      end
+      assert_equal "stream closed in another thread", error&.message
+      [from, to].flatten.each { |io| io.close unless io.closed? }
+    end
+  end
+
+  def test_what_has_a_path_and_an_io_is_that_io
+    temporary = Tempfile.new
+    temporary << "0123456789abcdef"
+    temporary.rewind
+    temporary.read(4)
+    count, _, arrived = received(TARGETS[0]) { |sink| IO.copy_stream(temporary, sink) }
+    assert_equal [12, 16, "456789abcdef"], [count, temporary.pos, arrived]
+    temporary.unlink
+    temporary.rewind
+    count, _, arrived = received(TARGETS[0]) { |sink| IO.copy_stream(temporary, sink, 3) }
+    assert_equal [3, "012"], [count, arrived]
+  end
+
+  def test_what_the_source_has_not_written_is_part_of_it
+    source = file("0123456789abcdef")
+    source.read(2)
+    source.seek(2)
+    source.write("WW")
+    plain = source.dup
+    count, _, arrived = received(TARGETS[0]) { |sink| IO.copy_stream(source, sink) }
+    assert_equal [12, "456789abcdef"], [count, arrived]
+    plain.rewind
+    assert_equal "01WW456789abcdef", plain.read
+  end
+
   def test_a_copy_from_a_file_that_is_cut_off_leaves_its_position_where_the_copy_stopped
     source = file
     sink, target = UNIXSocket.pair
@@ -195,19 +296,36 @@ class TestCopyStream < SchedulerTest
     sink.close
   end
 
-  def test_errors_are_those_of_plain_ruby
+  # Copies that fail, or copy nothing: each as plain Ruby says.
+  def failing_copies
+    short = file("0123456789")
     reader, writer = IO.pipe
-    gone, target = UNIXSocket.pair
-    gone.close
-    errors = lambda do
-      [-> { IO.copy_stream(file, target) }, -> { IO.copy_stream(writer, target) }, -> { IO.copy_stream(file, reader) }, -> { IO.copy_stream(file, target, -1) },
-       -> { IO.copy_stream("/nowhere", target) }].map do |copy|
-        copy.call
+    gone, orphan = UNIXSocket.pair.tap { |pair| pair[0].close }
+    whole, target = UNIXSocket.pair
+    half = UNIXSocket.pair
+    half[0].close_read
+    half[1].close_write
+    only = { "r" => IO.for_fd(whole.fileno, "r", autoclose: false), "w" => IO.for_fd(whole.fileno, "w", autoclose: false) }
+    @kept = [gone, half, target]
+    { "the peer is gone" => [short, orphan], "a source that is not read from" => [writer, target], "a target that is not written to" => [short, reader],
+      "a negative length" => [short, target, -1], "no such file" => ["/nowhere", target], "an offset in a socket" => [whole, target, nil, 4],
+      "an offset in a pipe" => [reader, target, 1, 4], "half closed, as the target" => [short, half[1]], "half closed, as the source" => [half[0], target],
+      "opened for reading" => [short, only["r"]], "opened for writing" => [only["w"], target], "opened for writing, of length 0" => [only["w"], target, 0],
+      "too long" => [short, target, 1 << 63], "too far" => [short, target, 1, 1 << 63], "closed" => [file.tap(&:close), target],
+      "no length" => [short, target, 0], "past the end" => [short, target, nil, 1 << 40] }
+  end
+
+  def test_errors_are_those_of_plain_ruby
+    outcomes = lambda do
+      failing_copies.transform_values do |arguments|
+        IO.copy_stream(*arguments)
       rescue StandardError => e
         e.class
       end
     end
-    assert_equal errors.call, counted(&errors).first
+    plain = outcomes.call
+    assert_equal 2, plain.values.count(0), plain
+    assert_equal plain, counted(&outcomes).first
   end
 
   def test_no_descriptor_is_left_behind
@@ -233,7 +351,8 @@ class TestCopyStream < SchedulerTest
       assert_raises(TypeError) { scheduler.io_splice(reader, writer, "1") }
       closed = IO.pipe.first.tap(&:close)
       assert_raises(IOError) { scheduler.io_splice(closed, writer) }
-      assert_equal(-Errno::EBADF::Errno, scheduler.io_splice(writer, UNIXSocket.pair.last, 1))
+      assert_raises(IOError) { scheduler.io_splice(writer, UNIXSocket.pair.last, 1) }
+      assert_raises(IOError) { scheduler.io_splice(reader, reader, 1) }
     end
   end
 end

@@ -10,31 +10,30 @@ class UringMachine
       scheduler = Fiber.current_scheduler
       return super unless scheduler.is_a?(FiberScheduler) && count?(length) && count?(offset)
 
-      ends = Ends.of(source, destination)
-      return super unless ends
+      copy = Copy.of(scheduler, source, destination, offset)
+      return super unless copy
 
       begin
-        ends.copy(scheduler, length, offset) { |rest, from| super(ends.source, ends.destination, rest, from) }
+        copy.run(length, offset) { |rest, from| super(copy.source, destination, rest, from) }
       ensure
-        ends.close
+        copy.close
       end
     end
 
     private
 
     # What Ruby makes of other things is for it to say.
-    def count?(number) = number.nil? || (number.is_a?(Integer) && !number.negative?)
+    def count?(number) = number.nil? || (number.is_a?(Integer) && number.between?(0, (1 << 63) - 1))
 
-    # The two ends of a copy, opened from their paths if need be.
-    class Ends
-      attr_reader :source, :destination
+    # A copy from one descriptor to another.
+    class Copy
+      # What is copied from: the caller's, or the file opened from its path.
+      attr_reader :source
 
       # nil if Ruby's own copy is the one to do it.
-      def self.of(source, destination)
+      def self.of(scheduler, source, destination, offset)
         target = target_of(destination)
-        return unless target && origin?(source)
-
-        new(source, destination, target)
+        new(scheduler, source, destination, target) if target && origin?(source, offset)
       end
 
       def self.target_of(destination)
@@ -43,32 +42,39 @@ class UringMachine
         destination unless destination.closed? || destination.stat.file?
       end
 
-      def self.origin?(source)
-        source.is_a?(String) || source.respond_to?(:to_path) || (source.is_a?(::IO) && !source.closed?) ||
-          (ssl?(source) && SSL.kernel_receives?(source))
+      def self.origin?(source, offset)
+        return offset.nil? && SSL.kernel_receives?(source) if ssl?(source)
+
+        io = named?(source) ? ::IO.try_convert(source) : source
+        io.nil? || (io.is_a?(::IO) && !io.closed? && (offset.nil? || io.stat.file?))
       end
+
+      # As Ruby has it, what is no IO and has no path is asked for its bytes.
+      def self.named?(source) = source.is_a?(String) || source.respond_to?(:to_path)
 
       def self.ssl?(object) = object.is_a?(TLS::Socket) && !object.closed?
 
-      def initialize(source, destination, target)
-        @ssl = source.is_a?(TLS::Socket)
-        @opened = source unless source.is_a?(::IO) || @ssl
-        @source = @opened ? File.open(@opened, "rb") : source
-        @origin = @ssl ? source.io : @source
+      def initialize(scheduler, source, destination, target)
+        @scheduler = scheduler
+        @encrypted = source.is_a?(TLS::Socket)
+        @source = @encrypted ? source : ::IO.try_convert(source) || (@opened = File.open(source, "rb"))
+        @origin = @encrypted ? source.io : @source
         @destination = destination
         @target = target
       end
 
       # Returns the bytes copied. The block copies what cannot be moved within the kernel.
-      def copy(scheduler, length, offset)
+      def run(length, offset)
+        # Raises if either end is not open for it.
+        @scheduler.io_splice(@origin, @target, 0)
         @destination.flush
         copied = offset ? 0 : copy_read_ahead(length)
         loop do
           rest = length && (length - copied)
           break if rest&.zero?
 
-          moved = scheduler.io_splice(@origin, @target, step(rest), offset && (offset + copied))
-          moved = copy_record(rest) if @ssl && (moved.zero? || moved == NO_DATA)
+          moved = @scheduler.io_splice(@origin, @target, step(rest), offset && (offset + copied))
+          moved = copy_record(rest) if @encrypted && (moved.zero? || moved == NO_DATA)
           return copied + yield(rest, offset && (offset + copied)) if refused?(moved)
           raise SystemCallError.new("copy_stream", -moved) if moved.negative?
           break if moved.zero?
@@ -79,7 +85,7 @@ class UringMachine
       end
 
       def close
-        @source.close if @opened
+        @opened&.close
       end
 
       private
@@ -120,16 +126,33 @@ class UringMachine
         copied
       end
 
-      def read_ahead? = @ssl ? @source.um_read_ahead? : FiberScheduler.read_ahead?(@source)
+      def read_ahead? = @encrypted ? @source.um_read_ahead? : FiberScheduler.read_ahead?(@source)
 
       def copy_some(length)
         bytes = @source.readpartial(length ? [length, 65_536].min : 65_536)
-        @destination.write(bytes)
-        @destination.flush
-        bytes.bytesize
+        count = bytes.bytesize
+        if @destination.is_a?(::IO)
+          write(bytes)
+        else
+          # What an exception keeps from being written, the SSLSocket writes later.
+          @destination.write(bytes)
+          @destination.flush
+        end
+        count
+      end
+
+      # Writes all of it; what an exception keeps from being written goes back to the source.
+      def write(bytes)
+        @scheduler.__send__(:write_off, @target, bytes)
+      ensure
+        put_back(bytes) unless bytes.empty?
+      end
+
+      def put_back(bytes)
+        @encrypted ? @source.um_unread(bytes) : @scheduler.__send__(:put_back, @source, bytes)
       end
     end
-    private_constant :Ends
+    private_constant :Copy
   end
 
   ::IO.singleton_class.prepend(CopyStream)

@@ -74,6 +74,11 @@ class UringMachine
       # Whether bytes have been read from the descriptor that the program has not.
       def um_read_ahead? = !@rbuffer.empty? || TLS.holds_bytes?(self)
 
+      # Has bytes be the next to be read.
+      def um_unread(bytes)
+        @rbuffer[0, 0] = bytes
+      end
+
       private
 
       # Sends a close_notify, if the socket takes it now, and does not wait for the peer's.

@@ -8,12 +8,12 @@
 
 use std::os::fd::RawFd;
 
-use uringmachine_runtime::{opcode, types, TaskId};
+use uringmachine_runtime::{opcode, types, Entry, TaskId};
 
 use crate::core::Core;
 use crate::descriptors::{kind, Kind};
 use crate::hooks::readiness::wait_ready;
-use crate::switch::{self, Failure};
+use crate::switch::{self, Failure, Yields};
 use crate::sys::Raise;
 
 /// The most that is moved before other fibers may run.
@@ -252,14 +252,17 @@ impl Mover {
         Ok(())
     }
 
-    /// One splice, of at most `most` bytes, waiting if it must. 0 is the end.
+    /// One splice, of at most `most` bytes, waiting if it must. `moved` is how many it were, also when the fiber is
+    /// to raise; 0 is the end.
     unsafe fn splice_once(
         &self,
         from: End,
         to: End,
         most: usize,
         position: Option<&mut i64>,
-    ) -> Result<u64, Ended> {
+        moved: &mut usize,
+    ) -> Result<(), Ended> {
+        *moved = 0;
         let quick = kind(from.fd) != Kind::File
             && kind(to.fd) != Kind::File
             && never_waits(from.fd)
@@ -273,14 +276,17 @@ impl Mover {
                     .flags(libc::SPLICE_F_MOVE)
                     .build();
                 return loop {
-                    // A descriptor in non-blocking mode answers the ring's thread too.
-                    match switch::operate(self.core, self.me, entry.clone(), None)? {
-                        count if count >= 0 => {
-                            if let Some(position) = position {
-                                *position += i64::from(count);
-                            }
-                            break Ok(count as u64);
+                    let mut seen = 0;
+                    let result = self.operate(entry.clone(), &mut seen);
+                    if seen >= 0 {
+                        *moved = seen as usize;
+                        if let Some(position) = position {
+                            *position += i64::from(seen);
                         }
+                        break result.map(drop);
+                    }
+                    // A descriptor in non-blocking mode answers the ring's thread too.
+                    match result? {
                         again if again == -libc::EAGAIN => self.wait_for(from, to)?,
                         again if again == -libc::EINTR => {}
                         errno => break Err(Ended::Errno(-errno)),
@@ -291,7 +297,10 @@ impl Mover {
                 let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
                 let null = std::ptr::null_mut();
                 match libc::splice(from.fd, null, to.fd, null, most, flags) {
-                    count if count >= 0 => return Ok(count as u64),
+                    count if count >= 0 => {
+                        *moved = count as usize;
+                        return Ok(());
+                    }
                     _ => match errno() {
                         libc::EAGAIN => self.wait_for(from, to)?,
                         libc::EINTR => {}
@@ -300,6 +309,15 @@ impl Mover {
                 }
             }
         }
+    }
+
+    /// An operation of the ring's; `seen` is its result, also when the fiber is to raise.
+    unsafe fn operate(&self, entry: Entry, seen: &mut i32) -> Result<i32, Ended> {
+        let (core, me) = (self.core, self.me);
+        *seen = -libc::ECANCELED;
+        // SAFETY: the entry points to nothing that goes before `run` returns.
+        unsafe { switch::operate_noting(core, me, entry, None, Yields::Count, seen) }
+            .map_err(Ended::from)
     }
 
     /// Waits for whichever end is not ready.
@@ -331,9 +349,12 @@ impl Mover {
             while *count < length {
                 let most = (length - *count).min(CHUNK as u64) as usize;
                 let (from, to) = (self.source, self.target);
-                match self.splice_once(from, to, most, position.as_mut())? {
-                    0 => return Ok(()),
-                    moved => *count += moved,
+                let mut moved = 0;
+                let result = self.splice_once(from, to, most, position.as_mut(), &mut moved);
+                *count += moved as u64;
+                result?;
+                if moved == 0 {
+                    return Ok(());
                 }
                 self.pause()?;
             }
@@ -376,26 +397,75 @@ impl Mover {
         unsafe {
             while *count < length {
                 let most = (length - *count).min(CHUNK as u64).min(MOST) as usize;
-                let taken =
-                    self.splice_once(self.source, end(pipe.writer), most, position.as_mut())?;
-                if taken == 0 {
+                let (input, output) = (end(pipe.writer), end(pipe.reader));
+                self.splice_once(self.source, input, most, position.as_mut(), inside)?;
+                if *inside == 0 {
                     return Ok(());
                 }
-                *inside = taken as usize;
                 while *inside > 0 {
-                    let given =
-                        self.splice_once(end(pipe.reader), self.target, *inside, None)? as usize;
+                    let mut given = 0;
+                    let result = self.splice_once(output, self.target, *inside, None, &mut given);
+                    *inside -= given;
+                    *count += given as u64;
+                    result?;
                     if given == 0 {
                         return Err(Ended::Errno(libc::EPIPE));
                     }
-                    *inside -= given;
-                    *count += given as u64;
                 }
                 self.pause()?;
             }
             Ok(())
         }
     }
+}
+
+/// Writes bytes to a descriptor. `written` counts them, also when it fails.
+///
+/// # Safety
+/// As [`run`].
+pub unsafe fn write(
+    core: *mut Core,
+    me: TaskId,
+    target: End,
+    bytes: &[u8],
+    written: &mut usize,
+) -> Result<(), Ended> {
+    let mover = Mover {
+        core,
+        me,
+        source: target,
+        target,
+    };
+    let quick = kind(target.fd) != Kind::File && never_waits(target.fd);
+    while *written < bytes.len() {
+        let rest = &bytes[*written..];
+        // SAFETY: the bytes outlive the call; an operation of the ring's is over when `operate` returns.
+        let result = unsafe {
+            if quick {
+                match libc::write(target.fd, rest.as_ptr().cast(), rest.len()) {
+                    count if count >= 0 => count as i32,
+                    _ => -errno(),
+                }
+            } else {
+                let length = rest.len().min(CHUNK) as u32;
+                let entry = opcode::Write::new(types::Fd(target.fd), rest.as_ptr(), length)
+                    .offset(crate::arguments::CURRENT)
+                    .build();
+                let mut seen = 0;
+                let result = mover.operate(entry, &mut seen);
+                *written += seen.max(0) as usize;
+                result?.min(0)
+            }
+        };
+        match result {
+            0 if quick => return Err(Ended::Errno(libc::EIO)),
+            count if count >= 0 => *written += count as usize,
+            again if again == -libc::EAGAIN => unsafe { mover.wait(target, libc::POLLOUT)? },
+            again if again == -libc::EINTR => {}
+            errno => return Err(Ended::Errno(-errno)),
+        }
+    }
+    Ok(())
 }
 
 /// Takes the bytes that are in a pipe.

@@ -1,6 +1,6 @@
 //! io_splice, beneath IO.copy_stream (lib/uringmachine/copy_stream.rb).
 
-use std::ffi::c_int;
+use std::ffi::{c_char, c_int};
 
 use crate::arguments::{self, Arguments};
 use crate::durations;
@@ -10,6 +10,7 @@ use crate::scheduler::get;
 use crate::splicing::{self, End, Moved};
 use crate::switch::Failure;
 use crate::sys::{self, Outcome, Raise, NIL, VALUE};
+use crate::waits;
 
 /// Moves bytes from one IO to another within the kernel. Bytes that Ruby has read ahead are not moved:
 /// IO.copy_stream does that. `io.timeout` of both is honoured.
@@ -46,24 +47,57 @@ unsafe extern "C" fn io_splice(argc: c_int, argv: *const VALUE, this: VALUE) -> 
                     offset => return Err(arguments::out_of_range("offset", offset)),
                 },
             };
-            let from = end(source)?;
-            let to = end(writer(destination)?)?;
+            let (source, target) = (reader(source)?, writer(destination)?);
+            let (from, to) = (end(source)?, end(target)?);
             let me = (*core).current_task();
-            let moved = splicing::run(core, me, from, to, length, offset);
-            finish(source, offset.is_some(), moved)
+            let mut moved = None;
+            let mut ended = Ok(());
+            let began = waits::during(core, me, source, from.fd, &mut || {
+                ended = waits::during(core, me, target, to.fd, &mut || {
+                    moved = Some(splicing::run(core, me, from, to, length, offset));
+                });
+            });
+            let result = moved.map(|moved| finish(source, offset.is_some(), moved));
+            began.and(ended)?;
+            result.unwrap_or(Ok(NIL))
         })
     }
 }
 
-/// The IO that is written to, where reading and writing have a descriptor each.
-unsafe fn writer(io: VALUE) -> Outcome {
+/// The IO that is read from. IOError if it is not open for that; what it has to write goes out.
+unsafe fn reader(io: VALUE) -> Outcome {
     // SAFETY: may raise, stopped here.
     unsafe {
         sys::protect(|| {
             let io = rb_sys::rb_io_get_io(io);
-            rb_sys::rb_io_get_write_io(io)
+            rb_sys::rb_io_check_byte_readable(open_file(io));
+            io
         })
         .map_err(Raise::Jump)
+    }
+}
+
+/// The IO that is written to, where reading and writing have a descriptor each. IOError if it is not open for
+/// that.
+unsafe fn writer(io: VALUE) -> Outcome {
+    // SAFETY: may raise, stopped here.
+    unsafe {
+        sys::protect(|| {
+            let io = rb_sys::rb_io_get_write_io(rb_sys::rb_io_get_io(io));
+            rb_sys::rb_io_check_writable(open_file(io));
+            io
+        })
+        .map_err(Raise::Jump)
+    }
+}
+
+/// What Ruby keeps of an IO (RB_IO_POINTER). May raise: IOError if it is closed.
+unsafe fn open_file(io: VALUE) -> *mut rb_sys::rb_io_t {
+    // SAFETY: the caller has an IO; one that is not initialized has NULL, which Ruby refuses.
+    unsafe {
+        let pointer = (*(io as *const rb_sys::RFile)).fptr;
+        rb_sys::rb_io_check_closed(pointer);
+        pointer
     }
 }
 
@@ -73,7 +107,6 @@ unsafe fn end(io: VALUE) -> Result<End, Raise> {
     // SAFETY: may raise for what is no IO, or a closed one: stopped here.
     unsafe {
         let timeout = sys::protect(|| {
-            let io = rb_sys::rb_io_get_io(io);
             *slot = sys::rb_io_descriptor(io);
             sys::rb_io_timeout(io)
         })
@@ -106,22 +139,98 @@ unsafe fn finish(source: VALUE, positioned: bool, moved: Moved) -> Outcome {
     }
 }
 
+/// UM::FiberScheduler#write_off(io, string): writes a String, and takes off it what has been written, also when it
+/// raises.
+unsafe extern "C" fn write_off(this: VALUE, io: VALUE, string: VALUE) -> VALUE {
+    // SAFETY: the bytes are copied, so that they stay where they are; what may raise is protected.
+    unsafe {
+        sys::method(|| {
+            let core = get(this).core()?;
+            let string = arguments::string(string, "string")?;
+            let target = writer(io)?;
+            let to = end(target)?;
+            let me = (*core).current_task();
+            let bytes = sys::string_bytes(&string).to_vec();
+            let mut written = 0;
+            let mut ended = Ok(());
+            let began = waits::during(core, me, target, to.fd, &mut || {
+                ended = splicing::write(core, me, to, &bytes, &mut written);
+            });
+            sys::protect(|| rb_sys::rb_str_drop_bytes(string, written as _))
+                .map_err(Raise::Jump)?;
+            began?;
+            match ended.map_err(|ended| splicing::failure(ended, || timed_out(Failure::Timeout))) {
+                Ok(()) => Ok(NIL),
+                Err(Ok(errno)) => Err(Raise::errno(-errno)),
+                Err(Err(failure)) => answer(Err(failure)),
+            }
+        })
+    }
+}
+
+/// Has bytes be the next that are read from an IO.
 unsafe fn put_back(source: VALUE, bytes: &[u8]) {
     let length = bytes.len() as i64;
     let start = bytes.as_ptr();
-    // SAFETY: the bytes are copied; an exception is dropped, since another is under way.
+    // SAFETY: the bytes are copied; an exception (the IO is closed) is dropped, since another is under way.
     unsafe {
         let put = sys::protect(|| {
-            let io = rb_sys::rb_io_get_io(source);
-            if libc::lseek(sys::rb_io_descriptor(io), -length, libc::SEEK_CUR) < 0 {
+            let file = open_file(source);
+            let fd = sys::rb_io_descriptor(source);
+            let reads_ahead = rb_sys::rb_io_read_pending(file) != 0;
+            if reads_ahead || libc::lseek(fd, -length, libc::SEEK_CUR) < 0 {
+                make_room(file, length as c_int);
                 let string = rb_sys::rb_str_new(start.cast(), length as _);
-                sys::funcall(io, sys::id("ungetbyte"), &[string]);
+                sys::funcall(source, sys::id("ungetbyte"), &[string]);
             }
             NIL
         });
         if put.is_err() {
             sys::take_exception();
         }
+    }
+}
+
+/// rb_io_internal_buffer (ruby/io.h): the bytes that Ruby has read ahead are at `pointer + offset`.
+#[repr(C, packed)]
+struct ReadBuffer {
+    pointer: *mut c_char,
+    offset: c_int,
+    length: c_int,
+    capacity: c_int,
+}
+
+/// Makes an IO's buffer large enough for bytes to be put in front: IO#ungetbyte refuses more than it has room for
+/// once there is one (io.c, io_ungetbytes). May raise.
+unsafe fn make_room(file: *mut rb_sys::rb_io_t, more: c_int) {
+    // SAFETY: the field is of that struct, which Ruby's own functions allocate and free; the old buffer's bytes are
+    // copied before it is freed.
+    unsafe {
+        let buffer = (&raw mut (*file).rbuf).cast::<ReadBuffer>();
+        let (pointer, length) = ((*buffer).pointer, (*buffer).length);
+        if pointer.is_null() || (*buffer).capacity >= length + more {
+            return;
+        }
+        let room = rb_sys::ruby_xmalloc((length + more) as _).cast::<c_char>();
+        let offset = (*buffer).offset as usize;
+        room.copy_from_nonoverlapping(pointer.add(offset), length as usize);
+        (*buffer).pointer = room;
+        (*buffer).offset = 0;
+        (*buffer).capacity = length + more;
+        rb_sys::ruby_xfree(pointer.cast());
+    }
+}
+
+/// UM::FiberScheduler#put_back(io, string): has a String's bytes be the next that are read from an IO.
+unsafe extern "C" fn put_back_string(_this: VALUE, io: VALUE, string: VALUE) -> VALUE {
+    // SAFETY: the arguments are on Ruby's stack; the bytes are copied.
+    unsafe {
+        sys::method(|| {
+            let string = arguments::string(string, "string")?;
+            let bytes = sys::string_bytes(&string).to_vec();
+            put_back(io, &bytes);
+            Ok(NIL)
+        })
     }
 }
 
@@ -147,6 +256,9 @@ pub unsafe fn define(class: VALUE) {
     // SAFETY: each function takes what its arity says.
     unsafe {
         sys::define_method(class, c"io_splice", io_splice as *const (), -1);
+        sys::define_private_method(class, c"write_off", write_off as *const (), 2);
+        let name = c"put_back";
+        sys::define_private_method(class, name, put_back_string as *const (), 2);
         let name = c"read_ahead?";
         sys::define_singleton_method(class, name, is_read_ahead as *const (), 1);
     }
