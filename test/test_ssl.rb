@@ -69,6 +69,125 @@ class TestSSL < SchedulerTest
     refute UM::SSL.accelerated?(client)
   end
 
+  # The block is given both ends, connected, the client's on the ring if that is asked for; what it returns.
+  def connected(ring: true, sockets: UNIXSocket.pair, server: server_context, client: client_context)
+    accepting, connecting = sockets.zip([server, client]).map { |socket, context| OpenSSL::SSL::SSLSocket.new(socket, context) }
+    in_fiber do |scheduler|
+      [accepting, connecting].each { |ssl| UM::SSL.accelerate(ssl) } if ring
+      accepted = Fiber.schedule { accepting.accept }
+      connecting.connect
+      sleep(0) while accepted.alive?
+      yield accepting, connecting, scheduler
+    end
+  ensure
+    sockets.each { |socket| socket.close unless socket.closed? }
+  end
+
+  def with_and_without_the_ring(&) = [true, false].map { |ring| connected(ring:, &) }
+
+  def test_records_that_came_with_another_are_ready_to_be_read
+    results = with_and_without_the_ring do |server, client|
+      6.times { |number| server.syswrite("record #{number}") }
+      found = [-> { client.pending.positive? || client.to_io.wait_readable(0) }, -> { IO.select([client], nil, nil, 0) }].flat_map do |ready|
+        Array.new(3) { ready.call ? client.read_nonblock(100) : :nothing }
+      end
+      [*found, client.to_io.wait_readable(0), IO.select([client], nil, nil, 0), client.read_nonblock(100, exception: false)]
+    end
+    assert_equal [*Array.new(6) { |number| "record #{number}" }, nil, nil, :wait_readable], results[0]
+    assert_equal results[1], results[0]
+  end
+
+  def test_a_peer_that_vanishes_is_the_same_error_as_without_the_ring
+    actions = [->(ssl) { ssl.sysread(10) }, ->(ssl) { ssl.syswrite("x") }] * 2
+    results = with_and_without_the_ring do |server, client|
+      server.to_io.close
+      actions.map do |action|
+        action.call(client)
+      rescue StandardError => e
+        [e.class, e.message[/unexpected eof|Broken pipe|reset/]]
+      end
+    end
+    assert_equal results[1], results[0]
+    assert_equal OpenSSL::SSL::SSLError, results[0][0][0]
+  end
+
+  # read(2) and its kin, of this process so far (proc(5)); what the ring receives is none.
+  def reads = File.read("/proc/self/io")[/^syscr: (\d+)/, 1].to_i
+
+  # The stock socket tries, waits, and then reads the header and the body of a record: one receive of the ring's is all.
+  def test_a_record_is_one_receive
+    counts = with_and_without_the_ring do |server, client|
+      Fiber.schedule { 100.times { server.syswrite(server.sysread(10)) } }
+      before = reads
+      100.times { client.syswrite("x") && client.sysread(10) }
+      reads - before
+    end
+    assert_operator counts[0], :<, 20
+    assert_operator counts[1], :>=, 600
+  end
+
+  def test_sessions_are_resumed_by_sockets_of_their_own_methods
+    server = server_context.tap { |context| context.session_id_context = "ring" }
+    session = nil
+    client = client_context
+    client.session_cache_mode = OpenSSL::SSL::SSLContext::SESSION_CACHE_CLIENT
+    client.session_new_cb = ->((_, made)) { session = made }
+    UM::SSL.accelerate_all
+    reused = Array.new(2) do
+      accepting, connecting = UNIXSocket.pair.zip([server, client]).map { |socket, context| OpenSSL::SSL::SSLSocket.new(socket, context) }
+      connecting.session = session if session
+      in_fiber do
+        Fiber.schedule { accepting.accept && accepting.puts("ticket first") }
+        connecting.connect
+        assert_equal "ticket first\n", connecting.gets
+        connecting.session_reused?.tap { [connecting, accepting].each(&:close) }
+      end
+    end
+    assert_equal [false, true], reused
+  end
+
+  def test_a_server_and_clients_of_the_openssl_gem
+    UM::SSL.accelerate_all
+    in_fiber do
+      server = OpenSSL::SSL::SSLServer.new(TCPServer.new("127.0.0.1", 0), server_context)
+      port = server.addr[1]
+      serving = Fiber.schedule do
+        5.times do
+          ssl = server.accept
+          assert UM::SSL.accelerated?(ssl)
+          Fiber.schedule { ssl.puts(ssl.gets.upcase) && ssl.close }
+        end
+      end
+      answers = Array.new(5) do |number|
+        ssl = OpenSSL::SSL::SSLSocket.open("127.0.0.1", port, context: client_context)
+        nil while number.odd? && (wanted = ssl.connect_nonblock(exception: false)).is_a?(Symbol) && ssl.to_io.public_send(wanted)
+        ssl.connect if number.even?
+        ssl.puts("client #{number}")
+        ssl.gets.tap { ssl.close }
+      end
+      assert_equal Array.new(5) { |number| "CLIENT #{number}\n" }, answers
+      sleep(0) while serving.alive?
+      server.close
+    end
+  end
+
+  def test_a_request_with_a_body_and_a_connection_that_the_server_ends
+    UM::SSL.accelerate_all
+    with_nginx do |port|
+      in_fiber do
+        http = Net::HTTP.new("127.0.0.1", port)
+        http.use_ssl = true
+        http.cert_store = client_context.cert_store
+        http.start do
+          # nginx does not take it, and says so once it has read it.
+          assert_equal "405", http.post("/body", "b" * 500_000).code
+          assert_equal "200", http.get("/body", "connection" => "close").code
+          assert_equal "200", http.get("/body").code
+        end
+      end
+    end
+  end
+
   # Debian's nginx, on loopback.
   def with_nginx
     Dir.mktmpdir do |folder|

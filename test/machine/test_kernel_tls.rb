@@ -321,4 +321,99 @@ class TestKernelTLS < TestMachineTLS
       end
     end
   end
+
+  # Counts what is moved within the kernel.
+  class CountingScheduler < UM::FiberScheduler
+    attr_reader :moved
+
+    def io_splice(...)
+      super.tap { |count| @moved = (@moved || 0) + count if count.positive? }
+    end
+  end
+
+  # Runs the block in a fiber under a scheduler, with both ends connected there; what it returns, and the bytes that were
+  # moved within the kernel.
+  def under_a_scheduler(version)
+    scheduler = CountingScheduler.new
+    result = nil
+    Thread.new do
+      Fiber.set_scheduler(scheduler)
+      Fiber.schedule do
+        server, client = ends(**of(version)).each { |ssl| UM::SSL.accelerate(ssl, kernel: true) }
+        accepted = Fiber.schedule { server.accept }
+        client.connect
+        sleep(0) while accepted.alive?
+        result = yield server, client
+      end
+    end.join
+    [result, scheduler.moved.to_i]
+  end
+
+  def test_a_file_is_copied_to_a_connection
+    VERSIONS.each do |version|
+      Tempfile.create do |file|
+        file.binmode
+        file.write(BYTES)
+        result, moved = under_a_scheduler(version) do |server, client|
+          arrived = nil
+          reader = Fiber.schedule { arrived = server.read }
+          client.write("first ")
+          counts = [IO.copy_stream(file.tap(&:rewind), client), IO.copy_stream(file, client, 10, 5)]
+          client.close
+          sleep(0.0001) while reader.alive?
+          assert_same_bytes "first ".b + BYTES + BYTES[5, 10], arrived
+          counts
+        end
+        assert_equal [BYTES.bytesize, 10], result
+        assert_equal OFFERED ? BYTES.bytesize + 10 : 0, moved
+      end
+    end
+  end
+
+  def test_a_connection_is_copied_to_a_socket
+    VERSIONS.each do |version|
+      sink, target = UNIXSocket.pair
+      result, moved = under_a_scheduler(version) do |server, client|
+        Fiber.schedule do
+          client.write("line\n", BYTES)
+          client.close
+        end
+        arrived = nil
+        reader = Fiber.schedule { arrived = sink.read }
+        assert_equal "line\n", server.gets
+        counts = [IO.copy_stream(server, target, 100_000), IO.copy_stream(server, target), IO.copy_stream(server, target)]
+        target.close
+        sleep(0.0001) while reader.alive?
+        assert_same_bytes BYTES, arrived
+        counts
+      end
+      assert_equal [100_000, BYTES.bytesize - 100_000, 0], result
+      assert_equal RECEIVES[version], moved.positive?
+    end
+  end
+
+  def test_a_connection_that_is_cut_off_is_no_end_for_a_copy
+    VERSIONS.each do |version|
+      under_a_scheduler(version) do |server, client|
+        client.write("part")
+        client.sysread(0)
+        client.io.close
+        _, target = UNIXSocket.pair
+        assert_raises(SSL::SSLError, Errno::ECONNRESET) { IO.copy_stream(server, target) }
+      end
+    end
+  end
+
+  def test_a_copy_to_a_peer_that_is_gone_ends
+    VERSIONS.each do |version|
+      Tempfile.create do |file|
+        file.truncate(64 << 20)
+        under_a_scheduler(version) do |server, client|
+          server.io.setsockopt(Socket::Option.linger(true, 0))
+          server.io.close
+          assert_raises(Errno::EPIPE, Errno::ECONNRESET) { IO.copy_stream(file, client) }
+        end
+      end
+    end
+  end
 end

@@ -7,6 +7,7 @@ use crate::native;
 use crate::scheduler::get;
 use crate::switch::Failure;
 use crate::sys::{self, FALSE, TRUE, VALUE};
+use crate::tls;
 
 /// Closes a descriptor now, so that it is closed when IO#close returns. Also called from finalizers, at any
 /// point: it neither switches fibers nor raises.
@@ -23,6 +24,7 @@ unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
             Some(fd) => fd as i32,
             None => sys::rb_io_descriptor(descriptor),
         };
+        tls::forget(fd);
         let mut may_linger = true;
         if let Some(core) = get(this).core_from_anywhere() {
             may_linger = !(*core).descriptors.is_no_socket(fd);

@@ -9,6 +9,7 @@ use crate::durations;
 use crate::scheduler::get;
 use crate::switch::{self, Failure};
 use crate::sys::{self, Raise, FALSE, VALUE};
+use crate::tls;
 
 /// IO::READABLE, IO::PRIORITY and IO::WRITABLE are poll(2)'s numbers.
 const EVENTS: i64 = (libc::POLLIN | libc::POLLPRI | libc::POLLOUT) as i64;
@@ -88,6 +89,10 @@ unsafe extern "C" fn io_wait(argc: std::ffi::c_int, argv: *const VALUE, this: VA
                 timeout = sys::rb_io_timeout(io);
             }
             let timeout = durations::nanoseconds(timeout)?;
+            let readable = events & i64::from(libc::POLLIN);
+            if readable != 0 && tls::is_held(fd) {
+                return Ok(sys::fixnum(readable));
+            }
             let scheduler = get(this);
             // An offloaded IO.copy_stream waits on the worker's thread (io.c, nogvl_wait_for).
             if timeout == Some(0) || scheduler.is_foreign() {

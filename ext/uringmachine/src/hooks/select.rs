@@ -9,6 +9,7 @@ use crate::durations;
 use crate::scheduler::get;
 use crate::switch::{self, Failure};
 use crate::sys::{self, Outcome, Raise, FALSE, NIL, VALUE};
+use crate::tls;
 
 /// Waits as IO.select.
 ///
@@ -43,6 +44,13 @@ unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> 
             };
             let sets = [argument(0), argument(1), argument(2)];
             let deadline = durations::deadline(argument(3))?;
+            if tls::is_any_held() {
+                let held = held_among(sets[0])?;
+                if rb_sys::RARRAY_LEN(held) > 0 {
+                    let none = || rb_sys::rb_ary_new();
+                    return Ok(rb_sys::rb_ary_new_from_args(3, held, none(), none()));
+                }
+            }
             let ready = select_now(&sets)?;
             if ready != NIL || deadline.is_some_and(|at| at <= uringmachine_runtime::clock::now()) {
                 return Ok(ready);
@@ -65,6 +73,28 @@ unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> 
                 }
             }
         })
+    }
+}
+
+/// Those whose descriptors have records on the ring's side of a TLS connection: the kernel knows nothing of them.
+unsafe fn held_among(set: VALUE) -> Outcome {
+    // SAFETY: `to_io` may raise, stopped here; the array is on the frame.
+    unsafe {
+        sys::protect(|| {
+            let held = rb_sys::rb_ary_new();
+            if sys::is_array(set) {
+                let mut place = 0;
+                while place < rb_sys::RARRAY_LEN(set) as i64 {
+                    let one = rb_sys::rb_ary_entry(set, place as _);
+                    if tls::is_held(sys::rb_io_descriptor(rb_sys::rb_io_get_io(one))) {
+                        rb_sys::rb_ary_push(held, one);
+                    }
+                    place += 1;
+                }
+            }
+            held
+        })
+        .map_err(Raise::Jump)
     }
 }
 

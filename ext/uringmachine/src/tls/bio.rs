@@ -2,7 +2,8 @@
 //! between OpenSSL's calls. So no fiber is switched, and nothing is raised, inside of one.
 
 use std::ffi::{c_char, c_int, c_long, c_void};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uringmachine_runtime::TaskId;
 
@@ -78,6 +79,8 @@ pub struct Wire {
     pub outbound: Queue,
     /// What is being sent, or was when its fiber was interrupted: it goes out before `outbound`.
     pub sending: Queue,
+    /// Whether a whole record is in `inbound` that the program does not know of: see [`is_held`].
+    held: bool,
     /// The peer will send no more.
     pub ended: bool,
     pub fd: c_int,
@@ -105,6 +108,70 @@ impl Wire {
     /// Whether everything has been sent.
     pub fn is_flushed(&self) -> bool {
         self.sending.is_empty() && self.outbound.is_empty()
+    }
+}
+
+/// Descriptors of which a whole record has been received that OpenSSL has not read. The kernel does not call them
+/// readable, so the scheduler's hooks ask here.
+/// Each with the address of its wire.
+static HELD: Mutex<Vec<(c_int, usize)>> = Mutex::new(Vec::new());
+/// How many they are.
+static HELD_COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether a record is there to be read from the connection over a descriptor.
+#[inline]
+pub fn is_held(fd: c_int) -> bool {
+    is_any_held() && held().iter().any(|(held, _)| *held == fd)
+}
+
+/// Whether [`is_held`] is true of any descriptor.
+#[inline]
+pub fn is_any_held() -> bool {
+    HELD_COUNT.load(Ordering::Relaxed) > 0
+}
+
+/// A descriptor is being closed: its number may soon be another's.
+pub fn forget(fd: c_int) {
+    if is_held(fd) {
+        change_held(|list| list.retain(|(held, _)| *held != fd));
+    }
+}
+
+fn held() -> MutexGuard<'static, Vec<(c_int, usize)>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn change_held(change: impl FnOnce(&mut Vec<(c_int, usize)>)) {
+    let mut list = held();
+    change(&mut list);
+    HELD_COUNT.store(list.len(), Ordering::Relaxed);
+}
+
+impl Wire {
+    /// Notes whether a whole record is left, before the program goes on.
+    pub fn note_held(&mut self) {
+        let bytes = self.inbound.as_slice();
+        let holds = match bytes.get(3..5) {
+            Some(length) => {
+                bytes.len() >= 5 + usize::from(u16::from_be_bytes([length[0], length[1]]))
+            }
+            None => false,
+        };
+        if holds != self.held {
+            self.held = holds;
+            let (fd, address) = (self.fd, std::ptr::from_ref(self).addr());
+            change_held(|list| match holds {
+                true => list.push((fd, address)),
+                false => list.retain(|(_, wire)| *wire != address),
+            });
+        }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.inbound.clear();
+        self.note_held();
     }
 }
 

@@ -139,6 +139,8 @@ impl Connection {
                 openssl::ERROR_SYSCALL if system != 0 && (self.openssl.ERR_peek_error)() == 0 => {
                     Err(Raise::errno(system))
                 }
+                // The socket has ended, and OpenSSL has said so before.
+                openssl::ERROR_SYSCALL if (self.openssl.ERR_peek_error)() == 0 => Ok(Step::Ended),
                 _ => Err(self.openssl.error(name)),
             }
         }
@@ -177,6 +179,7 @@ impl Connection {
         unsafe {
             if !self.wire.is_null() {
                 (*self.wire).busy = false;
+                (*self.wire).note_held();
             }
         }
     }
@@ -387,7 +390,7 @@ impl Connection {
                     // The peer renegotiates.
                     Step::WantsRead => self.exchange(caller, wait)?,
                     Step::WantsWrite => self.make_room(caller, wait)?,
-                    Step::Ended => return Err(Raise::errno(libc::EPIPE).into()),
+                    Step::Ended => return Err(self.openssl.error("SSL_write").into()),
                 }
             }
             Ok(())

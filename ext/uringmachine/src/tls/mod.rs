@@ -13,6 +13,7 @@ mod transport;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use bio::{forget, is_any_held, is_held};
 pub use connection::{Connection, Wait};
 
 use crate::arguments;
@@ -151,11 +152,9 @@ pub unsafe fn set_bio(machine: VALUE, object: VALUE, kernel: bool) -> Result<(),
         if connection.wire.is_null() {
             let fd = connection.descriptor()?;
             let (openssl, ssl) = (connection.openssl, connection.ssl);
-            let mut wire = bio::Wire {
-                fd,
-                is_socket: connection.is_socket()?,
-                ..Default::default()
-            };
+            let mut wire = bio::Wire::default();
+            wire.fd = fd;
+            wire.is_socket = connection.is_socket()?;
             if kernel || (openssl.SSL_get_options)(ssl) & openssl::KERNEL_TLS != 0 {
                 wire.kernel = kernel::Kernel::of(fd);
                 if wire.kernel.offered {

@@ -7,7 +7,7 @@ use uringmachine_runtime::ring::poll_first;
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::{opcode, types, Entry};
 
-use super::bio::{Party, Queue, Wire};
+use super::bio::{self, Party, Queue, Wire};
 use super::connection::{Connection, Wait};
 use super::kernel::{self, Message, HEADER, RECORD};
 use crate::core::Pending;
@@ -134,6 +134,7 @@ impl Connection {
                 // The fiber is to raise; the bytes are for the next who reads.
                 let record = std::slice::from_raw_parts(pointer, seen as usize);
                 (*wire).keep_record(record);
+                (*wire).note_held();
             }
             match result? {
                 count if count > 0 => Ok(Received::Bytes(count as usize)),
@@ -304,6 +305,9 @@ impl Connection {
             (*wire).receiver = None;
             self.received(memory, length, seen, decrypts.then_some(&message));
             (*wire).receivers.wake_all();
+            if result.is_err() {
+                (*wire).note_held();
+            }
             match result? {
                 result if result >= 0 => Ok(()),
                 // The ring does not wait for what is O_NONBLOCK and no socket.
@@ -514,6 +518,7 @@ impl Connection {
             if self.wire.is_null() {
                 return;
             }
+            bio::forget((*self.wire).fd);
             for party in [(*self.wire).receiver, (*self.wire).sender] {
                 let Some(Party { core, task, .. }) = party else {
                     continue;
