@@ -1,12 +1,12 @@
 # frozen_string_literal: true
 
-# Reads of 64 KiB into a buffer that is registered with the ring and into one that is not: of a file without the page
-# cache (O_DIRECT), and of one in it. CPU and wall time a read, and the ratio, in one run; plain Ruby's pread beside them.
+# Reads of 64 KiB, of a file without the page cache (O_DIRECT) and of one in it: plain Ruby, Async, and the machine into
+# memory that is registered with the ring and into memory that is not.
 #
 #   script/with-ruby ruby bench/registered_buffers.rb [READS]
 
 require "tempfile"
-require "uringmachine"
+require_relative "comparison"
 
 READS = Integer(ARGV.fetch(0, 5_000))
 SIZE = 65_536
@@ -19,33 +19,26 @@ def machine_reads(machine, buffer, flags)
   end
 end
 
-def plain_reads(flags)
+def plain_reads(flags, memory = IO::Buffer.new(SIZE))
   File.open(FILE.path, File::RDONLY | flags) do |file|
-    memory = IO::Buffer.new(SIZE)
     READS.times { |number| memory.pread(file, number % BLOCKS * SIZE, SIZE) }
   end
-end
-
-def measure
-  clocks = [Process::CLOCK_PROCESS_CPUTIME_ID, Process::CLOCK_MONOTONIC]
-  before = clocks.map { |clock| Process.clock_gettime(clock) }
-  yield
-  clocks.zip(before).map { |clock, start| (Process.clock_gettime(clock) - start) / READS * 1e6 }
 end
 
 machine = UM.new
 registered = machine.register_buffers(count: 1, size: SIZE).acquire
 plain = IO::Buffer.new(SIZE)
-{ "O_DIRECT" => UM::O_DIRECT, "page cache" => 0 }.each do |name, flags|
-  samples = { "plain Ruby" => [], "machine" => [], "registered" => [] }
-  5.times do
-    samples["plain Ruby"] << measure { plain_reads(flags) }
-    samples["machine"] << measure { machine_reads(machine, plain, flags) }
-    samples["registered"] << measure { machine_reads(machine, registered, flags) }
+{ "without the page cache" => UM::O_DIRECT, "from the page cache" => 0 }.each do |name, flags|
+  comparison = Comparison.new("#{READS} reads of 64 KiB #{name}", operations: READS, unit: "read")
+  comparison.way("plain Ruby") { plain_reads(flags) }
+  comparison.peers { |spawn| spawn.call { plain_reads(flags) } }
+  comparison.way("um, registered") do
+    Peers.run("um") do |spawn|
+      spawn.call { Fiber.scheduler.machine.register_buffers(count: 1, size: SIZE).acquire { |buffer| plain_reads(flags, buffer) } }
+    end
   end
-  medians = samples.transform_values { |found| found.transpose.map { |values| values.sort[values.size / 2] } }
-  medians.each do |kind, (cpu, wall)|
-    puts format("%-10s %-10s CPU %7.2f us  wall %7.2f us  CPU to plain Ruby %.2f", name, kind, cpu, wall, cpu / medians["plain Ruby"][0])
-  end
+  comparison.way("machine") { machine_reads(machine, plain, flags) }
+  comparison.way("machine, registered") { machine_reads(machine, registered, flags) }
+  comparison.run
 end
 File.unlink(FILE.path)

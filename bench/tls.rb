@@ -1,13 +1,13 @@
 # frozen_string_literal: true
 
-# TLS between two fibers: plain threads, the scheduler with stock SSLSockets, and the scheduler with SSLSockets on the
-# ring. CPU and wall time a message, and the ratio to the stock socket, in one run.
+# TLS between two fibers that exchange small messages: plain threads, Async and the scheduler with stock SSLSockets, and
+# the scheduler with SSLSockets on the ring.
 #
 #   script/with-ruby ruby bench/tls.rb [MESSAGES]
 
 require "openssl"
 require "socket"
-require "uringmachine"
+require_relative "comparison"
 
 MESSAGES = Integer(ARGV.fetch(0, 20_000))
 KEY = OpenSSL::PKey::EC.generate("prime256v1")
@@ -20,16 +20,16 @@ CERTIFICATE = OpenSSL::X509::Certificate.new.tap do |certificate|
   certificate.sign(KEY, "SHA256")
 end
 
-def exchange(start)
+def exchange(spawn)
   context = OpenSSL::SSL::SSLContext.new.tap { |server| server.add_certificate(CERTIFICATE, KEY) }
   near, far = UNIXSocket.pair
   server = OpenSSL::SSL::SSLSocket.new(near, context)
   client = OpenSSL::SSL::SSLSocket.new(far, OpenSSL::SSL::SSLContext.new)
-  start.call do
+  spawn.call do
     server.accept
     MESSAGES.times { server.syswrite(server.sysread(64)) }
   end
-  start.call do
+  spawn.call do
     client.connect
     MESSAGES.times do
       client.syswrite("m" * 64)
@@ -38,35 +38,11 @@ def exchange(start)
   end
 end
 
-def scheduled
-  Thread.new do
-    Fiber.set_scheduler(UM::FiberScheduler.new)
-    exchange(->(&work) { Fiber.schedule(&work) })
-  end.join
+comparison = Comparison.new("#{MESSAGES} messages over TLS", operations: MESSAGES, unit: "message")
+comparison.peers(%w[threads um async-epoll async-uring]) { |spawn| exchange(spawn) }
+comparison.way("um, on the ring") do
+  UM::SSL.accelerate_all
+  Peers.run("um") { |spawn| exchange(spawn) }
+  UM::SSL.leave_alone
 end
-
-KINDS = {
-  "threads" => lambda {
-    threads = []
-    exchange(->(&work) { threads << Thread.new(&work) })
-    threads.each(&:join)
-  },
-  "stock" => -> { scheduled },
-  "ring" => lambda {
-    UM::SSL.accelerate_all
-    scheduled
-    UM::SSL.leave_alone
-  }
-}.freeze
-
-def measure(work)
-  clocks = [Process::CLOCK_PROCESS_CPUTIME_ID, Process::CLOCK_MONOTONIC]
-  before = clocks.map { |clock| Process.clock_gettime(clock) }
-  work.call
-  clocks.zip(before).map { |clock, start| (Process.clock_gettime(clock) - start) / MESSAGES * 1e6 }
-end
-
-samples = Hash.new { |hash, kind| hash[kind] = [] }
-5.times { KINDS.each { |kind, work| samples[kind] << measure(work) } }
-medians = samples.transform_values { |found| found.transpose.map { |values| values.sort[values.size / 2] } }
-medians.each { |kind, (cpu, wall)| puts format("%-8s CPU %6.2f us  wall %6.2f us  CPU to stock %.2f", kind, cpu, wall, cpu / medians["stock"][0]) }
+comparison.run
