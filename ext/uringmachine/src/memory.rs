@@ -234,6 +234,11 @@ impl Destination {
             let offset = place(offset, size)?;
             let length = length.unwrap_or(size - offset).min(MOST);
             if offset + length > size {
+                // Ruby would give a slice memory of its own, of which nobody else would see anything.
+                if is_slice(object) {
+                    let class = sys::class(c"IO::Buffer::AccessError");
+                    return Err(Raise::new(class, "a slice cannot be resized"));
+                }
                 sys::protect(|| {
                     sys::rb_io_buffer_resize(object, offset + length);
                     NIL
@@ -402,8 +407,8 @@ pub unsafe fn is_slice(object: VALUE) -> bool {
     }
 }
 
-/// Whether an object is locked.
-unsafe fn is_locked(object: VALUE) -> bool {
+/// Whether a String or an IO::Buffer is locked.
+pub unsafe fn is_locked(object: VALUE) -> bool {
     // SAFETY: the object is a String or an IO::Buffer; the accessors do not raise.
     unsafe {
         if sys::is_string(object) {
