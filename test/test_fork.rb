@@ -509,6 +509,22 @@ class TestFork < SchedulerTest
     pipes&.flatten&.each { |fd| machine.close(fd) }
   end
 
+  def test_the_view_of_a_block_that_forks_ends_in_the_child_too
+    output, = ruby(<<~RUBY)
+      $stdout.sync = true
+      machine = UM.new
+      reader, writer = UM.pipe
+      machine.write(writer, "bytes")
+      machine.close(writer)
+      pid = view = nil
+      machine.io(reader).read_each { |bytes| pid = fork; view = bytes; break unless pid }
+      puts view.null?
+      exit!(0) unless pid
+      Process.wait(pid)
+    RUBY
+    assert_equal "true\n" * 2, output
+  end
+
   # A lock of the program's own stays.
   def test_what_hooks_have_locked_is_the_childs_to_use
     in_fiber do
