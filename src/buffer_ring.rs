@@ -66,7 +66,7 @@ impl BufferRing {
         // SAFETY: the entries lie at the start of page-aligned memory that outlives the ring.
         unsafe {
             uring.submitter().register_buf_ring_with_flags(
-                memory.base.as_ptr() as u64,
+                memory.base() as u64,
                 plan.count,
                 GROUP,
                 flags,
@@ -116,11 +116,6 @@ impl BufferRing {
         self.publish();
     }
 
-    /// Forgets the memory, which a child of fork does not have.
-    pub(crate) fn forsake(self) {
-        std::mem::forget(self.memory);
-    }
-
     /// How many buffers there are.
     pub fn count(&self) -> usize {
         usize::from(self.count)
@@ -135,7 +130,7 @@ impl BufferRing {
         let entries = usize::from(self.count) * std::mem::size_of::<BufRingEntry>();
         let offset = entries.next_multiple_of(4096) + usize::from(buffer) * self.size as usize;
         // SAFETY: the buffer lies within the memory.
-        unsafe { self.memory.base.as_ptr().add(offset) }
+        unsafe { self.memory.base().add(offset) }
     }
 
     fn add(&mut self, buffer: u16) {
@@ -143,7 +138,7 @@ impl BufferRing {
         let address = self.buffer(buffer) as u64;
         // SAFETY: the place lies within the entries, and the kernel reads none beyond the tail.
         unsafe {
-            let entry = self.memory.base.as_ptr().cast::<BufRingEntry>().add(place);
+            let entry = self.memory.base().cast::<BufRingEntry>().add(place);
             (*entry).set_addr(address);
             (*entry).set_len(self.size);
             (*entry).set_bid(buffer);
@@ -155,7 +150,7 @@ impl BufferRing {
     fn publish(&self) {
         // SAFETY: the tail lies in the first entry, aligned; the kernel reads it with acquire.
         unsafe {
-            let tail = BufRingEntry::tail(self.memory.base.as_ptr().cast()).cast_mut();
+            let tail = BufRingEntry::tail(self.memory.base().cast()).cast_mut();
             AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
         }
     }

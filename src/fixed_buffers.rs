@@ -3,6 +3,7 @@
 
 use std::io;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use io_uring::IoUring;
 
@@ -14,7 +15,7 @@ const UPDATE: libc::c_uint = 16;
 /// Buffers of one size, one after the other in memory of their own, in slots one after the other.
 #[derive(Debug)]
 struct Region {
-    memory: Mapping,
+    memory: Arc<Mapping>,
     first: u32,
     count: u32,
     size: usize,
@@ -32,13 +33,13 @@ pub struct FixedBuffers {
 
 impl FixedBuffers {
     /// Registers `count` buffers of `size` bytes, a multiple of the page size; returns the region and its
-    /// memory.
+    /// memory, which stays for as long as anybody has it, registered or not.
     pub fn register(
         &mut self,
         uring: &IoUring,
         count: u32,
         size: usize,
-    ) -> io::Result<(RegionId, NonNull<u8>)> {
+    ) -> io::Result<(RegionId, Arc<Mapping>)> {
         if !self.table {
             uring.submitter().register_buffers_sparse(SLOTS)?;
             self.table = true;
@@ -46,23 +47,22 @@ impl FixedBuffers {
         let first = self
             .free_slots(count)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOBUFS))?;
-        let memory = Mapping::new(count as usize * size)?;
-        let base = memory.base;
+        let memory = Arc::new(Mapping::new(count as usize * size)?);
         let slots: Vec<libc::iovec> = (0..count as usize)
             .map(|place| libc::iovec {
                 // SAFETY: the buffer lies within the memory.
-                iov_base: unsafe { base.as_ptr().add(place * size).cast() },
+                iov_base: unsafe { memory.base().add(place * size).cast() },
                 iov_len: size,
             })
             .collect();
         update(uring, first, &slots)?;
         self.regions.push(Region {
-            memory,
+            memory: Arc::clone(&memory),
             first,
             count,
             size,
         });
-        Ok((first, base))
+        Ok((first, memory))
     }
 
     /// Takes a region out of the ring. Operations on it that are under way keep its pages.
@@ -86,7 +86,7 @@ impl FixedBuffers {
     #[inline]
     pub fn slot(&self, pointer: *const u8, length: usize) -> Option<u16> {
         self.regions.iter().find_map(|region| {
-            let offset = (pointer as usize).checked_sub(region.memory.base.as_ptr() as usize)?;
+            let offset = (pointer as usize).checked_sub(region.memory.base() as usize)?;
             let place = offset / region.size;
             let fits =
                 place < region.count as usize && offset % region.size + length <= region.size;
@@ -154,15 +154,17 @@ fn update(uring: &IoUring, first: u32, slots: &[libc::iovec]) -> io::Result<()> 
     Ok(())
 }
 
-/// Anonymous memory in whole pages, not shared with a child of fork.
+/// Anonymous memory in whole pages, of which a child of fork has an empty one of its own.
 #[derive(Debug)]
-pub(crate) struct Mapping {
-    pub(crate) base: NonNull<u8>,
+pub struct Mapping {
+    base: NonNull<u8>,
     length: usize,
 }
 
-// SAFETY: the memory belongs to this struct alone, wherever it is.
+// SAFETY: an address and a length, which never change; the bytes are reached through raw pointers only.
 unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
 
 impl Mapping {
     pub(crate) fn new(length: usize) -> io::Result<Self> {
@@ -179,18 +181,34 @@ impl Mapping {
             if base == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
             }
-            libc::madvise(base, length, libc::MADV_DONTFORK);
+            // Fork would copy the pages, since they are pinned. MADV_DONTFORK would leave a hole in the
+            // child, which its allocators fill: views of the memory would then show what others have put
+            // there, and dropping this would unmap it. With MADV_WIPEONFORK (madvise(2): "Present the child
+            // process with zero-filled memory in this range after a fork(2)") the range is the child's own.
+            libc::madvise(base, length, libc::MADV_WIPEONFORK);
             Ok(Self {
                 base: NonNull::new_unchecked(base.cast()),
                 length,
             })
         }
     }
+
+    /// The first byte.
+    #[inline]
+    pub fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// Gives the pages back, all but those that the kernel works on. The bytes are zero from now on.
+    pub fn discard(&self) {
+        // SAFETY: no reference to the bytes exists; whoever reads them by a pointer finds zeroes.
+        unsafe { libc::madvise(self.base().cast(), self.length, libc::MADV_DONTNEED) };
+    }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this struct's own.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
+        // SAFETY: the mapping is this struct's own, in a child of fork too.
+        unsafe { libc::munmap(self.base().cast(), self.length) };
     }
 }

@@ -1,6 +1,7 @@
 //! One machine: ring, operations, tasks, timers and waker of one thread.
 
 use std::io;
+use std::sync::Arc;
 
 use io_uring::squeue::Entry;
 use io_uring::{cqueue, opcode, types};
@@ -9,7 +10,7 @@ use crate::buffer_ring::{BufferRing, GROUP};
 use crate::clock;
 use crate::error::SetupError;
 use crate::features::Features;
-use crate::fixed_buffers::{FixedBuffers, RegionId};
+use crate::fixed_buffers::{FixedBuffers, Mapping, RegionId};
 use crate::ops::{Completion, Effect, OpKey, Ops};
 use crate::ring::Ring;
 use crate::slab::Key;
@@ -167,16 +168,13 @@ impl<T> Machine<T> {
         self.kernel = None;
     }
 
-    /// Leaves the ring to the process that made it: for a child of fork, in which neither the ring
-    /// nor the buffers are mapped, and whose own mappings may lie where they were. Its copies of the
-    /// descriptors are closed. No task goes on by itself from now on.
+    /// Leaves the ring to the process that made it: for a child of fork, in which the ring is not mapped,
+    /// and whose own mappings may lie where it was. Its copies of the descriptors are closed. No task goes
+    /// on by itself from now on.
     pub fn forsake(&mut self) {
         if let Some(kernel) = self.kernel.take() {
             kernel.ring.forsake();
             kernel.waker.forsake();
-            if let Some(buffers) = kernel.buffers {
-                buffers.forsake();
-            }
         }
         self.tasks.forget_ready();
         self.timers = Timers::default();
@@ -287,14 +285,14 @@ impl<T> Machine<T> {
         &mut self,
         count: u32,
         size: usize,
-    ) -> io::Result<(RegionId, std::ptr::NonNull<u8>)> {
+    ) -> io::Result<(RegionId, Arc<Mapping>)> {
         let Some(kernel) = &mut self.kernel else {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         };
         kernel.fixed.register(kernel.ring.uring(), count, size)
     }
 
-    /// Takes registered buffers out of the ring and gives their memory back.
+    /// Takes registered buffers out of the ring.
     pub fn unregister_buffers(&mut self, region: RegionId) {
         if let Some(kernel) = &mut self.kernel {
             kernel.fixed.unregister(kernel.ring.uring(), region);
@@ -863,11 +861,11 @@ mod tests {
     #[test]
     fn a_registered_buffer_is_read_into_and_written_from() {
         let mut machine = machine();
-        let (region, base) = machine.register_buffers(4, 4096).unwrap();
+        let (region, memory) = machine.register_buffers(4, 4096).unwrap();
         let (other, _) = machine.register_buffers(2, 8192).unwrap();
         assert_ne!(region, other);
         // SAFETY: within the region's memory.
-        let third = unsafe { base.as_ptr().add(2 * 4096) };
+        let third = unsafe { memory.base().add(2 * 4096) };
         assert_eq!(machine.fixed_index(third, 4096), Some(2));
         // SAFETY: as above.
         assert_eq!(machine.fixed_index(unsafe { third.add(10) }, 4090), None);
@@ -885,6 +883,12 @@ mod tests {
         // SAFETY: the kernel has given the memory back.
         assert_eq!(unsafe { std::slice::from_raw_parts(third, 5) }, b"fixed");
         machine.unregister_buffers(region);
+        assert_eq!(machine.fixed_index(third, 4096), None);
+        // SAFETY: the memory is there for as long as somebody has it.
+        assert_eq!(unsafe { std::slice::from_raw_parts(third, 5) }, b"fixed");
+        memory.discard();
+        // SAFETY: as above.
+        assert_eq!(unsafe { *third }, 0);
         let (again, _) = machine.register_buffers(4, 4096).unwrap();
         assert_eq!(again, region);
     }

@@ -460,4 +460,86 @@ class TestFork < SchedulerTest
   ensure
     [reader, writer].each { |fd| machine.close(fd) }
   end
+
+  def test_what_the_parents_operations_have_locked_is_the_childs_to_use
+    machine = UM.new
+    pool = machine.register_buffers(count: 2, size: 65_536)
+    large = "x" * 1_000_000
+    buffers = [IO::Buffer.new(65_536), IO::Buffer.new(65_536).slice(0, 10_000), pool.acquire, pool.acquire.slice(0, 100)]
+    strings = [+"", String.new(capacity: 100_000)]
+    pipes = Array.new(8) { UM.pipe }
+    readers = pipes.map(&:first)
+    work = (buffers + strings).zip(readers).map { |into, from| proc { machine.read(from, into, into.is_a?(String) ? 100_000 : nil) } }
+    source = IO::Buffer.new(1_000_000)
+    work << proc { machine.write(pipes[6].last, source) } << proc { machine.writev(pipes[7].last, large, "end") }
+    fibers = work.map { |body| machine.spin(&body) }
+    machine.snooze
+    all = [*buffers, source]
+    assert(all.all?(&:locked?))
+    assert_raises(RuntimeError) { strings.last << "more" }
+    output, = child_of do |told|
+      fibers.each do |fiber|
+        fiber.raise(UM::Terminate)
+      rescue StandardError => e
+        told.puts(e.class) unless e.is_a?(UM::Error)
+      end
+      told.puts all.any?(&:locked?)
+      strings.each { |string| string << "more" }
+      large << "more"
+      own = UM.new
+      reader, writer = UM.pipe
+      [*all, *strings].each do |buffer|
+        own.write(writer, "own")
+        own.read(reader, buffer, 3)
+        told.write buffer.is_a?(String) ? buffer[0, 3] : buffer.get_string(0, 3)
+      end
+      told.puts
+      all.each(&:free)
+      told.puts all.all?(&:null?)
+    end
+    assert_equal ["false", "own" * 7, "true"], output.lines(chomp: true)
+    assert(all.all?(&:locked?))
+    pipes.first(6).map(&:last).each { |writer| machine.write(writer, "parents") }
+    machine.join(fibers.first(6))
+    assert_equal ["parents"] * 6, buffers.map { |buffer| buffer.get_string(0, 7) } + strings
+    fibers.last(2).each { |fiber| machine.schedule(fiber, UM::Terminate.new) }
+    machine.join(fibers.last(2))
+    refute(all.any?(&:locked?))
+  ensure
+    pipes&.flatten&.each { |fd| machine.close(fd) }
+  end
+
+  def test_the_view_of_a_block_that_forks_ends_in_the_child_too
+    output, = ruby(<<~RUBY)
+      $stdout.sync = true
+      machine = UM.new
+      reader, writer = UM.pipe
+      machine.write(writer, "bytes")
+      machine.close(writer)
+      pid = view = nil
+      machine.io(reader).read_each { |bytes| pid = fork; view = bytes; break unless pid }
+      puts view.null?
+      exit!(0) unless pid
+      Process.wait(pid)
+    RUBY
+    assert_equal "true\n" * 2, output
+  end
+
+  # A lock of the program's own stays.
+  def test_what_hooks_have_locked_is_the_childs_to_use
+    in_fiber do
+      # A pipe is waited for without its buffer being locked.
+      pairs = Array.new(2) { UNIXSocket.pair }
+      buffer = IO::Buffer.new(65_536)
+      ours = IO::Buffer.new(65_536)
+      reading = [Fiber.schedule { buffer.read(pairs[0][0], 0) }, Fiber.schedule { ours.locked { ours.read(pairs[1][0], 0) } }]
+      output, = child_of { |told| told.puts(buffer.locked?, ours.locked?, buffer.free.null?) }
+      assert_equal %w[false true true], output.lines(chomp: true)
+      assert_predicate buffer, :locked?
+      pairs.map(&:last).each { |writer| writer << "x" }
+      sleep 0 while reading.any?(&:alive?)
+      assert_equal(%w[x x], [buffer, ours].map { |each| each.get_string(0, 1) })
+      refute_predicate buffer, :locked?
+    end
+  end
 end

@@ -3,28 +3,37 @@
 use std::collections::VecDeque;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
-use uringmachine_runtime::fixed_buffers::RegionId;
+use uringmachine_runtime::fixed_buffers::{Mapping, RegionId};
 
 use crate::arguments;
 use crate::core::{Core, Discarded, Discards};
 use crate::durations;
 use crate::machine::{answer, Caller};
+use crate::memory;
 use crate::switch::Failure;
 use crate::sys::{self, Outcome, Raise, NIL, VALUE};
 use crate::um::DataType;
 use crate::waiters::{self, Waiters};
 
 /// What a pool holds.
+///
+/// Its buffers are slices of a root buffer, so that Ruby itself knows what is left of them: whatever was
+/// transferred or sliced keeps the root, which keeps the pool, which keeps the memory; and the end of the root
+/// ends them all.
 struct Pool {
     /// The UM whose ring the memory is registered with; `NIL` for one that no machine has made.
     machine: VALUE,
     region: RegionId,
     size: usize,
-    /// Every buffer of the pool.
-    all: Vec<VALUE>,
-    /// Those that nobody has.
-    free: VecDeque<VALUE>,
+    memory: Option<Arc<Mapping>>,
+    /// The IO::Buffer of all the memory.
+    root: VALUE,
+    /// The buffers in the order of their places in the memory.
+    buffers: Vec<VALUE>,
+    /// The places of those that nobody has.
+    free: VecDeque<usize>,
     waiters: Waiters,
     discards: Option<Discards>,
     closed: bool,
@@ -72,7 +81,8 @@ unsafe extern "C" fn mark(data: *mut c_void) {
     unsafe {
         let pool = data.cast::<Pool>();
         rb_sys::rb_gc_mark((*pool).machine);
-        for buffer in &(*pool).all {
+        rb_sys::rb_gc_mark((*pool).root);
+        for buffer in &(*pool).buffers {
             rb_sys::rb_gc_mark(*buffer);
         }
         (*pool).waiters.mark();
@@ -80,7 +90,7 @@ unsafe extern "C" fn mark(data: *mut c_void) {
 }
 
 unsafe extern "C" fn free(data: *mut c_void) {
-    // SAFETY: the object is dead, and so is every buffer, which would keep it.
+    // SAFETY: the object is dead, and so is every view of its memory, which would keep it.
     let pool = unsafe { Box::from_raw(data.cast::<Pool>()) };
     // Any thread may collect it; only the machine's own may change the ring.
     if let (false, Some(discards)) = (pool.closed, &pool.discards) {
@@ -93,7 +103,9 @@ unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
         machine: NIL,
         region: 0,
         size: 0,
-        all: Vec::new(),
+        memory: None,
+        root: NIL,
+        buffers: Vec::new(),
         free: VecDeque::new(),
         waiters: Waiters::default(),
         discards: None,
@@ -121,8 +133,8 @@ unsafe fn get(value: VALUE) -> Result<*mut Pool, Raise> {
 
 /// Makes a pool of `count` buffers of `size` bytes.
 pub unsafe fn make(machine: VALUE, core: *mut Core, count: u32, size: usize) -> Outcome {
-    // SAFETY: the class is defined when the extension is loaded; the buffers lie in the region's memory,
-    // which lives until the pool is closed or collected, and they keep the pool.
+    // SAFETY: the class is defined when the extension is loaded; the root is a view of the region's memory,
+    // and keeps the pool, which has a share in it.
     unsafe {
         let mut registered = (*core).machine.register_buffers(count, size);
         if matches!(&registered, Err(error) if error.raw_os_error() == Some(libc::ENOBUFS)) {
@@ -131,7 +143,7 @@ pub unsafe fn make(machine: VALUE, core: *mut Core, count: u32, size: usize) -> 
             (*core).give_up_discarded();
             registered = (*core).machine.register_buffers(count, size);
         }
-        let (region, base) = match registered {
+        let (region, memory) = match registered {
             Ok(region) => region,
             Err(error) => return Err(refused(&error, count, size)),
         };
@@ -141,18 +153,30 @@ pub unsafe fn make(machine: VALUE, core: *mut Core, count: u32, size: usize) -> 
         (*pool).region = region;
         (*pool).size = size;
         (*pool).discards = Some((*core).discards.clone());
+        let (base, length) = (memory.base().cast(), count as usize * size);
+        (*pool).memory = Some(memory);
+        (*pool).root = sys::protect(|| {
+            let root = sys::rb_io_buffer_new(base, length, sys::IO_BUFFER_EXTERNAL);
+            rb_sys::rb_ivar_set(root, sys::id("@um_pool"), object);
+            root
+        })
+        .map_err(Raise::Jump)?;
         for place in 0..count as usize {
-            let start = base.as_ptr().add(place * size).cast();
-            let buffer = sys::protect(|| {
-                let buffer = sys::rb_io_buffer_new(start, size, sys::IO_BUFFER_EXTERNAL);
-                rb_sys::rb_ivar_set(buffer, sys::id("@um_pool"), object);
-                buffer
-            })
-            .map_err(Raise::Jump)?;
-            (*pool).all.push(buffer);
-            (*pool).free.push_back(buffer);
+            let buffer = slice(pool, place)?;
+            (*pool).buffers.push(buffer);
+            (*pool).free.push_back(place);
         }
         Ok(object)
+    }
+}
+
+/// A new buffer of what lies at a place.
+unsafe fn slice(pool: *mut Pool, place: usize) -> Outcome {
+    // SAFETY: the place lies within the root.
+    unsafe {
+        let size = (*pool).size;
+        let range = [sys::fixnum((place * size) as i64), sys::fixnum(size as i64)];
+        sys::protect(|| sys::funcall((*pool).root, sys::id("slice"), &range)).map_err(Raise::Jump)
     }
 }
 
@@ -191,7 +215,7 @@ fn refused(error: &std::io::Error, count: u32, size: usize) -> Raise {
 /// @yieldparam buffer [IO::Buffer]
 /// @return [IO::Buffer, Object] the buffer, or what the block returns
 /// @raise [IO::TimeoutError] after the timeout
-/// @raise [UringMachine::Error] if the pool is closed
+/// @raise [UringMachine::Error] if the pool or its machine is closed, or they are the parent process's
 /// @example
 ///   pool.acquire { |buffer| machine.read(fd, buffer, nil) }
 unsafe extern "C" fn acquire(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
@@ -234,7 +258,13 @@ unsafe fn take(this: VALUE, deadline: Option<u64>) -> Result<VALUE, Failure> {
         let mut again = false;
         loop {
             let pool = get(this)?;
-            if let Some(buffer) = (*pool).free.pop_front() {
+            if !(*crate::um::core((*pool).machine)?).is_usable() {
+                let text = "the pool's machine is closed, or belongs to the parent process";
+                return Err(Raise::misuse(text).into());
+            }
+            if let Some(place) = (*pool).free.front().copied() {
+                let buffer = whole(pool, place)?;
+                (*pool).free.pop_front();
                 return Ok(buffer);
             }
             let caller = Caller::new((*pool).machine)?;
@@ -256,7 +286,33 @@ unsafe fn take(this: VALUE, deadline: Option<u64>) -> Result<VALUE, Failure> {
     }
 }
 
-/// Gives a buffer back.
+/// The buffer at a place.
+unsafe fn at(pool: *mut Pool, place: usize) -> VALUE {
+    // SAFETY: the pool is alive, and nothing that could change it runs meanwhile.
+    let buffers = unsafe { &(*pool).buffers };
+    buffers[place]
+}
+
+/// The buffer at a place as it was made, a new one if the program has freed, transferred or resized the old one.
+unsafe fn whole(pool: *mut Pool, place: usize) -> Outcome {
+    let (mut base, mut size) = (std::ptr::null_mut(), 0);
+    // SAFETY: an IO::Buffer; the accessor does not raise. The place lies within the memory.
+    unsafe {
+        let known = at(pool, place);
+        sys::rb_io_buffer_get_bytes(known, &mut base, &mut size);
+        let (mut start, mut length) = (std::ptr::null_mut(), 0);
+        sys::rb_io_buffer_get_bytes((*pool).root, &mut start, &mut length);
+        if base == start.byte_add(place * (*pool).size) && size == (*pool).size {
+            return Ok(known);
+        }
+        let buffer = slice(pool, place)?;
+        let buffers = &mut (*pool).buffers;
+        buffers[place] = buffer;
+        Ok(buffer)
+    }
+}
+
+/// Gives a buffer back. One that was freed or transferred meanwhile makes room for a new one of the same memory.
 ///
 /// @method UringMachine::BufferPool#release(buffer)
 /// @param buffer [IO::Buffer] one that `acquire` has returned
@@ -278,61 +334,67 @@ unsafe fn give(this: VALUE, buffer: VALUE) -> Result<(), Raise> {
     // SAFETY: the type is checked; the buffer is one of the pool's, so an IO::Buffer.
     unsafe {
         let pool = get(this)?;
-        if !(*pool).all.contains(&buffer) {
+        let mut buffers = (*pool).buffers.iter();
+        let Some(place) = buffers.position(|known| *known == buffer) else {
             return Err(Raise::misuse("buffer is not of this pool"));
-        }
-        if (*pool).free.contains(&buffer) {
+        };
+        if (*pool).free.contains(&place) {
             return Err(Raise::misuse("buffer has been released already"));
         }
-        if is_in_use(pool, buffer) {
+        if is_in_use(pool, place) {
             return Err(Raise::misuse("buffer is in use by an operation"));
         }
-        (*pool).free.push_back(buffer);
+        (*pool).free.push_back(place);
         (*pool).waiters.wake_one();
         Ok(())
     }
 }
 
-/// Whether an operation works on a buffer of the pool's, or on a slice of it.
-unsafe fn is_in_use(pool: *mut Pool, buffer: VALUE) -> bool {
-    let (mut base, mut size) = (std::ptr::null_mut(), 0);
-    // SAFETY: an IO::Buffer; the accessor does not raise. The machine's UM lives as long as the pool.
+/// Whether a buffer of the pool's is locked, or an operation works on any part of what lies at its place.
+unsafe fn is_in_use(pool: *mut Pool, place: usize) -> bool {
+    // SAFETY: an IO::Buffer. The machine's UM lives as long as the pool.
     unsafe {
-        let flags = sys::rb_io_buffer_get_bytes(buffer, &mut base, &mut size);
-        let locked = flags & sys::IO_BUFFER_LOCKED != 0;
-        locked
-            || crate::um::core((*pool).machine).is_ok_and(|core| {
-                (*core)
-                    .machine
-                    .fixed_index(base.cast(), size)
-                    .is_some_and(|index| (*core).fixed_use.has(index))
-            })
+        let index = (*pool).region as usize + place;
+        memory::is_locked(at(pool, place))
+            || crate::um::core((*pool).machine)
+                .is_ok_and(|core| (*core).is_usable() && (*core).fixed_use.has(index as u16))
     }
 }
 
-/// Takes the memory out of the ring and gives it back. The buffers are null afterwards.
+/// Takes the memory out of the ring and gives it back. The buffers are null afterwards, and their slices invalid.
 ///
 /// @method UringMachine::BufferPool#close
 /// @return [nil]
-/// @raise [UringMachine::Error] if a buffer has not been released, or the pool is closed already
+/// @raise [UringMachine::Error] if a buffer has not been released or is in use, or the pool is closed already
 /// @example
 ///   pool.close
 unsafe extern "C" fn close(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked; the views are freed before the memory is.
+    // SAFETY: the type is checked; no buffer is locked. A view that another thread works on keeps the memory.
     unsafe {
         sys::method(|| {
             let pool = get(this)?;
             let caller = Caller::new((*pool).machine)?;
-            if (*pool).free.len() < (*pool).all.len() {
+            let count = (*pool).buffers.len();
+            if (*pool).free.len() < count {
                 return Err(Raise::misuse("a buffer of the pool has not been released"));
             }
-            (*pool).closed = true;
-            for buffer in std::mem::take(&mut (*pool).all) {
-                sys::protect(|| sys::rb_io_buffer_free(buffer)).map_err(Raise::Jump)?;
+            if (0..count).any(|place| is_in_use(pool, place)) {
+                return Err(Raise::misuse("a buffer of the pool is in use"));
             }
-            (*pool).free.clear();
+            // Slices of the buffers, and what they were transferred to, are slices of the root.
+            sys::protect(|| {
+                for place in 0..count {
+                    sys::rb_io_buffer_free(at(pool, place));
+                }
+                sys::rb_io_buffer_free((*pool).root)
+            })
+            .map_err(Raise::Jump)?;
+            (*pool).closed = true;
             (*pool).waiters.wake_all();
             (*caller.core).machine.unregister_buffers((*pool).region);
+            if let Some(memory) = &(*pool).memory {
+                memory.discard();
+            }
             Ok(NIL)
         })
     }

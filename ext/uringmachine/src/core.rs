@@ -15,6 +15,7 @@ use uringmachine_runtime::{clock, Machine, TaskId, Wake};
 
 use crate::descriptors::Descriptors;
 use crate::forks;
+use crate::memory;
 use crate::sys::{self, Raise, FALSE, NIL, VALUE};
 
 /// How many switches may pass before the machine looks at the ring although fibers are runnable.
@@ -257,10 +258,15 @@ impl Core {
     }
 
     /// Leaves the parent's machine to the parent: in a child of fork. Its descriptors are closed, its fibers
-    /// are kept no more, and none goes on. The records stay, for a fiber that is unwound all the same.
+    /// are kept no more, and none goes on; what its operations have locked is the child's to use. The records
+    /// stay, for a fiber that is unwound all the same.
     pub fn forsake(&mut self) {
         self.machine.forsake();
+        for (_, held) in self.holds.iter() {
+            held.iter().for_each(|object| memory::take_over(*object));
+        }
         for waiter in self.machine.tasks.iter_mut() {
+            memory::take_over(waiter.held);
             waiter.fiber = NIL;
             waiter.held = NIL;
             waiter.unblocked_by = FALSE;

@@ -40,6 +40,7 @@ pub unsafe extern "C" fn Init_uringmachine() {
     // SAFETY: Ruby is up.
     unsafe {
         rb_sys::rb_ext_ractor_safe(true);
+        memory::find_string_lock();
         let class = um::define();
         errors::define(class);
         constants::define(class);

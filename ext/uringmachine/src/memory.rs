@@ -145,8 +145,9 @@ impl Source {
             (*core).fixed_use.end(self.fixed);
             match self.backing {
                 Backing::Block(block) => (*core).scratch.give(block),
-                Backing::Locked => unlock(self.object),
-                Backing::Copy(_) | Backing::Frozen => {}
+                // In a child of fork [`take_over`] has done that.
+                Backing::Locked if !(*core).is_forked() => unlock(self.object),
+                Backing::Locked | Backing::Copy(_) | Backing::Frozen => {}
             }
         }
     }
@@ -234,6 +235,11 @@ impl Destination {
             let offset = place(offset, size)?;
             let length = length.unwrap_or(size - offset).min(MOST);
             if offset + length > size {
+                // Ruby would give a slice memory of its own, of which nobody else would see anything.
+                if is_slice(object) {
+                    let class = sys::class(c"IO::Buffer::AccessError");
+                    return Err(Raise::new(class, "a slice cannot be resized"));
+                }
                 sys::protect(|| {
                     sys::rb_io_buffer_resize(object, offset + length);
                     NIL
@@ -339,6 +345,11 @@ impl Destination {
     pub unsafe fn finish(self, core: *mut Core, count: Option<usize>) -> Result<(), Raise> {
         // SAFETY: the lock is this destination's; the kernel is done with the memory.
         unsafe {
+            if (*core).is_forked() {
+                // Nothing has come, and [`take_over`] has taken the lock off.
+                (*core).fixed_use.end(self.fixed);
+                return Ok(());
+            }
             if !self.is_string {
                 (*core).fixed_use.end(self.fixed);
                 sys::rb_io_buffer_unlock(self.object);
@@ -402,12 +413,12 @@ pub unsafe fn is_slice(object: VALUE) -> bool {
     }
 }
 
-/// Whether an object is locked.
-unsafe fn is_locked(object: VALUE) -> bool {
+/// Whether a String or an IO::Buffer is locked.
+pub unsafe fn is_locked(object: VALUE) -> bool {
     // SAFETY: the object is a String or an IO::Buffer; the accessors do not raise.
     unsafe {
         if sys::is_string(object) {
-            return flags_of(object) & string_lock() != 0;
+            return flags_of(object) & STRING_LOCK.load(Ordering::Relaxed) != 0;
         }
         let (mut base, mut size) = (std::ptr::null_mut(), 0);
         sys::rb_io_buffer_get_bytes(object, &mut base, &mut size) & sys::IO_BUFFER_LOCKED != 0
@@ -419,22 +430,18 @@ unsafe fn flags_of(object: VALUE) -> VALUE {
     unsafe { (*(object as *const rb_sys::RBasic)).flags }
 }
 
-/// The flag of a String that is locked, which no header names: what locking one changes.
-unsafe fn string_lock() -> VALUE {
-    static FLAG: AtomicU64 = AtomicU64::new(0);
-    let known = FLAG.load(Ordering::Relaxed);
-    if known != 0 {
-        return known;
-    }
+/// The flag of a String that is locked, which no header names.
+static STRING_LOCK: AtomicU64 = AtomicU64::new(0);
+
+/// Finds out how Ruby locks a String: what locking one changes. Called once, when the extension is loaded.
+pub unsafe fn find_string_lock() {
     // SAFETY: a new String, which nobody else has; with no memory to be had, nothing here needs dropping.
     unsafe {
         let string = rb_sys::rb_str_new(std::ptr::null(), 0);
         let before = flags_of(string);
         rb_sys::rb_str_locktmp(string);
-        let flag = before ^ flags_of(string);
+        STRING_LOCK.store(before ^ flags_of(string), Ordering::Relaxed);
         rb_sys::rb_str_unlocktmp(string);
-        FLAG.store(flag, Ordering::Relaxed);
-        flag
     }
 }
 
@@ -475,8 +482,6 @@ static LOCKS: PerProcess<Mutex<HashMap<VALUE, u32>>> = PerProcess::new();
 
 /// Locks an object for one more operation that reads it; false if somebody else has locked it.
 pub unsafe fn lock(object: VALUE) -> bool {
-    // SAFETY: no String has been locked by us before the flag is known.
-    unsafe { string_lock() };
     let mut locks = LOCKS.get().lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: as below.
     match locks.get_mut(&object) {
@@ -505,18 +510,34 @@ pub unsafe fn lock(object: VALUE) -> bool {
     true
 }
 
-/// Takes a lock back.
+/// Takes a lock back, in a child of fork too one that the parent took.
 pub unsafe fn unlock(object: VALUE) {
     let mut locks = LOCKS.get().lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(count) = locks.get_mut(&object) else {
-        return;
-    };
-    *count -= 1;
-    if *count > 0 {
-        return;
+    if let Some(count) = locks.get_mut(&object) {
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        locks.remove(&object);
     }
-    locks.remove(&object);
+    drop(locks);
     // SAFETY: it was locked by `lock`, and by nobody else since.
+    unsafe { take_off(object) };
+}
+
+/// Unlocks, in a child of fork, what an operation of the parent's works on: in the child none does. Whatever
+/// an operation holds and is locked was locked for it: see [`Source::held`] and [`Destination::held`].
+pub fn take_over(held: VALUE) {
+    // SAFETY: the object is marked, so it is alive.
+    unsafe {
+        if (sys::is_string(held) || sys::is_io_buffer(held)) && is_locked(held) {
+            take_off(held);
+        }
+    }
+}
+
+unsafe fn take_off(object: VALUE) {
+    // SAFETY: a String or an IO::Buffer; a raise, of one that is not locked, is stopped.
     unsafe {
         let unlocked = sys::protect(|| {
             if sys::is_string(object) {

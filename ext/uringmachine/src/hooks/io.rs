@@ -368,13 +368,16 @@ impl Transfer {
             let unlocked = flags & sys::IO_BUFFER_LOCKED == 0;
             if unlocked {
                 sys::rb_io_buffer_lock(self.buffer);
+                (*self.core).waiter(self.me).held = self.buffer;
             }
             (*self.core).waits.begin(self.fd, self.me);
             (*self.core).fixed_use.begin(fixed);
             let result = switch::operate(self.core, self.me, entry, deadline);
             (*self.core).fixed_use.end(fixed);
             (*self.core).waits.end(self.fd, self.me);
-            if unlocked {
+            (*self.core).waiter(self.me).held = NIL;
+            // In a child of fork `memory::take_over` has done that.
+            if unlocked && !(*self.core).is_forked() {
                 sys::rb_io_buffer_unlock(self.buffer);
             }
             self.locate()?;
