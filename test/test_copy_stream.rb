@@ -191,7 +191,7 @@ class TestCopyStream < SchedulerTest
         end
         assert_equal "first\n", from.gets
         begin
-          Timeout.timeout(0.002, TooLate) { IO.copy_stream(from, target) }
+          Timeout.timeout(0.002 * (cuts + 1), TooLate) { IO.copy_stream(from, target) }
         rescue TooLate
           cuts += 1
           retry

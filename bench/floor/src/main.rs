@@ -1,17 +1,18 @@
 //! The floor: the same operations as bench/machine_workloads.rb, by a program that does nothing else.
 //!
-//!     floor pipe|socketpair COUNT
+//!     floor pipe|socketpair COUNT [registered]
 //!     floor http CONNECTIONS PORT
 //!
-//! The first two move COUNT messages and print the CPU time and the wall time they took as JSON. The last serves HTTP
-//! until all connections are closed, and prints the same.
+//! The first two move COUNT messages and print the CPU time and the wall time they took as JSON, if asked to through
+//! descriptors that are registered with the ring. The last serves HTTP until all connections are closed, and prints the
+//! same.
 
 use std::collections::VecDeque;
 use std::io;
 use std::time::Instant;
 
 use io_uring::squeue::Entry;
-use io_uring::{opcode, types, IoUring};
+use io_uring::{opcode, squeue, types, IoUring};
 
 /// As many as the workloads have.
 const PAIRS: usize = 48;
@@ -58,15 +59,26 @@ fn pair(sockets: bool) -> [i32; 2] {
 }
 
 /// One writer and one reader a pair, each with an operation under way until it has moved its share.
-fn move_messages(sockets: bool, size: usize, count: usize) {
+fn move_messages(sockets: bool, size: usize, count: usize, registered: bool) {
     let mut ring = ring(256).expect("io_uring");
     let message = vec![b'*'; size];
     let mut buffers = vec![vec![0_u8; size]; PAIRS];
     let pairs: Vec<[i32; 2]> = (0..PAIRS).map(|_| pair(sockets)).collect();
+    if registered {
+        let fds = pairs.concat();
+        ring.submitter()
+            .register_files(&fds)
+            .expect("register_files");
+    }
     let share = count / PAIRS;
     let mut left = vec![share; 2 * PAIRS];
     let mut entry = |task: usize| {
-        let [reader, writer] = pairs[task / 2];
+        let [reader, writer] = if registered {
+            let place = task as i32 / 2 * 2;
+            [place, place + 1]
+        } else {
+            pairs[task / 2]
+        };
         let buffer = buffers[task / 2].as_mut_ptr();
         let entry = match (task % 2 == 0, sockets) {
             (true, false) => {
@@ -78,7 +90,12 @@ fn move_messages(sockets: bool, size: usize, count: usize) {
             (false, false) => opcode::Read::new(types::Fd(reader), buffer, size as u32).build(),
             (false, true) => opcode::Recv::new(types::Fd(reader), buffer, size as u32).build(),
         };
-        entry.user_data(task as u64)
+        let flags = if registered {
+            squeue::Flags::FIXED_FILE
+        } else {
+            squeue::Flags::empty()
+        };
+        entry.user_data(task as u64).flags(flags)
     };
     let mut ready: VecDeque<usize> = (0..2 * PAIRS).collect();
     let mut running = 0;
@@ -168,14 +185,15 @@ fn serve(connections: usize, port: u16) -> usize {
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let number = |place: usize| arguments[place].parse().expect("a number");
+    let registered = arguments.get(3).is_some_and(|word| word == "registered");
     let (cpu, wall) = (cpu_seconds(), Instant::now());
     let count = match arguments[1].as_str() {
         "pipe" => {
-            move_messages(false, 1024, number(2));
+            move_messages(false, 1024, number(2), registered);
             number(2)
         }
         "socketpair" => {
-            move_messages(true, 64, number(2));
+            move_messages(true, 64, number(2), registered);
             number(2)
         }
         "http" => serve(number(2), number(3) as u16),
