@@ -42,17 +42,21 @@ class Comparison
     samples = Hash.new { |hash, name| hash[name] = [] }
     rounds.times do |round|
       @ways.each do |name, work|
-        $stderr.print "\r#{@title}: round #{round + 1} of #{rounds}, #{name}          "
+        progress("#{@title}: round #{round + 1} of #{rounds}, #{name}")
         samples[name] << measure(work)
       end
     end
-    $stderr.print "\r#{" " * 70}\r"
+    progress("")
     results = samples.map { |name, found| Result.new(name, *found.transpose.map { |values| values.sort[values.size / 2] }) }
     report(results)
     results
   end
 
   private
+
+  def progress(line)
+    $stderr.print "\r#{line.ljust(78)}\r" if $stderr.tty?
+  end
 
   # CPU and wall time an operation, in microseconds.
   def measure(work)

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod error;
 pub mod features;
 pub mod fixed_buffers;
+pub mod fixed_files;
 pub mod machine;
 pub mod ops;
 pub mod ring;

@@ -1,6 +1,7 @@
 //! One machine: ring, operations, tasks, timers and waker of one thread.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use io_uring::squeue::Entry;
@@ -11,6 +12,7 @@ use crate::clock;
 use crate::error::SetupError;
 use crate::features::Features;
 use crate::fixed_buffers::{FixedBuffers, Mapping, RegionId};
+use crate::fixed_files::FixedFiles;
 use crate::ops::{Completion, Effect, OpKey, Ops};
 use crate::ring::Ring;
 use crate::slab::Key;
@@ -65,6 +67,7 @@ struct Kernel {
     /// After the ring: the kernel takes from the buffers until the ring is closed.
     buffers: Option<BufferRing>,
     fixed: FixedBuffers,
+    files: FixedFiles,
 }
 
 /// What a machine has done and has at hand.
@@ -118,6 +121,7 @@ impl<T> Machine<T> {
                 waker,
                 buffers: None,
                 fixed: FixedBuffers::default(),
+                files: FixedFiles::default(),
             }),
             ops: Ops::default(),
             waker_polled: false,
@@ -257,8 +261,12 @@ impl<T> Machine<T> {
     unsafe fn push(&mut self, op: OpKey, entry: Entry) -> io::Result<OpKey> {
         let entry = entry.user_data(op.to_bits());
         self.submitted += 1;
-        // SAFETY: the caller's promise.
-        match self.ring().and_then(|ring| unsafe { ring.push(&entry) }) {
+        let pushed = match &mut self.kernel {
+            // SAFETY: the caller's promise.
+            Some(kernel) => unsafe { kernel.ring.push(&kernel.files.redirect(entry)) },
+            None => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        };
+        match pushed {
             Ok(()) => Ok(op),
             Err(error) => {
                 // The entry never reached the queue, so the kernel does not have it.
@@ -290,6 +298,29 @@ impl<T> Machine<T> {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         };
         kernel.fixed.register(kernel.ring.uring(), count, size)
+    }
+
+    /// Registers the file of a descriptor: operations on that descriptor use it from now on.
+    pub fn register_file(&mut self, fd: RawFd) -> io::Result<()> {
+        let Some(kernel) = &mut self.kernel else {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        };
+        // What is queued means the slot as it is.
+        kernel.ring.flush()?;
+        kernel.files.register(kernel.ring.uring(), fd)
+    }
+
+    /// Takes a registered file out of the ring; false if the descriptor has none.
+    #[inline]
+    pub fn unregister_file(&mut self, fd: RawFd) -> bool {
+        match &mut self.kernel {
+            Some(kernel) if kernel.files.has(fd) => {
+                // As above. What the kernel does not take now fails with EBADF.
+                let _ = kernel.ring.flush();
+                kernel.files.unregister(kernel.ring.uring(), fd)
+            }
+            _ => false,
+        }
     }
 
     /// Takes registered buffers out of the ring.

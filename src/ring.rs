@@ -249,6 +249,16 @@ impl Ring {
         }
     }
 
+    /// Has the kernel take all that is queued.
+    pub fn flush(&mut self) -> io::Result<()> {
+        while self.unsubmitted() > 0 {
+            self.enter(0, None)?;
+            // A thread of the kernel takes it in its own time.
+            std::hint::spin_loop();
+        }
+        Ok(())
+    }
+
     /// Takes one completion off the queue, if there is any.
     #[inline]
     pub fn reap(&mut self) -> Option<cqueue::Entry> {

@@ -376,7 +376,7 @@ class TestFork < SchedulerTest
     reader, writer = UM.pipe
     fiber = machine.spin do
       buffer = +""
-      Array.new(25) { machine.read(reader, buffer, 10_000) && buffer.dup }
+      Array.new(25) { machine.read(reader, buffer, 5000) && buffer.dup }
     end
     25.times do |number|
       machine.snooze

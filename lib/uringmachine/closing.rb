@@ -31,7 +31,11 @@ class UringMachine
     module Waking
       # As IO#close.
       def close
-        Closing.interrupt(self) unless closed?
+        unless closed?
+          Closing.interrupt(self)
+          scheduler = Fiber.current_scheduler
+          scheduler.machine.unregister_file(fileno) if scheduler.is_a?(FiberScheduler)
+        end
         super
       end
     end

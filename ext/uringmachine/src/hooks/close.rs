@@ -29,6 +29,9 @@ unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
         if let Some(core) = get(this).core_from_anywhere() {
             may_linger = !(*core).descriptors.is_no_socket(fd);
             (*core).descriptors.forget(fd);
+            if (*core).thread() == sys::rb_thread_current() {
+                (*core).machine.unregister_file(fd);
+            }
         }
         if may_linger && lingers(fd) && sys::called_from(b"io_close", b"close") {
             if let Ok(core) = get(this).core() {

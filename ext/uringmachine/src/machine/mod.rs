@@ -114,7 +114,10 @@ impl Caller {
     /// Drops what the machine remembers of a descriptor that is being closed.
     pub fn forget_descriptor(&self, fd: i32) {
         // SAFETY: the core is alive while one of its fibers runs a method.
-        unsafe { (*self.core).descriptors.forget(fd) };
+        unsafe {
+            (*self.core).descriptors.forget(fd);
+            (*self.core).machine.unregister_file(fd);
+        }
     }
 
     /// Runs an operation that reads an object's memory.
