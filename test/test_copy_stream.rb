@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require "digest"
 require "io/nonblock"
 require "pathname"
 require "stringio"
@@ -124,7 +125,84 @@ class TestCopyStream < SchedulerTest
     assert_equal [BYTES.bytesize, BYTES.bytesize, BYTES], [count, spliced, arrived]
   end
 
-  def test_what_is_no_descriptor_and_a_file_as_the_target_take_rubys_own_path
+  # An upload: the bytes of a pipe or a socket, to a file.
+  def test_sockets_and_pipes_to_a_file
+    [TARGETS[0], TARGETS[1]].each do |make|
+      from, feed = make.call
+      target = file("before ")
+      target.seek(0, :END)
+      ticks = 0
+      count, spliced = counted do
+        feeding = Fiber.schedule { feed.write("line\n", BYTES) && feed.close }
+        Fiber.schedule { sleep(0) && ticks += 1 while feeding.alive? }
+        assert_equal "line\n", from.gets
+        [IO.copy_stream(from, target, 1_000_000), IO.copy_stream(from, target)]
+      end
+      assert_equal [1_000_000, 2_000_001], count
+      # What Ruby had read ahead of `gets` is no part of it.
+      assert_operator spliced, :>, 2_900_000
+      assert_operator ticks, :>, 10
+      target.rewind
+      assert_equal Digest::SHA256.digest("before ".b + BYTES), Digest::SHA256.digest(target.read)
+    end
+  end
+
+  def test_an_upload_that_is_cut_off_again_and_again_loses_and_doubles_no_byte
+    [TARGETS[0], TARGETS[1]].each do |make|
+      from, feed = make.call
+      target = file("")
+      cuts = 0
+      counted do
+        Fiber.schedule do
+          BYTES.bytes.each_slice(100_000) { |part| feed.write(part.pack("C*")) && sleep(0.001) }
+          feed.close
+        end
+        begin
+          Timeout.timeout(0.002 * (cuts + 1), TooLate) { IO.copy_stream(from, target) }
+        rescue TooLate
+          cuts += 1
+          retry
+        end
+      end
+      assert_operator cuts, :>, 1
+      target.rewind
+      assert_equal Digest::SHA256.digest(BYTES), Digest::SHA256.digest(target.read)
+    end
+  end
+
+  def test_a_file_that_is_appended_to_is_rubys_own_to_copy_to
+    [TARGETS[0], TARGETS[1]].each do |make|
+      from, feed = make.call
+      path = Tempfile.create("um").tap { |file| file.write("before ") && file.close }.path
+      target = File.open(path, "ab")
+      count, = counted do
+        Fiber.schedule { feed.write(BYTES) && feed.close }
+        IO.copy_stream(from, target)
+      end
+      target.close
+      assert_equal BYTES.bytesize, count
+      assert_equal Digest::SHA256.digest("before ".b + BYTES), Digest::SHA256.digest(File.binread(path))
+    ensure
+      File.unlink(path)
+    end
+  end
+
+  def test_a_slow_upload_takes_no_worker
+    in_fiber do
+      uploads = Array.new(20) { UNIXSocket.pair }
+      files = uploads.map { file("") }
+      copies = uploads.zip(files).map { |(from, _), target| Fiber.schedule { IO.copy_stream(from, target) } }
+      # What needs a worker of the pool gets one.
+      assert_predicate File.stat("/"), :directory?
+      assert(copies.all?(&:alive?))
+      uploads.map(&:last).each { |feed| feed.write("late") && feed.close }
+      sleep(0.0001) while copies.any?(&:alive?)
+      contents = files.map { |target| target.rewind && target.read }
+      assert_equal ["late"] * 20, contents
+    end
+  end
+
+  def test_what_is_no_descriptor_and_a_file_to_a_file_take_rubys_own_path
     target = file("")
     [StringIO.new("from memory"), file("from a file")].each { |source| assert_equal([11, nil], counted { IO.copy_stream(source, target) }) }
     target.rewind

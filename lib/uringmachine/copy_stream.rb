@@ -1,9 +1,9 @@
 # frozen_string_literal: true
 
 class UringMachine
-  # IO.copy_stream under a UM::FiberScheduler moves bytes within the kernel, where both ends are descriptors and the
-  # target is no regular file; else Ruby's own does what it does. (Ruby's own copies a file to a file in one call of the
-  # kernel, on a worker thread.) An SSLSocket is a descriptor where the kernel encrypts: see UM::SSL.accelerate.
+  # IO.copy_stream under a UM::FiberScheduler moves bytes within the kernel, where both ends are descriptors; else Ruby's
+  # own does what it does. (Ruby's own copies a file to a file in one call of the kernel, on a worker thread.) An SSLSocket
+  # is a descriptor where the kernel encrypts: see UM::SSL.accelerate.
   module CopyStream
     # As IO.copy_stream.
     def copy_stream(source, destination, length = nil, offset = nil)
@@ -33,21 +33,29 @@ class UringMachine
       # nil if Ruby's own copy is the one to do it.
       def self.of(scheduler, source, destination, offset)
         target = target_of(destination)
-        new(scheduler, source, destination, target) if target && origin?(source, offset)
+        return unless target && origin?(source, offset)
+
+        new(scheduler, source, destination, target) unless target.stat.file? && stored?(source)
       end
 
       def self.target_of(destination)
         return ssl?(destination) && SSL.kernel_sends?(destination) ? destination.io : nil unless destination.is_a?(::IO)
 
-        destination unless destination.closed? || destination.stat.file?
+        destination unless destination.closed?
       end
 
       def self.origin?(source, offset)
         return offset.nil? && SSL.kernel_receives?(source) if ssl?(source)
 
-        io = named?(source) ? ::IO.try_convert(source) : source
+        io = io_of(source)
         io.nil? || (io.is_a?(::IO) && !io.closed? && (offset.nil? || io.stat.file?))
       end
+
+      # Whether a source is a regular file.
+      def self.stored?(source) = !ssl?(source) && (io_of(source)&.stat&.file? != false)
+
+      # nil of what is opened by its path.
+      def self.io_of(source) = named?(source) ? ::IO.try_convert(source) : source
 
       # As Ruby has it, what is no IO and has no path is asked for its bytes.
       def self.named?(source) = source.is_a?(String) || source.respond_to?(:to_path)
