@@ -138,4 +138,76 @@ class TestInterrupts < SchedulerTest
     assert_equal [IOError] * 3, Array.new(3) { ended.pop }
     other.close
   end
+
+  def test_closing_wakes_whatever_waits
+    listener = TCPServer.new("127.0.0.1", 0)
+    datagrams = UDPSocket.new.tap { |socket| socket.bind("127.0.0.1", 0) }
+    line, _line_peer = UNIXSocket.pair
+    part, _part_peer = UNIXSocket.pair
+    waits = { listener => -> { listener.accept }, datagrams => -> { datagrams.recvfrom(10) }, line => -> { line.gets }, part => -> { part.recv(1) } }
+    waits.each do |io, wait|
+      error = nil
+      in_fiber do
+        fiber = Fiber.schedule do
+          wait.call
+        rescue IOError => e
+          error = e
+        end
+        assert_predicate fiber, :alive?
+        io.close
+        sleep(0) while fiber.alive?
+      end
+      assert_equal "stream closed in another thread", error&.message, io.class
+    end
+  end
+
+  # Nothing of the ring's holds the file open.
+  def test_when_close_returns_the_descriptor_is_closed
+    reader, writer = IO.pipe
+    server = TCPServer.new("127.0.0.1", 0)
+    port = server.addr[1]
+    in_fiber do
+      Fiber.schedule { reader.read rescue nil }
+      Fiber.schedule { server.accept rescue nil }
+      reader.close
+      assert_raises(Errno::EPIPE) { writer.syswrite("x") }
+      server.close
+      TCPServer.new("127.0.0.1", port).close
+    end
+  end
+
+  def test_what_a_finalizer_closes_lets_no_other_fiber_run
+    in_fiber do
+      ran = 0
+      running = true
+      Fiber.schedule { sleep(0) && ran += 1 while running }
+      sleep(0)
+      before = open_descriptors
+      200.times { UNIXSocket.pair.each { |socket| socket.setsockopt(Socket::Option.linger(true, 1)) } }
+      seen = ran
+      4.times { GC.start }
+      assert_equal seen, ran
+      assert_operator open_descriptors, :<, before + 200
+    ensure
+      running = false
+    end
+  end
+
+  def test_a_signals_handler_closes_what_a_fiber_reads
+    reader, = IO.pipe
+    before = trap(:USR1) { reader.close }
+    error = nil
+    in_fiber do
+      fiber = Fiber.schedule do
+        reader.read
+      rescue IOError => e
+        error = e
+      end
+      Process.kill(:USR1, Process.pid)
+      sleep(0.0001) while fiber.alive?
+    end
+    assert_match(/stream closed/, error.message)
+  ensure
+    trap(:USR1, before || "DEFAULT")
+  end
 end

@@ -230,6 +230,15 @@ class TestMachineTransfer < MachineTest
     assert_raises(Errno::EBADF) { machine.read(@reader, +"", 1) }
   end
 
+  def test_many_closes_are_one_submission
+    fds = Array.new(100) { UM.pipe }.flatten
+    fds.each { |fd| machine.close_async(fd) }
+    assert_equal 200, machine.metrics[:ops_unsubmitted]
+    assert_equal 200, machine.submit
+    machine.sleep(0.0001) while machine.metrics[:ops_pending].positive?
+    fds.each { |fd| assert_raises(Errno::EBADF) { machine.write(fd, "x") } }
+  end
+
   def test_a_full_submission_queue_is_submitted
     machine = UM.new(size: 1)
     100.times { machine.write_async(@writer, "x") }
