@@ -106,6 +106,20 @@ class TestMachineProcess < MachineTest
     end
   end
 
+  def test_a_wait_may_be_for_ever
+    everywhere do
+      [Float::INFINITY, 1e30, 10**30, Rational(10**40, 3)].each do |timeout|
+        process = child
+        fiber = machine.spin { process.wait(timeout:) }
+        2.times { machine.snooze }
+        refute fiber.done?
+        tell "exit 3"
+        assert_equal 3, process.wait(timeout:).exitstatus
+        assert_equal 3, machine.join(fiber).exitstatus
+      end
+    end
+  end
+
   def test_any_number_of_fibers_and_threads_wait_for_one_process
     process = child
     fibers = Array.new(10) { machine.spin { process.wait } }
@@ -142,6 +156,64 @@ class TestMachineProcess < MachineTest
     assert_names("signal", ArgumentError) { process.kill(-15) }
     assert_raises(Errno::EINVAL) { process.kill(1000) }
     [nil, 1.5].each { |signal| assert_names("signal", TypeError) { process.kill(signal) } }
+  end
+
+  # Runs the block as the handler of a signal that is sent once `yield`ed.
+  def handling(handler)
+    before = trap(:USR1, &handler)
+    yield -> { Process.kill(:USR1, Process.pid) }
+  ensure
+    trap(:USR1, before)
+  end
+
+  def test_a_signals_handler_may_use_it
+    everywhere do
+      process = child
+      told = Thread::Queue.new
+      handler = proc do
+        told << [process.alive?, process.closed?, process.wait(timeout: 0), process.kill(:TERM).equal?(process)]
+        told << process.wait.termsig << process.alive?
+        told << process.close << process.closed?
+      rescue StandardError => e
+        told << e
+      end
+      handling(handler) do |send|
+        send.call
+        assert_equal [[true, false, nil, true], 15, false, nil, true], Array.new(5) { told.pop }
+      end
+    end
+  end
+
+  def test_a_signals_handler_may_use_it_in_the_middle_of_a_wait
+    process = child
+    handling(proc { process.kill(:TERM) && process.close }) do |send|
+      machine.spin { send.call }
+      assert_equal 15, process.wait.termsig
+    end
+    assert_predicate process, :closed?
+  end
+
+  def test_a_descriptor_that_is_anothers_by_now_is_never_signalled
+    innocent = child
+    target = child("trap(:TERM, 'IGNORE')")
+    300.times do
+      process = machine.process_open(target.pid)
+      killer = Thread.new { process.kill(:TERM) rescue $!.class }
+      process.close
+      same_number = machine.process_open(innocent.pid)
+      assert_includes [process, UM::Error], killer.value
+      assert_raises(UM::Error) { process.kill(:TERM) }
+      same_number.close
+    end
+    assert_predicate innocent, :alive?
+    assert_predicate target, :alive?
+  end
+
+  def test_it_is_not_copied
+    process = child
+    %i[dup clone].each { |copy| assert_raises(TypeError) { process.public_send(copy) } }
+    assert_raises(UM::Error) { process.__send__(:initialize, Process.pid) }
+    assert_predicate process, :alive?
   end
 
   def test_a_process_that_is_no_child
@@ -330,8 +402,12 @@ class TestMachineProcess < MachineTest
       assert_equal [0, 9], order
     end.join
     Thread.new do
-      assert_predicate UM::Process.spawn("true").wait, :success?
+      reader, writer = IO.pipe
+      process = UM::Process.spawn("cat", in: reader)
+      assert_nil process.wait(timeout: 0.001)
       assert_same Thread.current.machine, UM.current
+      [reader, writer].each(&:close)
+      assert_predicate process.wait, :success?
     end.join
   end
 
@@ -380,7 +456,8 @@ class TestMachineProcess < MachineTest
     assert_raises(Errno::ESRCH) { machine.process_open(pid) }
     process = machine.process_open(Process.pid)
     assert_names("timeout", TypeError) { process.wait(timeout: "1") }
-    assert_names("timeout", ArgumentError) { process.wait(timeout: -1) }
+    [-1, -1e300, -Float::INFINITY, -(10**30), Float::NAN].each { |timeout| assert_names("timeout", ArgumentError) { process.wait(timeout:) } }
+    assert_names("timeout", TypeError) { process.wait(timeout: Complex(1, 1)) }
     process.close
   end
 

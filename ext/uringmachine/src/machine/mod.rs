@@ -8,7 +8,7 @@ mod fibers;
 mod files;
 mod introspection;
 mod paths;
-mod processes;
+pub mod processes;
 mod readiness;
 mod sockets;
 pub mod streams;
