@@ -17,7 +17,7 @@ mod tls;
 pub mod transfer;
 mod watch;
 
-pub use fibers::end_unstarted;
+pub use fibers::{end_unstarted, kill};
 
 use std::ffi::{c_int, CStr};
 use std::ops::RangeInclusive;
