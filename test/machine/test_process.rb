@@ -448,6 +448,115 @@ class TestMachineProcess < MachineTest
     end
   end
 
+  # All at once, as far as the limits of this process let there be: half waited for by a machine's own fibers, half by
+  # those of its scheduler.
+  def test_thousands_of_children_at_once
+    output, status = ruby(<<~'RUBY')
+      _, hard = Process.getrlimit(:NOFILE)
+      Process.setrlimit(:NOFILE, hard)
+      most = [2000, hard - 100, Process.getrlimit(:NPROC).first / 4, File.read("/proc/sys/kernel/pid_max").to_i / 4].min
+      scheduler = UM::FiberScheduler.new
+      machine = scheduler.machine
+      Fiber.set_scheduler(scheduler)
+      Fiber.schedule do
+        # They end when this fiber says so.
+        reader, writer = IO.pipe
+        processes = Array.new(most) { UM::Process.spawn("/bin/cat", in: reader) }
+        reader.close
+        succeeded = 0
+        waiting = processes.each_slice(2).flat_map do |first, second|
+          fibers = [machine.spin { succeeded += 1 if first.wait.success? }]
+          second ? fibers << Fiber.schedule { succeeded += 1 if second.wait.success? } : fibers
+        end
+        100.times { sleep(0) }
+        puts waiting.count(&:alive?) == most
+        writer.close
+        sleep(0) while waiting.any?(&:alive?)
+        puts succeeded == most
+        puts((Process.wait rescue $!.class))
+        processes.each(&:close)
+        puts Dir.children("/proc/self/fd").size < 50
+      end
+    RUBY
+    assert_equal %w[true true Errno::ECHILD true], output.lines(chomp: true)
+    assert_predicate status, :success?
+  end
+
+  # In a namespace of process numbers of its own, where the next number can be chosen.
+  RECYCLING = <<~'RUBY'
+    machine = UM.new
+    process = UM::Process.spawn("exec sleep 1000", machine:)
+    Process.kill(:KILL, process.pid)
+    Process.wait(process.pid)
+    innocent = nil
+    # A thread may take the number.
+    100.times do
+      File.write("/proc/sys/kernel/ns_last_pid", process.pid - 1)
+      innocent = Process.spawn("exec sleep 1000")
+      break if innocent == process.pid
+
+      Process.kill(:KILL, innocent)
+      Process.wait(innocent)
+    end
+    p innocent == process.pid
+    p((process.kill(:KILL) rescue $!.class), process.alive?, process.wait)
+    p Process.wait(innocent, Process::WNOHANG)
+    Process.kill(:KILL, innocent)
+    Process.wait(innocent)
+    # What is opened by the number now is the innocent one's heir: nobody.
+    p((machine.process_open(innocent) rescue $!.class))
+  RUBY
+
+  def test_a_number_that_is_anothers_by_now_is_never_signalled
+    namespaces = [%w[unshare --pid --fork], %w[unshare --user --map-root-user --pid --fork]]
+    namespaces = namespaces.find { |command| system(*command, "sh", "-c", "echo 100 > /proc/sys/kernel/ns_last_pid", err: File::NULL) }
+    if namespaces
+      output, = ruby(RECYCLING, before: namespaces)
+      assert_equal %w[true Errno::ESRCH false true nil Errno::ESRCH], output.lines(chomp: true)
+    end
+    # Where there is no such thing: what is signalled and waited for is the descriptor's, whatever the number says.
+    innocent = child
+    process = child
+    tell "exit 3"
+    Process.wait(process.pid)
+    process.instance_variable_set(:@pid, innocent.pid)
+    assert_raises(Errno::ESRCH) { process.kill(:KILL) }
+    assert_equal true, process.wait
+    assert_predicate innocent, :alive?
+  end
+
+  def test_a_wait_needs_no_handler_no_thread_and_no_polling
+    process = child
+    handler = trap(:CHLD, "DEFAULT")
+    state = lambda do
+      # SigCgt: the signals that there are handlers for.
+      [File.read("/proc/self/status")[/SigCgt:\s+(\h+)/, 1], Dir.children("/proc/self/task").sort, Thread.list, machine.metrics[:total_ops]]
+    end
+    fiber = machine.spin { process.wait }
+    machine.snooze
+    before = state.call
+    waits = machine.metrics[:total_waits]
+    machine.sleep(0.3)
+    assert_equal before, state.call
+    # The sleep is one; a tick of Ruby's may end a wait too.
+    assert_operator machine.metrics[:total_waits] - waits, :<, 10
+    tell "exit 3"
+    assert_equal 3, machine.join(fiber).exitstatus
+    assert_equal "DEFAULT", trap(:CHLD, handler)
+    output, = ruby(<<~RUBY)
+      told = 0
+      handler = proc { told += 1 }
+      trap(:CHLD, &handler)
+      machine = UM.new
+      process = UM::Process.spawn("exit 3", machine:)
+      fiber = machine.spin { process.wait }
+      p machine.join(fiber).exitstatus
+      machine.snooze while told.zero?
+      p told, trap(:CHLD, "DEFAULT").equal?(handler)
+    RUBY
+    assert_equal "3\n1\ntrue\n", output
+  end
+
   def test_bad_arguments
     assert_names("pid", TypeError) { machine.process_open("1") }
     [0, -1, 1 << 40].each { |pid| assert_names("pid", ArgumentError) { machine.process_open(pid) } }
