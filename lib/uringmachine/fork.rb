@@ -67,7 +67,8 @@ class UringMachine
   # As Process#daemon, which is what a class that includes Process calls.
   module IncludedDaemonExtensions
     include DaemonExtensions
-    private(*DaemonExtensions.instance_methods) # rubocop:disable Style/AccessModifierDeclarations
+
+    private(*DaemonExtensions.instance_methods)
   end
 
   ::Process.singleton_class.prepend(ForkExtensions, DaemonExtensions)

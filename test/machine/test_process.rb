@@ -451,7 +451,7 @@ class TestMachineProcess < MachineTest
   # All at once, as far as the limits of this process let there be: half waited for by a machine's own fibers, half by
   # those of its scheduler.
   def test_thousands_of_children_at_once
-    output, status = ruby(<<~'RUBY')
+    output, status = ruby(<<~RUBY)
       _, hard = Process.getrlimit(:NOFILE)
       Process.setrlimit(:NOFILE, hard)
       most = [2000, hard - 100, Process.getrlimit(:NPROC).first / 4, File.read("/proc/sys/kernel/pid_max").to_i / 4].min
@@ -483,7 +483,7 @@ class TestMachineProcess < MachineTest
   end
 
   # In a namespace of process numbers of its own, where the next number can be chosen.
-  RECYCLING = <<~'RUBY'
+  RECYCLING = <<~RUBY
     machine = UM.new
     process = UM::Process.spawn("exec sleep 1000", machine:)
     Process.kill(:KILL, process.pid)
