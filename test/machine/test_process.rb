@@ -20,6 +20,8 @@ class TestMachineProcess < MachineTest
   # A child that does what it is told by its stdin, line by line; `yield`s the writer.
   def child(code = "", **options)
     reader, @teller = IO.pipe
+    # It ends when its stdin does.
+    (@tellers ||= []) << @teller
     code = "#{code}; STDOUT.puts :ready; STDOUT.flush; while line = STDIN.gets; eval(line); end"
     told, writer = IO.pipe
     process = UM::Process.spawn(RbConfig.ruby, "--disable=gems", "-e", code, in: reader, out: writer, machine:, **options)
