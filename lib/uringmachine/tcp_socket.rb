@@ -135,7 +135,8 @@ class UringMachine
     # What the race knows; the rest is Ruby's.
     OPTIONS = [:resolv_timeout, :connect_timeout, *(:open_timeout if RUBY_VERSION >= "4")].freeze
     ADOPT = BasicSocket.method(:for_fd).unbind
-    private_constant :OPTIONS, :ADOPT
+    COPY = ::IO.instance_method(:initialize_copy)
+    private_constant :OPTIONS, :ADOPT, :COPY
 
     # Takes what TCPSocket.new takes.
     def initialize(*arguments, fast_fallback: nil, **options, &block)
@@ -156,7 +157,7 @@ class UringMachine
       winner.autoclose = false
       # There is no other way to give a socket that has been allocated its descriptor.
       connected = ADOPT.bind_call(self.class, winner.fileno)
-      initialize_copy(connected)
+      COPY.bind_call(self, connected)
       connected.close
     end
 
