@@ -279,6 +279,25 @@ class TestFork < SchedulerTest
     assert_equal ["popen #{of} 1", "fork #{of} 1", "daemon #{of} 1 #{of}", "slept"], output.lines(chomp: true)
   end
 
+  def test_a_daemon_by_including_process
+    output, = ruby(<<~'RUBY')
+      $stdout.sync = true
+      UM.after_fork { |scheduler| $told = scheduler.class }
+      class Including; include Process; def start = daemon(true, true); end
+      puts (Including.new.daemon rescue $!.class)
+      Process.wait(fork do
+        Fiber.set_scheduler(UM::FiberScheduler.new(fork: :renew))
+        Fiber.schedule do
+          Including.new.start
+          rings = Dir.children("/proc/self/fd").count { |fd| (File.readlink("/proc/self/fd/#{fd}") rescue "").include?("io_uring") }
+          puts "daemon #{$told} #{rings} #{Fiber.scheduler.class}"
+        end
+      end)
+    RUBY
+    of = "UringMachine::FiberScheduler"
+    assert_equal ["NoMethodError", "daemon #{of} 1 #{of}"], output.lines(chomp: true)
+  end
+
   def test_blocks_run_in_the_child_in_their_order
     output, = ruby(<<~'RUBY')
       $stdout.sync = true

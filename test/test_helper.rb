@@ -30,9 +30,9 @@ class PatientTest < Minitest::Test
     Dir.children("/proc/self/fd").size
   end
 
-  # Runs Ruby code in a process of its own; returns its output and status.
-  def ruby(code, *arguments, env: {})
-    command = [env, RbConfig.ruby, "-W:no-experimental", *$LOAD_PATH.flat_map { |folder| ["-I", folder] }, "-ruringmachine", "-e", code, *arguments]
+  # Runs Ruby code in a process of its own, which another command may start; returns its output and status.
+  def ruby(code, *arguments, env: {}, before: [])
+    command = [env, *before, RbConfig.ruby, "-W:no-experimental", *$LOAD_PATH.flat_map { |folder| ["-I", folder] }, "-ruringmachine", "-e", code, *arguments]
     output = IO.popen(command, err: %i[child out], &:read)
     [output, $?]
   end

@@ -63,9 +63,23 @@ class TestTime < SchedulerTest
     assert_equal [:timer, "x"], log
   end
 
+  def test_what_waits_for_ever_in_plain_ruby_does
+    [Float::INFINITY, 1e30].each do |duration|
+      queue = Thread::Queue.new
+      told = []
+      scheduled do
+        Fiber.schedule { told << queue.pop(timeout: duration) }
+        Fiber.schedule { told << Thread.new { :ended }.join(duration).value }
+        Fiber.schedule { told << Timeout.timeout(duration) { sleep(0) && :in_time } }
+        Fiber.schedule { queue << :popped }
+      end
+      assert_equal %i[ended in_time popped], told.sort
+    end
+  end
+
   def test_bad_durations_raise_what_plain_ruby_raises
-    [-1, -0.5, "soon", Object.new].each do |duration|
-      plain = assert_raises(ArgumentError, TypeError) { sleep(duration) }
+    [-1, -0.5, "soon", Object.new, Float::INFINITY, 1e30, Float::NAN].each do |duration|
+      plain = assert_raises(ArgumentError, TypeError, RangeError) { sleep(duration) }
       ours = in_fiber { assert_raises(plain.class) { sleep(duration) } }
       assert_equal plain.message, ours.message
     end

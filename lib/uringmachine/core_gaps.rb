@@ -10,6 +10,15 @@ class UringMachine
       scheduler.machine if scheduler.is_a?(FiberScheduler)
     end
 
+    # Has what the machine fails by say what it does in plain Ruby: the function's name, and the file's.
+    def self.naming(io, function)
+      yield
+    rescue SystemCallError => e
+      raise unless (path = io.path)
+
+      raise e.class.new(path, function), cause: nil
+    end
+
     # Threads for what neither the ring nor a hook can do, shared by all schedulers.
     def self.pool = @pool ||= BlockingOperationThreadPool.new(8)
 
@@ -21,19 +30,21 @@ class UringMachine
         return super unless machine && operation.is_a?(Integer) && operation.nobits?(File::LOCK_NB) && operation != File::LOCK_UN
         return 0 if super(operation | File::LOCK_NB)
 
-        machine.flock(fileno, operation)
+        CoreGaps.naming(self, "rb_file_flock") { machine.flock(fileno, operation) }
       end
 
       # As File#truncate.
       def truncate(length)
         machine = CoreGaps.machine
-        return super unless machine && length.is_a?(Integer) && length >= 0
+        return super unless machine && length.is_a?(Integer) && length >= 0 && length.bit_length < 64
 
         flush
-        machine.ftruncate(fileno, length)
-      rescue Errno::EINVAL
-        # Not open for writing: Ruby has an error of its own for it.
-        super
+        begin
+          CoreGaps.naming(self, "rb_file_truncate") { machine.ftruncate(fileno, length) }
+        rescue Errno::EINVAL
+          # Not open for writing: Ruby has an error of its own for it.
+          super
+        end
       end
     end
 
@@ -43,27 +54,27 @@ class UringMachine
       def fsync
         machine = CoreGaps.machine or return super
         flush
-        machine.fsync(fileno)
+        CoreGaps.naming(self, "rb_io_fsync") { machine.fsync(fileno) }
       end
 
       # As IO#fdatasync.
       def fdatasync
         machine = CoreGaps.machine or return super
         flush
-        machine.fdatasync(fileno)
+        # By this name: where there is no fdatasync(2) to be had, Ruby tries fsync(2).
+        CoreGaps.naming(self, "rb_io_fsync") { machine.fdatasync(fileno) }
       end
     end
 
-    # Names of addresses are asked for over the network. (An Array may hold a name, which Ruby has the scheduler look up
-    # first.)
+    # Names of addresses are asked for over the network.
     module Names
-      %i[getnameinfo gethostbyaddr].each do |name|
-        define_method(name) do |*arguments, &block|
-          machine = CoreGaps.machine
-          return super(*arguments, &block) unless machine && arguments.first.is_a?(String)
+      # As Socket.getnameinfo. (An Array may hold a name, which Ruby has the scheduler look up first.)
+      def getnameinfo(*arguments)
+        machine = CoreGaps.machine
+        address = arguments.first
+        return super unless machine && (address.is_a?(String) || (address.is_a?(Array) && address.last.to_s.match?(NUMERIC)))
 
-          CoreGaps.pool.process(machine, -> { super(*arguments, &block) })
-        end
+        CoreGaps.pool.process(machine, -> { super })
       end
     end
 
@@ -76,10 +87,37 @@ class UringMachine
       end
     end
 
+    # As Names, of a socket's ends.
+    module SocketNames
+      # As IPSocket#addr.
+      def addr(reverse_lookup = nil)
+        machine = CoreGaps.machine
+        return super unless machine && looks_up?(reverse_lookup)
+
+        CoreGaps.pool.process(machine, -> { super })
+      end
+
+      # As IPSocket#peeraddr.
+      def peeraddr(reverse_lookup = nil)
+        machine = CoreGaps.machine
+        return super unless machine && looks_up?(reverse_lookup)
+
+        CoreGaps.pool.process(machine, -> { super })
+      end
+
+      private
+
+      def looks_up?(flag) = flag.nil? ? !do_not_reverse_lookup : [true, :hostname].include?(flag)
+    end
+
+    # An address as text.
+    NUMERIC = /:|\A[\d.]+\z/
+
     File.prepend(Files)
     ::IO.prepend(Syncing)
     Socket.singleton_class.prepend(Names)
     Addrinfo.prepend(AddressNames)
+    IPSocket.prepend(SocketNames)
   end
   private_constant :CoreGaps
 end

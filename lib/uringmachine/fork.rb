@@ -51,8 +51,11 @@ class UringMachine
       UringMachine.__send__(:forked, scheduler) if pid.zero?
       pid
     end
+  end
 
-    # daemon(3) forks by itself.
+  # daemon(3) forks by itself.
+  module DaemonExtensions
+    # As Process.daemon.
     def daemon(...)
       scheduler = Fiber.scheduler
       result = super
@@ -61,6 +64,14 @@ class UringMachine
     end
   end
 
-  ::Process.singleton_class.prepend(ForkExtensions)
-  private_constant :ForkExtensions
+  # As Process#daemon, which is what a class that includes Process calls.
+  module IncludedDaemonExtensions
+    include DaemonExtensions
+
+    private(*DaemonExtensions.instance_methods)
+  end
+
+  ::Process.singleton_class.prepend(ForkExtensions, DaemonExtensions)
+  ::Process.prepend(IncludedDaemonExtensions)
+  private_constant :ForkExtensions, :DaemonExtensions, :IncludedDaemonExtensions
 end

@@ -34,13 +34,13 @@ class UringMachine
   # A process by a descriptor (pidfd_open(2)): it stays the same process when its number is another's. Waiting for its
   # end is a poll of the descriptor through the ring: no signal handler, no thread, and nobody else's child is reaped.
   #
-  # Any thread may use it. A wait is one of the machine it was opened with, or, on another thread, of that thread's own.
+  # Any thread may use it, and so may the handler of a signal (`trap`). A wait is one of the machine it was opened with,
+  # or, on another thread, of that thread's own.
   class Process
     # What a wait that is over in time returns.
     LATE = Object.new.freeze
     READY = POLLIN
-    ENDED = WEXITED | WNOHANG
-    private_constant :LATE, :READY, :ENDED
+    private_constant :LATE, :READY
 
     class << self
       # Starts a program, as ::Process.spawn.
@@ -138,32 +138,11 @@ class UringMachine
       raise TypeError, "pid must be an Integer, not #{pid.class}" unless pid.is_a?(Integer)
       raise ArgumentError, "pid must be positive" unless pid.positive?
 
+      # The collector closes what is forgotten.
+      adopt(UringMachine.pidfd_open(pid))
       @machine = machine || Process.__send__(:default_machine)
       @pid = pid
-      # The collector closes what is forgotten.
-      @io = ::IO.for_fd(UringMachine.pidfd_open(pid))
-      @lock = Thread::Mutex.new
-      @users = 0
       @exit_blocks = nil
-    end
-
-    # @return [Integer] the descriptor, which is ready to be read when the process has ended
-    # @raise [UringMachine::Error] if it is closed
-    # @example
-    #   machine.poll(process.fileno, UM::POLLIN)
-    def fileno
-      check_open
-      @io.fileno
-    end
-
-    # @return [Boolean] whether the process has not ended. One that has, and that nobody has reaped, is not alive
-    # @raise [UringMachine::Error] if it is closed and its end is not known
-    # @example
-    #   process.alive? #=> true
-    def alive?
-      return false if @status
-
-      using { |descriptor| !UringMachine.pidfd_ended?(descriptor) }
     end
 
     # Sends a signal to the process: never to another one that has got its number.
@@ -174,39 +153,33 @@ class UringMachine
     # @raise [Errno::EPERM] if it is not allowed
     # @raise [ArgumentError] if there is no such signal
     # @raise [TypeError] if signal is none of these
-    # @raise [UringMachine::Error] if it is closed
+    # @raise [UringMachine::Error] if it is closed and its end is not known
     # @kernel 5.1
     # @example
     #   process.kill(:TERM)
-    def kill(signal)
-      number = number_of(signal)
-      raise Errno::ESRCH unless @io
-
-      using do |descriptor|
-        raise Errno::ESRCH if UringMachine.pidfd_ended?(descriptor)
-
-        UringMachine.pidfd_send_signal(descriptor, number)
-      end
-      self
-    end
+    def kill(signal) = signal(number_of(signal))
 
     # Waits for the process to end. Any number of fibers may. A child is reaped by it, once: what is returned later is
     # the same, also when it is closed. `$?` is left alone.
     #
-    # @param timeout [Numeric, nil] seconds; 0 does not wait, nil waits as long as it takes
+    # @param timeout [Numeric, nil] seconds; 0 does not wait, nil and Float::INFINITY wait as long as it takes
     # @return [Process::Status, true, nil] the status of a child; true if the process is no child of this one, or if
     #   somebody else has reaped it (Process.wait, Process.detach, SIGCHLD ignored); nil if the time is up
     # @raise [TypeError] if timeout is no number
-    # @raise [ArgumentError] if it is negative
+    # @raise [ArgumentError] if it is negative, or NaN
     # @raise [UringMachine::Error] if it is closed and has not been waited for
     # @example
     #   process.wait(timeout: 0.5) || process.kill(:KILL).wait
     def wait(timeout: nil)
-      raise TypeError, "timeout must be a number of seconds, not #{timeout.class}" unless timeout.nil? || timeout.is_a?(Numeric)
-      raise ArgumentError, "timeout can't be negative" if timeout&.negative?
+      check_timeout(timeout)
       return @status if @status
 
-      using { |descriptor| reap(descriptor) if await(descriptor, timeout) }
+      descriptor = acquire
+      begin
+        reap if await(descriptor, timeout)
+      ensure
+        release
+      end
     end
 
     # Has a block run when the process has ended, by a fiber of its own on the machine; at once if it has. Blocks start
@@ -229,37 +202,21 @@ class UringMachine
       elsif @exit_blocks
         @exit_blocks << block
       else
-        acquire
+        descriptor = acquire
         @exit_blocks = [block]
-        start { watch }
+        start { watch(descriptor) }
       end
       self
     end
-
-    # Closes the descriptor. The process is left alone. Whoever waits for it already goes on waiting.
-    #
-    # @return [nil]
-    # @example
-    #   process.close
-    def close
-      @lock.synchronize do
-        @closed = true
-        @io.close if @io && @users.zero? && !@io.closed?
-      end
-      nil
-    end
-
-    # @return [Boolean]
-    # @example
-    #   process.closed? #=> false
-    def closed? = @closed || false
 
     # @return [String]
     # @example
     #   process.inspect #=> "#<UringMachine::Process 4711 alive>"
     def inspect
-      state = @status ? "ended" : "closed"
-      state = alive? ? "alive" : "ended" unless @status || closed?
+      state = if @status then "ended"
+              elsif closed? then "closed"
+              else alive? ? "alive" : "ended"
+              end
       "#<#{self.class} #{pid} #{state}>"
     end
 
@@ -269,37 +226,18 @@ class UringMachine
     def initialize_ended(pid, machine)
       @machine = machine
       @pid = pid
-      @lock = Thread::Mutex.new
-      @users = 0
-      @status = @closed = true
+      @status = true
     end
 
-    def check_open
-      raise Error, "closed process" if @closed
+    def initialize_copy(_)
+      raise TypeError, "can't copy #{self.class}"
     end
 
-    # The descriptor stays open until the last who uses it is done.
-    def acquire
-      @lock.synchronize do
-        check_open
-        @users += 1
-      end
-    end
-
-    def release
-      @lock.synchronize do
-        @users -= 1
-        @io.close if @users.zero? && @closed && !@io.closed?
-      end
-    end
-
-    def using
-      acquire
-      begin
-        yield @io.fileno
-      ensure
-        release
-      end
+    def check_timeout(timeout)
+      return unless timeout
+      raise TypeError, "timeout must be a number of seconds, not #{timeout.class}" unless timeout.is_a?(Numeric) && timeout.real?
+      raise ArgumentError, "timeout can't be NaN" if timeout.is_a?(Float) && timeout.nan?
+      raise ArgumentError, "timeout can't be negative" if timeout.negative?
     end
 
     # Waits until it has ended; false if the time is up before.
@@ -311,18 +249,6 @@ class UringMachine
       return machine.poll(descriptor, READY) unless timeout
 
       machine.timeout(timeout, LATE) { machine.poll(descriptor, READY) } != LATE
-    end
-
-    # The process has ended: takes its status, unless somebody has.
-    def reap(descriptor)
-      @lock.synchronize { @status ||= status(descriptor) }
-    end
-
-    def status(descriptor)
-      # The look and the taking are one: no other thread of Ruby's runs between them.
-      machine_here.waitid_status(P_PIDFD, descriptor, ENDED) || true
-    rescue Errno::ECHILD
-      true
     end
 
     def machine_here
@@ -339,9 +265,9 @@ class UringMachine
       end
     end
 
-    def watch
-      await(@io.fileno, nil)
-      reap(@io.fileno)
+    def watch(descriptor)
+      await(descriptor, nil)
+      reap
       blocks = @exit_blocks
       @exit_blocks = nil
       blocks.each { |block| start { block.call(self) } }

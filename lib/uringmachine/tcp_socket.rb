@@ -3,17 +3,175 @@
 require "socket"
 
 class UringMachine
+  # Connects to the addresses of a host as RFC 8305 says (Happy Eyeballs): IPv6 first, the families in turn, the next
+  # address when one has failed or has not answered for a while; the first connection wins.
+  class ConnectionRace
+    # How long an address has until the next is tried too.
+    DELAY = 0.25
+    class Late < StandardError; end
+    # IO::TimeoutError since Ruby 4.0.
+    TIMEOUT_NAMES_HOST = RUBY_VERSION >= "4"
+
+    def initialize(machine, host, port, local_host = nil, local_port = nil, resolv_timeout: nil, connect_timeout: nil, open_timeout: nil)
+      @host = host
+      @port = port
+      [resolv_timeout, connect_timeout, open_timeout].each { |timeout| check(timeout) }
+      @connect_timeout = connect_timeout
+      @deadline = now + open_timeout if open_timeout
+      @remotes = resolve(machine, host, port, resolv_timeout || open_timeout)
+      @local_name = [local_host, local_port]
+      @locals = resolve(machine, local_host, local_port, resolv_timeout || open_timeout) if local_host || local_port
+      @pending = []
+    end
+
+    # The connected Socket.
+    def winner
+      candidates = in_turn
+      until candidates.empty? && @pending.empty?
+        late! if @deadline && now >= @deadline
+        socket = if candidates.any? && (@pending.empty? || now >= @next_at)
+                   attempt(candidates.shift)
+                 else
+                   wait(candidates.empty? ? @connect_deadline : @next_at, candidates.empty?)
+                 end
+        return socket if socket
+      end
+      raise @error
+    ensure
+      @pending.each { |loser| loser.close unless loser.equal?(socket) }
+    end
+
+    private
+
+    def now = ::Process.clock_gettime(::Process::CLOCK_MONOTONIC)
+
+    def check(timeout)
+      return unless timeout
+      raise TypeError, "can't convert #{timeout.class} into time interval" unless timeout.is_a?(Numeric)
+      raise ArgumentError, "time interval must not be negative" if timeout.negative?
+    end
+
+    def resolve(machine, host, port, timeout)
+      return Addrinfo.getaddrinfo(host, port, nil, :STREAM) unless timeout
+
+      begin
+        machine.timeout(timeout, Late) { Addrinfo.getaddrinfo(host, port, nil, :STREAM) }
+      rescue Late
+        late!
+      end
+    end
+
+    def in_turn
+      later, first = @remotes.partition(&:ipv4?)
+      Array.new([first, later].map(&:size).max) { |place| [first[place], later[place]] }.flatten.compact
+    end
+
+    # Begins to connect; the socket, if that has succeeded already.
+    def attempt(remote)
+      socket = bound(remote) or return
+      @next_at = now + DELAY
+      @connect_deadline = now + @connect_timeout if @connect_timeout
+      @pending << socket
+      socket if socket.connect_nonblock(remote, exception: false) != :wait_writable
+    rescue SystemCallError => e
+      lose(socket, e.errno)
+    end
+
+    # A socket for a remote address, at the local one of its family, if there is to be one.
+    def bound(remote)
+      socket = Socket.new(remote.pfamily, remote.socktype, remote.protocol)
+      return socket unless @locals
+
+      local = @locals.find { |address| address.afamily == remote.afamily } or raise Errno::EAFNOSUPPORT
+      socket.setsockopt(:SOCKET, :REUSEADDR, true)
+      socket.bind(local)
+      socket
+    rescue SystemCallError => e
+      socket&.close
+      note(e.errno, "bind(2)", *@local_name)
+    end
+
+    # Waits for a socket to be connected, or to fail.
+    def wait(moment, last)
+      moment = [moment, @deadline].compact.min
+      _, ready, = ::IO.select(nil, @pending, nil, moment && [moment - now, 0].max)
+      late! if ready.nil? && last
+      ready&.each do |socket|
+        errno = socket.getsockopt(:SOCKET, :ERROR).int
+        return socket if errno.zero?
+
+        lose(socket, errno)
+      end
+      nil
+    end
+
+    def lose(socket, errno)
+      @pending.delete(socket)
+      socket&.close
+      @next_at = 0
+      note(errno, "connect(2)", @host, @port)
+    end
+
+    def note(errno, call, host, port)
+      @error = SystemCallError.new("#{call} for #{host.inspect} port #{port}", errno)
+      nil
+    end
+
+    # As Ruby says it when it races, or has nothing to race.
+    def late!
+      one = @remotes&.one?
+      if TIMEOUT_NAMES_HOST
+        raise ::IO::TimeoutError, "user specified timeout for #{one ? @remotes.first.inspect_sockaddr : "#{@host} port #{@port}"}"
+      end
+
+      one ? raise(::IO::TimeoutError, "Connect timed out!") : raise(Errno::ETIMEDOUT, "user specified timeout")
+    end
+  end
+
   # TCPSocket.new with a host name races connections by a select(2) that knows no scheduler (ext/socket/ipsocket.c,
   # rsock_init_inetsock) and would stall every fiber of the thread. Under a UM::FiberScheduler the addresses are
-  # resolved first, by the scheduler's address_resolve, and tried one after the other.
+  # resolved by the scheduler's address_resolve, and the race is our own.
   module ConnectByAddress
-    # Takes what TCPSocket.new takes; an explicit fast_fallback: is the caller's choice.
-    def initialize(*arguments, **options, &block)
-      options[:fast_fallback] = false if Fiber.current_scheduler.is_a?(FiberScheduler) && !options.key?(:fast_fallback)
-      super
+    # What the race knows; the rest is Ruby's.
+    OPTIONS = [:resolv_timeout, :connect_timeout, *(:open_timeout if RUBY_VERSION >= "4")].freeze
+    ADOPT = BasicSocket.method(:for_fd).unbind
+    COPY = ::IO.instance_method(:initialize_copy)
+    private_constant :OPTIONS, :ADOPT, :COPY
+
+    # Takes what TCPSocket.new takes.
+    def initialize(*arguments, fast_fallback: nil, **options, &block)
+      scheduler = Fiber.current_scheduler
+      if !scheduler.is_a?(FiberScheduler)
+        super
+      elsif races?(fast_fallback, arguments, options)
+        race(scheduler.machine, arguments, options)
+      else
+        super(*arguments, fast_fallback: false, **options, &block)
+      end
+    end
+
+    private
+
+    def race(machine, arguments, options)
+      winner = ConnectionRace.new(machine, *arguments, **options).winner
+      winner.autoclose = false
+      # There is no other way to give a socket that has been allocated its descriptor.
+      connected = ADOPT.bind_call(self.class, winner.fileno)
+      COPY.bind_call(self, connected)
+      connected.close
+    end
+
+    def races?(wanted, arguments, options)
+      host = arguments.first
+      wanted = Socket.tcp_fast_fallback if wanted.nil?
+      return false unless wanted && arguments.size.between?(2, 4) && (options.keys - OPTIONS).empty?
+      return false if options[:open_timeout] && (options[:resolv_timeout] || options[:connect_timeout])
+
+      # A name: no address, and none of those for the host itself.
+      host.is_a?(String) && !host.empty? && !host.match?(/:|\A[\d.]+\z|\A</)
     end
   end
 
   TCPSocket.prepend(ConnectByAddress)
-  private_constant :ConnectByAddress
+  private_constant :ConnectByAddress, :ConnectionRace
 end

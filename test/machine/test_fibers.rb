@@ -161,6 +161,30 @@ class TestMachineFibers < MachineTest
     assert_equal true, machine.join(fiber)
   end
 
+  def test_who_raises_in_a_fiber_by_ruby_goes_on
+    order = []
+    fiber = machine.spin do
+      machine.sleep
+    rescue Failed
+      order << :failed
+      machine.sleep
+    end
+    raiser = machine.spin do
+      fiber.raise(Failed)
+      order << :back
+      assert_same fiber, fiber.kill
+      order << fiber.alive?
+    end
+    machine.join(raiser)
+    fiber.raise(Failed) if fiber.alive?
+    assert_equal [:failed, :back, false], order
+    unborn = machine.spin { flunk }
+    assert_raises(FiberError) { unborn.raise(Failed) }
+    assert_same unborn, unborn.kill
+    machine.snooze
+    assert_predicate unborn, :done?
+  end
+
   def test_two_exceptions_are_both_raised_in_order
     raised = []
     fiber = machine.spin do

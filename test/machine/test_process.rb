@@ -20,6 +20,8 @@ class TestMachineProcess < MachineTest
   # A child that does what it is told by its stdin, line by line; `yield`s the writer.
   def child(code = "", **options)
     reader, @teller = IO.pipe
+    # It ends when its stdin does.
+    (@tellers ||= []) << @teller
     code = "#{code}; STDOUT.puts :ready; STDOUT.flush; while line = STDIN.gets; eval(line); end"
     told, writer = IO.pipe
     process = UM::Process.spawn(RbConfig.ruby, "--disable=gems", "-e", code, in: reader, out: writer, machine:, **options)
@@ -106,6 +108,20 @@ class TestMachineProcess < MachineTest
     end
   end
 
+  def test_a_wait_may_be_for_ever
+    everywhere do
+      [Float::INFINITY, 1e30, 10**30, Rational(10**40, 3)].each do |timeout|
+        process = child
+        fiber = machine.spin { process.wait(timeout:) }
+        2.times { machine.snooze }
+        refute fiber.done?
+        tell "exit 3"
+        assert_equal 3, process.wait(timeout:).exitstatus
+        assert_equal 3, machine.join(fiber).exitstatus
+      end
+    end
+  end
+
   def test_any_number_of_fibers_and_threads_wait_for_one_process
     process = child
     fibers = Array.new(10) { machine.spin { process.wait } }
@@ -142,6 +158,64 @@ class TestMachineProcess < MachineTest
     assert_names("signal", ArgumentError) { process.kill(-15) }
     assert_raises(Errno::EINVAL) { process.kill(1000) }
     [nil, 1.5].each { |signal| assert_names("signal", TypeError) { process.kill(signal) } }
+  end
+
+  # Runs the block as the handler of a signal that is sent once `yield`ed.
+  def handling(handler)
+    before = trap(:USR1, &handler)
+    yield -> { Process.kill(:USR1, Process.pid) }
+  ensure
+    trap(:USR1, before)
+  end
+
+  def test_a_signals_handler_may_use_it
+    everywhere do
+      process = child
+      told = Thread::Queue.new
+      handler = proc do
+        told << [process.alive?, process.closed?, process.wait(timeout: 0), process.kill(:TERM).equal?(process)]
+        told << process.wait.termsig << process.alive?
+        told << process.close << process.closed?
+      rescue StandardError => e
+        told << e
+      end
+      handling(handler) do |send|
+        send.call
+        assert_equal [[true, false, nil, true], 15, false, nil, true], Array.new(5) { told.pop }
+      end
+    end
+  end
+
+  def test_a_signals_handler_may_use_it_in_the_middle_of_a_wait
+    process = child
+    handling(proc { process.kill(:TERM) && process.close }) do |send|
+      machine.spin { send.call }
+      assert_equal 15, process.wait.termsig
+    end
+    assert_predicate process, :closed?
+  end
+
+  def test_a_descriptor_that_is_anothers_by_now_is_never_signalled
+    innocent = child
+    target = child("trap(:TERM, 'IGNORE')")
+    300.times do
+      process = machine.process_open(target.pid)
+      killer = Thread.new { process.kill(:TERM) rescue $!.class }
+      process.close
+      same_number = machine.process_open(innocent.pid)
+      assert_includes [process, UM::Error], killer.value
+      assert_raises(UM::Error) { process.kill(:TERM) }
+      same_number.close
+    end
+    assert_predicate innocent, :alive?
+    assert_predicate target, :alive?
+  end
+
+  def test_it_is_not_copied
+    process = child
+    %i[dup clone].each { |copy| assert_raises(TypeError) { process.public_send(copy) } }
+    assert_raises(UM::Error) { process.__send__(:initialize, Process.pid) }
+    assert_predicate process, :alive?
   end
 
   def test_a_process_that_is_no_child
@@ -330,8 +404,12 @@ class TestMachineProcess < MachineTest
       assert_equal [0, 9], order
     end.join
     Thread.new do
-      assert_predicate UM::Process.spawn("true").wait, :success?
+      reader, writer = IO.pipe
+      process = UM::Process.spawn("cat", in: reader)
+      assert_nil process.wait(timeout: 0.001)
       assert_same Thread.current.machine, UM.current
+      [reader, writer].each(&:close)
+      assert_predicate process.wait, :success?
     end.join
   end
 
@@ -372,6 +450,115 @@ class TestMachineProcess < MachineTest
     end
   end
 
+  # All at once, as far as the limits of this process let there be: half waited for by a machine's own fibers, half by
+  # those of its scheduler.
+  def test_thousands_of_children_at_once
+    output, status = ruby(<<~RUBY)
+      _, hard = Process.getrlimit(:NOFILE)
+      Process.setrlimit(:NOFILE, hard)
+      most = [2000, hard - 100, Process.getrlimit(:NPROC).first / 4, File.read("/proc/sys/kernel/pid_max").to_i / 4].min
+      scheduler = UM::FiberScheduler.new
+      machine = scheduler.machine
+      Fiber.set_scheduler(scheduler)
+      Fiber.schedule do
+        # They end when this fiber says so.
+        reader, writer = IO.pipe
+        processes = Array.new(most) { UM::Process.spawn("/bin/cat", in: reader) }
+        reader.close
+        succeeded = 0
+        waiting = processes.each_slice(2).flat_map do |first, second|
+          fibers = [machine.spin { succeeded += 1 if first.wait.success? }]
+          second ? fibers << Fiber.schedule { succeeded += 1 if second.wait.success? } : fibers
+        end
+        100.times { sleep(0) }
+        puts waiting.count(&:alive?) == most
+        writer.close
+        sleep(0) while waiting.any?(&:alive?)
+        puts succeeded == most
+        puts((Process.wait rescue $!.class))
+        processes.each(&:close)
+        puts Dir.children("/proc/self/fd").size < 50
+      end
+    RUBY
+    assert_equal %w[true true Errno::ECHILD true], output.lines(chomp: true)
+    assert_predicate status, :success?
+  end
+
+  # In a namespace of process numbers of its own, where the next number can be chosen.
+  RECYCLING = <<~RUBY
+    machine = UM.new
+    process = UM::Process.spawn("exec sleep 1000", machine:)
+    Process.kill(:KILL, process.pid)
+    Process.wait(process.pid)
+    innocent = nil
+    # A thread may take the number.
+    100.times do
+      File.write("/proc/sys/kernel/ns_last_pid", process.pid - 1)
+      innocent = Process.spawn("exec sleep 1000")
+      break if innocent == process.pid
+
+      Process.kill(:KILL, innocent)
+      Process.wait(innocent)
+    end
+    p innocent == process.pid
+    p((process.kill(:KILL) rescue $!.class), process.alive?, process.wait)
+    p Process.wait(innocent, Process::WNOHANG)
+    Process.kill(:KILL, innocent)
+    Process.wait(innocent)
+    # What is opened by the number now is the innocent one's heir: nobody.
+    p((machine.process_open(innocent) rescue $!.class))
+  RUBY
+
+  def test_a_number_that_is_anothers_by_now_is_never_signalled
+    namespaces = [%w[unshare --pid --fork], %w[unshare --user --map-root-user --pid --fork]]
+    namespaces = namespaces.find { |command| system(*command, "sh", "-c", "echo 100 > /proc/sys/kernel/ns_last_pid", err: File::NULL) }
+    if namespaces
+      output, = ruby(RECYCLING, before: namespaces)
+      assert_equal %w[true Errno::ESRCH false true nil Errno::ESRCH], output.lines(chomp: true)
+    end
+    # Where there is no such thing: what is signalled and waited for is the descriptor's, whatever the number says.
+    innocent = child
+    process = child
+    tell "exit 3"
+    Process.wait(process.pid)
+    process.instance_variable_set(:@pid, innocent.pid)
+    assert_raises(Errno::ESRCH) { process.kill(:KILL) }
+    assert_equal true, process.wait
+    assert_predicate innocent, :alive?
+  end
+
+  def test_a_wait_needs_no_handler_no_thread_and_no_polling
+    process = child
+    handler = trap(:CHLD, "DEFAULT")
+    state = lambda do
+      # SigCgt: the signals that there are handlers for.
+      [File.read("/proc/self/status")[/SigCgt:\s+(\h+)/, 1], Dir.children("/proc/self/task").sort, Thread.list, machine.metrics[:total_ops]]
+    end
+    fiber = machine.spin { process.wait }
+    machine.snooze
+    before = state.call
+    waits = machine.metrics[:total_waits]
+    machine.sleep(0.3)
+    assert_equal before, state.call
+    # The sleep is one; a tick of Ruby's may end a wait too.
+    assert_operator machine.metrics[:total_waits] - waits, :<, 10
+    tell "exit 3"
+    assert_equal 3, machine.join(fiber).exitstatus
+    assert_equal "DEFAULT", trap(:CHLD, handler)
+    output, = ruby(<<~RUBY)
+      told = 0
+      handler = proc { told += 1 }
+      trap(:CHLD, &handler)
+      machine = UM.new
+      process = UM::Process.spawn("exit 3", machine:)
+      fiber = machine.spin { process.wait }
+      p machine.join(fiber).exitstatus
+      machine.snooze while told.zero?
+      p told, trap(:CHLD, "DEFAULT").equal?(handler)
+    RUBY
+    assert_equal "3\n1\ntrue\n", output
+  end
+
   def test_bad_arguments
     assert_names("pid", TypeError) { machine.process_open("1") }
     [0, -1, 1 << 40].each { |pid| assert_names("pid", ArgumentError) { machine.process_open(pid) } }
@@ -380,7 +567,8 @@ class TestMachineProcess < MachineTest
     assert_raises(Errno::ESRCH) { machine.process_open(pid) }
     process = machine.process_open(Process.pid)
     assert_names("timeout", TypeError) { process.wait(timeout: "1") }
-    assert_names("timeout", ArgumentError) { process.wait(timeout: -1) }
+    [-1, -1e300, -Float::INFINITY, -(10**30), Float::NAN].each { |timeout| assert_names("timeout", ArgumentError) { process.wait(timeout:) } }
+    assert_names("timeout", TypeError) { process.wait(timeout: Complex(1, 1)) }
     process.close
   end
 

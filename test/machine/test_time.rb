@@ -14,6 +14,18 @@ class TestMachineTime < MachineTest
     Process.clock_gettime(Process::CLOCK_MONOTONIC) - started
   end
 
+  def test_what_is_longer_than_any_time_is_for_ever
+    [Float::INFINITY, 1e30, 10**30, Rational(10**40, 3)].each do |duration|
+      fiber = machine.spin { machine.sleep(duration) }
+      2.times { machine.snooze }
+      refute fiber.done?
+      machine.schedule(fiber, :woken)
+      assert_equal :woken, machine.join(fiber)
+      assert_equal :done, machine.timeout(duration, TooLate) { machine.sleep(0) && :done }
+      refute_predicate machine.prep_timeout(duration), :done?
+    end
+  end
+
   def test_sleep_sleeps_and_returns_its_duration
     assert_operator elapsed { assert_equal 0.02, machine.sleep(0.02) }, :>=, 0.02
     assert_operator elapsed { assert_equal 1r / 50, machine.sleep(1r / 50) }, :>=, 0.02
@@ -41,6 +53,7 @@ class TestMachineTime < MachineTest
     assert_names("duration", ArgumentError) { machine.sleep(-0.1) }
     assert_names("duration", TypeError) { machine.sleep("1") }
     assert_names("duration", TypeError) { machine.sleep([]) }
+    [-Float::INFINITY, -1e30, -(10**30), Float::NAN].each { |duration| assert_names("duration", ArgumentError) { machine.sleep(duration) } }
   end
 
   def test_timeout_returns_what_the_block_returns

@@ -371,6 +371,18 @@ impl Core {
         Some(task)
     }
 
+    /// Whether a fiber waits here, by itself or, as one that the machine started, in a fiber that it has resumed.
+    pub fn has_waiting(&self, fiber: VALUE) -> bool {
+        self.find_waiting(fiber).is_some_and(|task| {
+            self.machine.tasks.state(task) != Some(State::Running)
+                || self
+                    .machine
+                    .tasks
+                    .get(task)
+                    .is_some_and(|waiter| waiter.scheduled)
+        })
+    }
+
     /// The task of a fiber whose wait `unblock` may end.
     pub fn blocked_task(&self, mut task: TaskId) -> TaskId {
         let first = task;

@@ -44,9 +44,33 @@ pub fn nanoseconds(duration: VALUE) -> Result<Option<u64>, Raise> {
     }
 }
 
-/// As [`nanoseconds`], with errors that name the argument.
+/// As [`nanoseconds`], but what no Time is long enough for, as Float::INFINITY, is as good as for ever.
+pub fn unbounded(duration: VALUE) -> Result<Option<u64>, Raise> {
+    match nanoseconds(duration) {
+        // SAFETY: the unwinding has just been stopped; type checks, and a comparison that is protected.
+        Err(Raise::Jump(state)) => unsafe {
+            match sys::take_exception() {
+                Some(error) if sys::is_a(error, rb_sys::rb_eRangeError) => {
+                    let zero = [sys::fixnum(0)];
+                    match sys::protect(|| sys::funcall(duration, sys::id("<"), &zero)) {
+                        Ok(negative) if !sys::truthy(negative) => {
+                            Ok(Some(FAR as u64 * 1_000_000_000))
+                        }
+                        Ok(_) => Err(Raise::Exception(error)),
+                        Err(state) => Err(Raise::Jump(state)),
+                    }
+                }
+                Some(error) => Err(Raise::Exception(error)),
+                None => Err(Raise::Jump(state)),
+            }
+        },
+        result => result,
+    }
+}
+
+/// As [`unbounded`], with errors that name the argument.
 pub fn named(duration: VALUE, name: &str) -> Result<Option<u64>, Raise> {
-    // SAFETY: type checks; what is raised is stopped by `nanoseconds`.
+    // SAFETY: type checks, and the value of what is a Float; what is raised is stopped by `nanoseconds`.
     unsafe {
         if duration != NIL
             && !sys::is_a(duration, rb_sys::rb_cNumeric)
@@ -58,14 +82,16 @@ pub fn named(duration: VALUE, name: &str) -> Result<Option<u64>, Raise> {
                 "a number of seconds",
             ));
         }
-        match nanoseconds(duration) {
-            Err(Raise::Jump(state)) => match sys::take_exception() {
-                Some(error) if sys::is_a(error, rb_sys::rb_eArgError) => {
-                    Err(Raise::argument(&format!("{name} can't be negative")))
-                }
-                Some(error) => Err(Raise::Exception(error)),
-                None => Err(Raise::Jump(state)),
-            },
+        if sys::is_float(duration) && rb_sys::rb_float_value(duration).is_nan() {
+            return Err(Raise::argument(&format!("{name} can't be NaN")));
+        }
+        match unbounded(duration) {
+            Err(Raise::Exception(error))
+                if sys::is_a(error, rb_sys::rb_eArgError)
+                    || sys::is_a(error, rb_sys::rb_eRangeError) =>
+            {
+                Err(Raise::argument(&format!("{name} can't be negative")))
+            }
             result => result,
         }
     }

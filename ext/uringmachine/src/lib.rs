@@ -19,6 +19,7 @@ mod memory;
 mod mutex;
 mod native;
 mod opening;
+mod process;
 mod queue;
 mod resolver;
 mod scheduler;
@@ -51,5 +52,6 @@ pub unsafe extern "C" fn Init_uringmachine() {
         io::define(class);
         mutex::define(class);
         scheduler::define(class);
+        process::define(class);
     }
 }

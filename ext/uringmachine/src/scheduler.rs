@@ -535,7 +535,7 @@ unsafe fn terminate_all(core: *mut Core) -> Result<(), Raise> {
             killed.push(task);
             let me = (*core).current_task();
             let outer = (*core).root.replace(me);
-            let result = sys::protect(|| sys::funcall(fiber, sys::id("kill"), &[]));
+            let result = sys::protect(|| crate::machine::kill(fiber));
             (*core).current = me;
             (*core).root = outer;
             if let Err(state) = result {

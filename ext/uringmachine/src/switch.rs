@@ -222,16 +222,26 @@ pub unsafe fn wait(
     me: TaskId,
     start: Option<(VALUE, VALUE)>,
 ) -> Result<Wake, c_int> {
+    // SAFETY: see `suspend`.
+    unsafe {
+        wait_after(core, me, || {
+            if let Some((fiber, argument)) = start {
+                sys::rb_fiber_transfer(fiber, 1, &argument);
+                (*core).current = me;
+            }
+        })
+    }
+}
+
+/// As [`wait`], after `start`, which may switch, and longjmp.
+unsafe fn wait_after(core: *mut Core, me: TaskId, start: impl FnOnce()) -> Result<Wake, c_int> {
     let mut wake = Wake::Complete;
     let slot = &raw mut wake;
     // SAFETY: the closure holds plain values; `wake` outlives it.
     let result = unsafe {
         (*core).waiter(me).inside = true;
         sys::protect(|| {
-            if let Some((fiber, argument)) = start {
-                sys::rb_fiber_transfer(fiber, 1, &argument);
-                (*core).current = me;
-            }
+            start();
             *slot = suspend(core, me);
             NIL
         })
@@ -243,6 +253,24 @@ pub unsafe fn wait(
         (*core).current = me;
     }
     result.map(|_| wake)
+}
+
+/// Runs `switch`, which may transfer to another fiber. The current one goes on as soon as that waits, or ends.
+pub unsafe fn step_aside(core: *mut Core, switch: impl FnOnce() -> VALUE) -> sys::Outcome {
+    let mut value = NIL;
+    let slot = &raw mut value;
+    // SAFETY: see `suspend`; `value` outlives the closure.
+    unsafe {
+        let me = (*core).current_task();
+        let wait = (*core).machine.tasks.begin_wait(me);
+        (*core).machine.tasks.wake_first(wait, Wake::Complete);
+        let result = wait_after(core, me, || {
+            *slot = switch();
+            (*core).current = me;
+        });
+        (*core).finish_wait(me);
+        result.map(|_| value).map_err(Raise::Jump)
+    }
 }
 
 /// How a wait for no operation ended.

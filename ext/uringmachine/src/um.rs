@@ -216,6 +216,20 @@ pub unsafe fn bind(core: *mut Core) -> Result<*mut Core, Raise> {
     }
 }
 
+/// The UM of this thread, and its core, that a fiber waits in, by itself or in a fiber that it has resumed.
+pub unsafe fn waited_in_by(fiber: VALUE) -> Option<(VALUE, *mut Core)> {
+    // SAFETY: as `mark_busy`; plain accessors.
+    unsafe {
+        let thread = sys::rb_thread_current();
+        machines()
+            .iter()
+            .map(|entry| (entry.object, entry.core))
+            .find(|(_, core)| {
+                (**core).thread() == thread && (**core).is_usable() && (**core).has_waiting(fiber)
+            })
+    }
+}
+
 /// The UM of a core that belongs to a thread.
 pub fn object_of(core: *mut Core) -> VALUE {
     machines()

@@ -29,7 +29,7 @@ unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALU
             let core = get(this).core()?;
             let blocker = *argv;
             let deadline = if argc == 2 {
-                durations::deadline(*argv.add(1))?
+                durations::unbounded(*argv.add(1))?.map(durations::from_now)
             } else {
                 None
             };

@@ -97,7 +97,7 @@ unsafe extern "C" fn timeout_after(argc: c_int, argv: *const VALUE, this: VALUE)
                 }
             };
             let duration = argument(0);
-            let Some(nanoseconds) = durations::nanoseconds(duration)? else {
+            let Some(nanoseconds) = durations::unbounded(duration)? else {
                 return sys::protect(|| rb_sys::rb_yield(duration)).map_err(Raise::Jump);
             };
             let exception = match argument(1) {

@@ -1,6 +1,7 @@
 //! Fibers of a machine: how they start, are scheduled, hand over and end.
 
 use std::ffi::c_int;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::Wake;
@@ -512,6 +513,37 @@ unsafe extern "C" fn set_result(fiber: VALUE, value: VALUE) -> VALUE {
     unsafe { rb_sys::rb_ivar_set(fiber, result_variable(), value) }
 }
 
+/// Fiber#raise and Fiber#kill transfer to a fiber that waits in a machine: whoever called them would be switched
+/// away from for good, were it not in the run queue.
+unsafe extern "C" fn call_aside(argc: c_int, argv: *const VALUE, fiber: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments, and keywords are passed on; see `switch`.
+    unsafe {
+        let (machine, core) = match um::waited_in_by(fiber) {
+            Some(found) if fiber != sys::rb_fiber_current() => found,
+            _ => return rb_sys::rb_call_super(argc, argv),
+        };
+        sys::method(|| {
+            let outcome = switch::step_aside(core, || rb_sys::rb_call_super(argc, argv));
+            // The fiber may have been the last that referred to its machine.
+            std::hint::black_box(machine);
+            outcome
+        })
+    }
+}
+
+/// Ruby's own Fiber#kill, unbound.
+static KILL: AtomicU64 = AtomicU64::new(0);
+
+/// Fiber#kill for a caller that the fiber's end switches back to: the root fiber. Ruby kills a fiber anew whenever
+/// it is switched to, so its ensure blocks wait best where nothing else runs. May longjmp.
+pub unsafe fn kill(fiber: VALUE) -> VALUE {
+    // SAFETY: the method is kept for ever.
+    unsafe {
+        let method = KILL.load(Ordering::Relaxed);
+        sys::funcall(method, sys::id("bind_call"), &[fiber])
+    }
+}
+
 /// Defines the methods.
 pub unsafe fn define(class: VALUE) {
     // SAFETY: the functions are methods that take what their arity says.
@@ -542,5 +574,14 @@ pub unsafe fn define(class: VALUE) {
         define(c"mark_as_done", mark_as_done as *const (), 0);
         define(c"set_result", set_result as *const (), 1);
         rb_sys::rb_include_module(sys::class(c"Fiber"), module);
+
+        let name = rb_sys::rb_id2sym(sys::id("kill"));
+        let kill = sys::funcall(sys::class(c"Fiber"), sys::id("instance_method"), &[name]);
+        rb_sys::rb_gc_register_mark_object(kill);
+        KILL.store(kill, Ordering::Relaxed);
+        let module = rb_sys::rb_module_new();
+        sys::define_method(module, c"raise", call_aside as *const (), -1);
+        sys::define_method(module, c"kill", call_aside as *const (), -1);
+        rb_sys::rb_prepend_module(sys::class(c"Fiber"), module);
     }
 }

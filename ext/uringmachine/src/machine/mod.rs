@@ -8,7 +8,7 @@ mod fibers;
 mod files;
 mod introspection;
 mod paths;
-mod processes;
+pub mod processes;
 mod readiness;
 mod sockets;
 pub mod streams;
@@ -17,7 +17,7 @@ mod tls;
 pub mod transfer;
 mod watch;
 
-pub use fibers::end_unstarted;
+pub use fibers::{end_unstarted, kill};
 
 use std::ffi::{c_int, CStr};
 use std::ops::RangeInclusive;

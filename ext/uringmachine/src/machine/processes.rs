@@ -145,6 +145,27 @@ unsafe fn take(pid: libc::pid_t, options: c_int) -> Outcome {
     }
 }
 
+/// Takes the status of a process that has ended, by its descriptor; true if it is no child, or somebody has taken
+/// it. No other thread of Ruby's runs between the look and the taking.
+pub unsafe fn take_status(fd: i32) -> Outcome {
+    let wanted = Wanted {
+        id_type: libc::P_PIDFD,
+        id: fd as libc::id_t,
+        options: libc::WEXITED,
+    };
+    // SAFETY: a siginfo of a child's end has a pid.
+    unsafe {
+        match wanted.look(libc::WNOWAIT) {
+            Ok(Some(info)) => match take(info.si_pid(), wanted.options)? {
+                NIL => Ok(sys::TRUE),
+                status => Ok(status),
+            },
+            Ok(None) | Err(Raise::Errno(libc::ECHILD)) => Ok(sys::TRUE),
+            Err(raise) => Err(raise),
+        }
+    }
+}
+
 /// The result of a system call that was made by its number.
 fn descriptor(result: c_long) -> Result<i32, Raise> {
     direct(result as i32)
@@ -196,12 +217,32 @@ unsafe extern "C" fn pidfd_send_signal(argc: c_int, argv: *const VALUE, _class: 
                 None => 0,
                 Some(_) => arguments.unsigned(2, "flags")?,
             };
-            let info = std::ptr::null::<libc::siginfo_t>();
-            let result = libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, info, flags);
-            descriptor(result)?;
+            send_signal(fd, signal, flags)?;
             Ok(arguments.get(0))
         })
     }
+}
+
+/// pidfd_send_signal(2).
+pub fn send_signal(fd: i32, signal: c_int, flags: u32) -> Result<(), Raise> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the call points to nothing.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, info, flags) };
+    descriptor(result).map(drop)
+}
+
+/// Whether the process of a descriptor has ended.
+pub fn has_ended(fd: i32) -> Result<bool, Raise> {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    super::poll_now(std::slice::from_mut(&mut poll))?;
+    if fd < 0 || poll.revents & libc::POLLNVAL != 0 {
+        return Err(Raise::errno(libc::EBADF));
+    }
+    Ok(poll.revents != 0)
 }
 
 /// Asks whether a process has ended, reaped or not. Takes nothing and does not wait.
@@ -219,16 +260,7 @@ unsafe extern "C" fn has_pidfd_ended(argc: c_int, argv: *const VALUE, _class: VA
     // SAFETY: Ruby passes `argc` arguments.
     unsafe {
         arguments::with(argc, argv, 1..=1, |arguments| {
-            let mut poll = libc::pollfd {
-                fd: arguments.fd(0, "fd")?,
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            super::poll_now(std::slice::from_mut(&mut poll))?;
-            if poll.fd < 0 || poll.revents & libc::POLLNVAL != 0 {
-                return Err(Raise::errno(libc::EBADF));
-            }
-            Ok(sys::boolean(poll.revents != 0))
+            Ok(sys::boolean(has_ended(arguments.fd(0, "fd")?)?))
         })
     }
 }
