@@ -15,6 +15,26 @@ class TestCoreGaps < SchedulerTest
     super
   end
 
+  def test_closing_a_file_wakes_who_waits_for_its_lock
+    Tempfile.create do |file|
+      holder = File.open(file.path)
+      holder.flock(File::LOCK_EX)
+      error = nil
+      in_fiber do
+        waiting = Fiber.schedule do
+          file.flock(File::LOCK_EX)
+        rescue IOError => e
+          error = e
+        end
+        assert_predicate waiting, :alive?
+        file.close
+        sleep(0) while waiting.alive?
+      end
+      assert_equal "stream closed in another thread", error&.message
+      holder.close
+    end
+  end
+
   def test_flock_waits_while_others_run
     path = file.path
     order = []

@@ -30,7 +30,9 @@ class UringMachine
         return super unless machine && operation.is_a?(Integer) && operation.nobits?(File::LOCK_NB) && operation != File::LOCK_UN
         return 0 if super(operation | File::LOCK_NB)
 
-        CoreGaps.naming(self, "rb_file_flock") { machine.flock(fileno, operation) }
+        Fiber.current_scheduler.__send__(:waiting_on, self) do
+          CoreGaps.naming(self, "rb_file_flock") { machine.flock(fileno, operation) }
+        end
       end
 
       # As File#truncate.

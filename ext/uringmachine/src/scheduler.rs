@@ -10,7 +10,7 @@ use crate::core::Core;
 use crate::errors;
 use crate::hooks;
 use crate::sys::{self, Raise, FALSE, NIL, TRUE, VALUE};
-use crate::{switch, um};
+use crate::{switch, um, waits};
 
 /// How long the end of a scheduler waits for the kernel to give memory back, in nanoseconds.
 const SHUT_DOWN_LIMIT: u64 = 5_000_000_000;
@@ -654,6 +654,25 @@ unsafe extern "C" fn waiting_for(this: VALUE, fd: VALUE) -> VALUE {
     }
 }
 
+/// UM::FiberScheduler#waiting_on(io) { }: runs the block so that the fiber raises IOError if the IO is closed
+/// meanwhile, as Ruby's own hooks are run.
+unsafe extern "C" fn waiting_on(this: VALUE, io: VALUE) -> VALUE {
+    // SAFETY: see `switch`; what raises is protected.
+    unsafe {
+        sys::method(|| {
+            let core = get(this).core()?;
+            let me = (*core).current_task();
+            let fd = sys::rb_io_descriptor(io);
+            let mut result = Ok(NIL);
+            let waited = waits::during(core, me, io, fd, &mut || {
+                result = sys::protect(|| rb_sys::rb_yield(NIL));
+            });
+            let value = result.map_err(Raise::Jump)?;
+            waited.map(|()| value)
+        })
+    }
+}
+
 /// Gives the thread to the root fiber, without being woken by anything.
 ///
 /// @method UringMachine::FiberScheduler#transfer
@@ -732,6 +751,7 @@ pub unsafe fn define(module: VALUE) {
         define(c"scheduler_close", scheduler_close as *const (), 0);
         define(c"closed?", is_closed as *const (), 0);
         define(c"waiting", waiting as *const (), 0);
+        sys::define_private_method(class, c"waiting_on", waiting_on as *const (), 1);
         sys::define_private_method(class, c"keep_waits", keep_waits as *const (), 0);
         sys::define_private_method(class, c"waiting_for", waiting_for as *const (), 1);
         define(c"transfer", transfer as *const (), 0);
