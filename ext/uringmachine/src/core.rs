@@ -184,6 +184,8 @@ pub struct Core {
     pub raises: Vec<(VALUE, VALUE)>,
     /// The task that runs, as far as the machine knows.
     pub current: TaskId,
+    /// The block of the fiber that is being started, until it runs.
+    pub starting: VALUE,
     /// The root fiber, while it is parked here by a scheduler.
     pub root: Option<TaskId>,
     /// The thread's root fiber, or `NIL`: interrupts are its to handle.
@@ -226,6 +228,7 @@ impl Core {
             waits: crate::waits::Waits::default(),
             timeouts: Slab::default(),
             raises: Vec::new(),
+            starting: NIL,
             current: Key {
                 index: u32::MAX,
                 generation: 0,
@@ -657,6 +660,7 @@ impl Core {
             // SAFETY: called by the collector, with values that are alive or immediate.
             unsafe { rb_sys::rb_gc_mark(value) };
         };
+        mark(self.starting);
         for (_, _, waiter) in self.machine.tasks.iter() {
             mark(waiter.fiber);
             mark(waiter.unblocked_by);

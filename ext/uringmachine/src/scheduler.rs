@@ -2,6 +2,7 @@
 //! `hooks/`.
 
 use std::ffi::{c_int, c_void};
+use std::sync::OnceLock;
 
 use uringmachine_runtime::Wake;
 
@@ -24,13 +25,18 @@ pub struct Scheduler {
     abort_on_exception: bool,
     /// A child of fork gets a scheduler of its own.
     renews: bool,
+    /// [`run_fiber`] as a Proc, the body of every fiber: to make one for each costs as much as the fiber.
+    body: VALUE,
 }
 
 static TYPE: um::DataType = um::DataType::new::<Scheduler>(c"UM::FiberScheduler", mark, free);
 
 unsafe extern "C" fn mark(data: *mut c_void) {
     // SAFETY: Ruby hands over the data of an object of this type.
-    unsafe { rb_sys::rb_gc_mark((*data.cast::<Scheduler>()).machine) };
+    unsafe {
+        rb_sys::rb_gc_mark((*data.cast::<Scheduler>()).machine);
+        rb_sys::rb_gc_mark((*data.cast::<Scheduler>()).body);
+    }
 }
 
 unsafe extern "C" fn free(data: *mut c_void) {
@@ -41,6 +47,7 @@ unsafe extern "C" fn free(data: *mut c_void) {
 unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
     let scheduler = Box::new(Scheduler {
         machine: NIL,
+        body: NIL,
         core: std::ptr::null_mut(),
         closed: false,
         abort_on_exception: false,
@@ -167,7 +174,9 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
             if (*core).thread() != NIL && (*core).thread() != sys::rb_thread_current() {
                 return Err(Raise::argument("machine belongs to another thread"));
             }
+            let body = sys::protect(|| rb_sys::rb_proc_new(Some(run_fiber), NIL));
             let scheduler = get(this);
+            scheduler.body = body.map_err(Raise::Jump)?;
             scheduler.machine = machine;
             scheduler.core = core;
             scheduler.renews = renews;
@@ -272,10 +281,7 @@ unsafe extern "C" fn fiber(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
             }
             let core = get(this).core()?;
             let block = rb_sys::rb_block_proc();
-            let fiber = match storage(argc, argv)? {
-                Some(storage) => sys::rb_fiber_new_storage(run_fiber, block, storage),
-                None => sys::rb_fiber_new(run_fiber, block),
-            };
+            let fiber = new_fiber(get(this).body, storage(argc, argv)?)?;
             let me = (*core).current_task();
             let task = (*core).add(fiber, true);
             // Whoever started the fiber goes on as soon as it waits.
@@ -286,6 +292,7 @@ unsafe extern "C" fn fiber(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
                 (*core).root = Some(me);
             }
             (*core).current = task;
+            (*core).starting = block;
             let result = switch::wait(core, me, Some((fiber, this)));
             if is_root {
                 (*core).root = None;
@@ -318,17 +325,39 @@ unsafe fn storage(argc: c_int, argv: *const VALUE) -> Result<Option<VALUE>, Rais
     }
 }
 
-/// The body of every scheduled fiber: `block` with its end attended to.
+/// A fiber that does not block, with a body.
+unsafe fn new_fiber(body: VALUE, storage: Option<VALUE>) -> Result<VALUE, Raise> {
+    // SAFETY: may raise, stopped here; the Hash is on the frame.
+    unsafe {
+        static NEW: OnceLock<(VALUE, sys::ID)> = OnceLock::new();
+        let (class, new) = *NEW.get_or_init(|| (sys::class(c"Fiber"), sys::id("new")));
+        sys::protect(|| match storage {
+            None => rb_sys::rb_funcall_with_block(class, new, 0, std::ptr::null(), body),
+            Some(storage) => {
+                let options = rb_sys::rb_hash_new();
+                rb_sys::rb_hash_aset(options, rb_sys::rb_id2sym(sys::id("storage")), storage);
+                let keywords = rb_sys::RB_PASS_KEYWORDS as c_int;
+                rb_sys::rb_funcall_with_block_kw(class, new, 1, &options, body, keywords)
+            }
+        })
+        .map_err(Raise::Jump)
+    }
+}
+
+/// The body of every scheduled fiber: the block that its core is starting, with its end attended to.
 unsafe extern "C" fn run_fiber(
     this: VALUE,
-    block: VALUE,
+    _nothing: VALUE,
     _argc: c_int,
     _argv: *const VALUE,
     _none: VALUE,
 ) -> VALUE {
     // SAFETY: `this` is the scheduler that started the fiber; it is marked by its thread.
     unsafe {
-        let result = sys::protect(|| rb_sys::rb_proc_call(block, rb_sys::rb_ary_new()));
+        let block = std::mem::replace(&mut (*get(this).core).starting, NIL);
+        let result =
+            sys::protect(|| rb_sys::rb_proc_call_with_block(block, 0, std::ptr::null(), NIL));
+        std::hint::black_box(block);
         um::end_of_forker(sys::rb_fiber_current(), &result);
         let scheduler = get(this);
         let core = scheduler.core;

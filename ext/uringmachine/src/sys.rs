@@ -41,7 +41,6 @@ extern "C" {
     pub fn rb_fiber_current() -> VALUE;
     pub fn rb_fiber_alive_p(fiber: VALUE) -> VALUE;
     pub fn rb_fiber_new(func: BlockFn, object: VALUE) -> VALUE;
-    pub fn rb_fiber_new_storage(func: BlockFn, object: VALUE, storage: VALUE) -> VALUE;
     pub fn rb_fiber_transfer(fiber: VALUE, argc: c_int, argv: *const VALUE) -> VALUE;
     pub fn rb_fiber_raise(fiber: VALUE, argc: c_int, argv: *const VALUE) -> VALUE;
     pub fn rb_obj_is_fiber(object: VALUE) -> VALUE;
