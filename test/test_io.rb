@@ -45,6 +45,29 @@ class TestIO < SchedulerTest
     assert_equal ["line 0", "line 1", "line 2", "last"], lines
   end
 
+  # As on terminals, and on pipes before Linux 6.5.
+  def test_read_nonblock_of_what_cannot_be_tried_without_waiting
+    code = <<~RUBY
+      require "pty"
+      require "io/console"
+      pairs = [IO.pipe, PTY.open.tap { |terminal, _| terminal.raw! }]
+      pairs.each do |source, sink|
+        Thread.new do
+          Fiber.set_scheduler(UM::FiberScheduler.new)
+          Fiber.schedule do
+            2.times { p source.read_nonblock(1, exception: false) }
+            sink.syswrite("xy")
+            source.wait_readable
+            2.times { p source.read_nonblock(1) }
+            p source.read_nonblock(1, exception: false)
+          end
+        end.join
+      end
+    RUBY
+    expected = %(:wait_readable\n:wait_readable\n"x"\n"y"\n:wait_readable\n) * 2
+    ["", "nowait"].each { |mask| assert_equal expected, ruby(code, env: { "UM_MASK" => mask })[0] }
+  end
+
   def test_read_nonblock_does_not_wait
     [IO.pipe, UNIXSocket.pair].each do |source, sink|
       in_fiber do

@@ -217,6 +217,9 @@ impl Transfer {
                 match descriptor.kind {
                     Kind::Stream => {
                         if !self.writes && self.is_nonblocking_read() {
+                            if !may_try || descriptor.no_nowait {
+                                return Ok(self.read_now(done));
+                            }
                             if first {
                                 return Ok(-(libc::EAGAIN as isize));
                             }
@@ -311,6 +314,28 @@ impl Transfer {
             // SAFETY: errno of the call above.
             unsafe { *libc::__errno_location() }
         })
+    }
+
+    /// Reads what is there from a stream that has no RWF_NOWAIT (a terminal; a pipe before Linux 6.5): the count, or a
+    /// negative errno. Ruby has put what it calls read_nonblock of into non-blocking mode; what is not is asked first.
+    fn read_now(&self, done: usize) -> isize {
+        let mut poll = libc::pollfd {
+            fd: self.fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one pollfd; base + done is within the buffer, and size - done bytes follow it.
+        unsafe {
+            let never_waits = libc::fcntl(self.fd, libc::F_GETFL) & libc::O_NONBLOCK != 0;
+            if !never_waits && libc::poll(&mut poll, 1, 0) <= 0 {
+                return -(libc::EAGAIN as isize);
+            }
+            let base = self.base.get().add(done);
+            match libc::read(self.fd, base.cast(), self.size - done) {
+                count if count >= 0 => count,
+                _ => -(*libc::__errno_location() as isize),
+            }
+        }
     }
 
     fn position_after(&self, done: usize) -> i64 {
