@@ -123,7 +123,8 @@ class TestCoreGaps < SchedulerTest
     # Every file has a name of its own.
     told = ->(*) { calls.map { |call| call.call && nil rescue [$!.class, $!.message.sub(%r{/um\S+}, "")] } }
     expected = told.call
-    assert expected.all?
+    # Some file systems take a length of 2**62.
+    assert_operator expected.compact.size, :>=, calls.size - 1
     assert_equal expected, in_fiber(&told)
   end
 

@@ -236,12 +236,14 @@ class TestMachineIO < MachineTest
   end
 
   def test_streams_that_are_dropped_while_they_read_are_stopped
-    Array.new(50) { pair.last }.each { |other| machine.spin { machine.timeout(0.001, TooLate) { UM::IO.new(machine, other, :socket).read(1) } rescue TooLate } }
-    machine.sleep(0.005)
-    fill = Array.new(1000) { +"x" }
-    3.times { GC.start }
-    machine.sleep(0.001)
+    others = Array.new(50) { pair.last }
+    machine.await(others.map { |other| machine.spin { machine.timeout(0.001, TooLate) { UM::IO.new(machine, other, :socket).read(1) } rescue TooLate } })
+    # Some may seem to be in use: Ruby looks for references on the stack, too.
+    20.times do
+      GC.start
+      machine.sleep(0.001)
+      break if machine.metrics[:ops_pending] < 25
+    end
     assert_operator machine.metrics[:ops_pending], :<, 25
-    refute_nil fill
   end
 end

@@ -71,8 +71,11 @@ class TestMachine < MachineTest
     assert_operator machine.metrics[:total_switches], :>, switches
     machine.spin { machine.sleep }
     assert_equal 1, machine.metrics[:ops_runqueue]
-    machine.read_each(reader) { break }
+    left, right = UM.socketpair(UM::AF_UNIX, UM::SOCK_STREAM, 0)
+    machine.write(right, "x")
+    machine.read_each(left) { break }
     assert_operator machine.metrics[:buffers_allocated], :>, 0
+    [left, right, reader, writer].each { |fd| machine.close(fd) }
   end
 
   def test_profile_mode_counts_times
