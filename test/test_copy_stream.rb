@@ -331,6 +331,30 @@ class TestCopyStream < SchedulerTest
     end
   end
 
+  # The copy has had its turn and is about to go on: what it would write to is by then another's descriptor.
+  def test_a_close_between_two_steps_of_a_copy_ends_it
+    source = file
+    8.times do |steps|
+      sink, target = UNIXSocket.pair
+      error = nil
+      in_fiber do
+        copy = Fiber.schedule do
+          # Room for a step at a time.
+          IO.copy_stream(source.tap(&:rewind), target)
+        rescue IOError => e
+          error = e
+        end
+        steps.times { sink.read_nonblock(100_000, exception: false) && sleep(0) }
+        assert_predicate copy, :alive?
+        target.close
+        innocent = UNIXSocket.pair
+        sleep(0) while copy.alive?
+        innocent.each { |socket| assert_equal :wait_readable, socket.read_nonblock(1, exception: false) }
+      end
+      assert_equal "stream closed in another thread", error&.message
+    end
+  end
+
   def test_what_has_a_path_and_an_io_is_that_io
     temporary = Tempfile.new
     temporary << "0123456789abcdef"

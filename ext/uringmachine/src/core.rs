@@ -76,6 +76,10 @@ pub struct Waiter {
     pub woken: Wake,
     /// It waits for the kernel to give memory back: nothing may interrupt that.
     pub draining: bool,
+    /// In the middle of an operation of several steps: the close of its descriptor counts between two of them, too.
+    pub stepping: bool,
+    /// What it is to raise before its next step, for a descriptor that is being closed; or `NIL`.
+    pub closed_by: VALUE,
     /// The wait may be ended by `unblock`.
     pub blocked: bool,
     /// An `unblock` that came before the `block` it was for.
@@ -425,6 +429,8 @@ impl Core {
             held: NIL,
             woken: Wake::Complete,
             draining: false,
+            stepping: false,
+            closed_by: NIL,
             blocked: false,
             unblocked_by: FALSE,
             pending: VecDeque::new(),
@@ -665,6 +671,7 @@ impl Core {
             mark(waiter.fiber);
             mark(waiter.unblocked_by);
             mark(waiter.held);
+            mark(waiter.closed_by);
             for pending in &waiter.pending {
                 if let Pending::Exception(object) | Pending::Value(object) = pending {
                     mark(*object);

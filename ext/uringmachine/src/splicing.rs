@@ -14,7 +14,7 @@ use crate::core::Core;
 use crate::descriptors::{kind, Kind};
 use crate::hooks::readiness::wait_ready;
 use crate::switch::{self, Failure, Yields};
-use crate::sys::Raise;
+use crate::sys::{Raise, NIL};
 
 /// The most that is moved before other fibers may run.
 const CHUNK: usize = 1 << 20;
@@ -155,6 +155,7 @@ pub unsafe fn run(
     let length = length.unwrap_or(u64::MAX);
     // SAFETY: the caller's promise.
     unsafe {
+        mover.begin();
         let sends = kind(source.fd) == Kind::File
             && kind(target.fd) == Kind::Socket
             && never_waits(target.fd);
@@ -165,11 +166,35 @@ pub unsafe fn run(
         } else {
             mover.through_pipe(length, offset, &mut moved);
         }
+        mover.end();
     }
     moved
 }
 
 impl Mover {
+    unsafe fn begin(&self) {
+        // SAFETY: the promise of `run`.
+        unsafe { (*self.core).waiter(self.me).stepping = true };
+    }
+
+    unsafe fn end(&self) {
+        // SAFETY: the promise of `run`.
+        unsafe {
+            let waiter = (*self.core).waiter(self.me);
+            waiter.stepping = false;
+            waiter.closed_by = NIL;
+        }
+    }
+
+    /// Before each step that is made at once: the descriptors are still those of the two ends.
+    unsafe fn check(&self) -> Result<(), Ended> {
+        // SAFETY: the promise of `run`.
+        match unsafe { std::mem::replace(&mut (*self.core).waiter(self.me).closed_by, NIL) } {
+            NIL => Ok(()),
+            exception => Err(Ended::Failure(Raise::Exception(exception).into())),
+        }
+    }
+
     unsafe fn wait(&self, end: End, events: i16) -> Result<(), Ended> {
         let deadline = end.timeout.map(crate::durations::from_now);
         // SAFETY: the promise of `run`.
@@ -200,6 +225,7 @@ impl Mover {
             while *count < length {
                 let most = (length - *count).min(CHUNK as u64) as usize;
                 self.read_ahead(offset.map(|_| position), most)?;
+                self.check()?;
                 let place = match offset {
                     Some(_) => &raw mut position,
                     None => std::ptr::null_mut(),
@@ -263,6 +289,8 @@ impl Mover {
         moved: &mut usize,
     ) -> Result<(), Ended> {
         *moved = 0;
+        // SAFETY: as `wait`.
+        unsafe { self.check()? };
         let quick = kind(from.fd) != Kind::File
             && kind(to.fd) != Kind::File
             && never_waits(from.fd)
@@ -287,7 +315,10 @@ impl Mover {
                     }
                     // A descriptor in non-blocking mode answers the ring's thread too.
                     match result? {
-                        again if again == -libc::EAGAIN => self.wait_for(from, to)?,
+                        again if again == -libc::EAGAIN => {
+                            self.wait_for(from, to)?;
+                            self.check()?;
+                        }
                         again if again == -libc::EINTR => {}
                         errno => break Err(Ended::Errno(-errno)),
                     }
@@ -302,7 +333,10 @@ impl Mover {
                         return Ok(());
                     }
                     _ => match errno() {
-                        libc::EAGAIN => self.wait_for(from, to)?,
+                        libc::EAGAIN => {
+                            self.wait_for(from, to)?;
+                            self.check()?;
+                        }
                         libc::EINTR => {}
                         errno => return Err(Ended::Errno(errno)),
                     },
@@ -436,36 +470,50 @@ pub unsafe fn write(
         source: target,
         target,
     };
-    let quick = kind(target.fd) != Kind::File && never_waits(target.fd);
-    while *written < bytes.len() {
-        let rest = &bytes[*written..];
-        // SAFETY: the bytes outlive the call; an operation of the ring's is over when `operate` returns.
-        let result = unsafe {
-            if quick {
-                match libc::write(target.fd, rest.as_ptr().cast(), rest.len()) {
-                    count if count >= 0 => count as i32,
-                    _ => -errno(),
+    // SAFETY: the caller's promise.
+    unsafe { mover.begin() };
+    let result = mover.write(bytes, written);
+    // SAFETY: as above.
+    unsafe { mover.end() };
+    result
+}
+
+impl Mover {
+    fn write(&self, bytes: &[u8], written: &mut usize) -> Result<(), Ended> {
+        let (mover, target) = (self, self.target);
+        let quick = kind(target.fd) != Kind::File && never_waits(target.fd);
+        while *written < bytes.len() {
+            // SAFETY: the promise of `write`.
+            unsafe { mover.check()? };
+            let rest = &bytes[*written..];
+            // SAFETY: the bytes outlive the call; an operation of the ring's is over when `operate` returns.
+            let result = unsafe {
+                if quick {
+                    match libc::write(target.fd, rest.as_ptr().cast(), rest.len()) {
+                        count if count >= 0 => count as i32,
+                        _ => -errno(),
+                    }
+                } else {
+                    let length = rest.len().min(CHUNK) as u32;
+                    let entry = opcode::Write::new(types::Fd(target.fd), rest.as_ptr(), length)
+                        .offset(crate::arguments::CURRENT)
+                        .build();
+                    let mut seen = 0;
+                    let result = mover.operate(entry, &mut seen);
+                    *written += seen.max(0) as usize;
+                    result?.min(0)
                 }
-            } else {
-                let length = rest.len().min(CHUNK) as u32;
-                let entry = opcode::Write::new(types::Fd(target.fd), rest.as_ptr(), length)
-                    .offset(crate::arguments::CURRENT)
-                    .build();
-                let mut seen = 0;
-                let result = mover.operate(entry, &mut seen);
-                *written += seen.max(0) as usize;
-                result?.min(0)
+            };
+            match result {
+                0 if quick => return Err(Ended::Errno(libc::EIO)),
+                count if count >= 0 => *written += count as usize,
+                again if again == -libc::EAGAIN => unsafe { mover.wait(target, libc::POLLOUT)? },
+                again if again == -libc::EINTR => {}
+                errno => return Err(Ended::Errno(-errno)),
             }
-        };
-        match result {
-            0 if quick => return Err(Ended::Errno(libc::EIO)),
-            count if count >= 0 => *written += count as usize,
-            again if again == -libc::EAGAIN => unsafe { mover.wait(target, libc::POLLOUT)? },
-            again if again == -libc::EINTR => {}
-            errno => return Err(Ended::Errno(-errno)),
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Takes the bytes that are in a pipe.

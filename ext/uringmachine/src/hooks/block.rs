@@ -108,8 +108,13 @@ unsafe extern "C" fn fiber_interrupt(this: VALUE, fiber: VALUE, exception: VALUE
         match (*core).find_waiting(fiber) {
             Some(task) => match (*core).machine.tasks.state(task) {
                 Some(State::Waiting) => (*core).interrupt(task, Pending::Exception(exception)),
-                // Its operation is over: its result counts.
-                Some(State::Ready(_)) => {}
+                Some(State::Ready(_)) => {
+                    let waiter = (*core).waiter(task);
+                    // Else its operation is over: its result counts.
+                    if waiter.stepping {
+                        waiter.closed_by = exception;
+                    }
+                }
                 _ => (*core).raises.push((fiber, exception)),
             },
             None => (*core).raises.push((fiber, exception)),
