@@ -74,7 +74,8 @@ class TestMachine < MachineTest
     left, right = UM.socketpair(UM::AF_UNIX, UM::SOCK_STREAM, 0)
     machine.write(right, "x")
     machine.read_each(left) { break }
-    assert_operator machine.metrics[:buffers_allocated], :>, 0
+    # Without multishot receives of any kind, read_each is plain reads.
+    assert_operator machine.metrics[:buffers_allocated], :>, 0 if UM.kernel_version >= 607
     [left, right, reader, writer].each { |fd| machine.close(fd) }
   end
 

@@ -34,7 +34,8 @@ class TestMachineRegisteredFiles < MachineTest
     assert_equal true, machine.unregister_file(@reader)
     assert_equal false, machine.unregister_file(@reader)
     assert_raises(Errno::EBADF) { read }
-    assert_raises(Errno::EPIPE) { machine.write(@writer, "nobody reads") }
+    # An older kernel lets go of the file a moment later.
+    assert_raises(Errno::EPIPE) { machine.sleep(0.001) while machine.write(@writer, "nobody reads") }
   end
 
   def test_every_kind_of_operation
