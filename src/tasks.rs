@@ -137,6 +137,12 @@ impl<T> Tasks<T> {
         self.waiting
     }
 
+    /// How many entries the run queue has, stale ones among them.
+    #[inline]
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Whether the run queue is empty. It may hold entries that turn out to be stale.
     #[inline]
     pub fn queue_is_empty(&self) -> bool {
