@@ -176,6 +176,21 @@ class TestInterrupts < SchedulerTest
     end
   end
 
+  # procfs stands for a file system that may take its time: the gem knows only those that do not.
+  def test_the_close_of_a_file_that_may_be_slow_lets_other_fibers_run
+    order = []
+    in_fiber do
+      file = File.open("/proc/self/comm", "r+")
+      name = file.gets
+      file.syswrite(name)
+      Fiber.schedule { sleep(0) && (order << :other) }
+      file.close
+      order << :closed
+      assert_predicate file, :closed?
+    end
+    assert_equal %i[other closed], order
+  end
+
   def test_what_a_finalizer_closes_lets_no_other_fiber_run
     in_fiber do
       ran = 0

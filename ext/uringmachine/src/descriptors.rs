@@ -76,6 +76,12 @@ impl Descriptors {
         matches!(self.table.get(fd as usize), Some(Some(known)) if known.kind != Kind::Socket)
     }
 
+    /// Whether a descriptor is known to be of a file whose writes may go further than the page cache, so that its
+    /// close may wait for them (NFS, FUSE).
+    pub fn is_slow_file(&self, fd: RawFd) -> bool {
+        matches!(self.table.get(fd as usize), Some(Some(known)) if known.cached == Some(false))
+    }
+
     /// Notes whether the next read should try without waiting first.
     #[inline]
     pub fn set_drained(&mut self, fd: RawFd, drained: bool) {

@@ -26,14 +26,16 @@ unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
         };
         tls::forget(fd);
         let mut may_linger = true;
+        let mut is_slow = false;
         if let Some(core) = get(this).core_from_anywhere() {
             may_linger = !(*core).descriptors.is_no_socket(fd);
+            is_slow = (*core).descriptors.is_slow_file(fd);
             (*core).descriptors.forget(fd);
             if (*core).thread() == sys::rb_thread_current() {
                 (*core).machine.unregister_file(fd);
             }
         }
-        if may_linger && lingers(fd) && sys::called_from(b"io_close", b"close") {
+        if (is_slow || (may_linger && lingers(fd))) && sys::called_from(b"io_close", b"close") {
             if let Ok(core) = get(this).core() {
                 return sys::method(|| close_on_thread(core, fd));
             }
