@@ -8,6 +8,12 @@ use std::os::fd::RawFd;
 use crate::file_systems;
 use crate::sys::VALUE;
 
+/// Whether a descriptor is in non-blocking mode.
+pub fn never_waits(fd: RawFd) -> bool {
+    // SAFETY: fcntl takes any descriptor.
+    unsafe { libc::fcntl(fd, libc::F_GETFL) & libc::O_NONBLOCK != 0 }
+}
+
 /// What kind of file a descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -11,7 +11,7 @@ use std::os::fd::RawFd;
 use uringmachine_runtime::{opcode, types, Entry, TaskId};
 
 use crate::core::Core;
-use crate::descriptors::{kind, Kind};
+use crate::descriptors::{kind, never_waits, Kind};
 use crate::hooks::readiness::wait_ready;
 use crate::switch::{self, Failure, Yields};
 use crate::sys::{Raise, NIL};
@@ -113,11 +113,6 @@ fn errno() -> i32 {
 fn is_pipe(fd: RawFd) -> bool {
     // SAFETY: F_GETPIPE_SZ is refused for all but pipes.
     unsafe { libc::fcntl(fd, libc::F_GETPIPE_SZ) >= 0 }
-}
-
-fn never_waits(fd: RawFd) -> bool {
-    // SAFETY: fcntl takes any descriptor.
-    unsafe { libc::fcntl(fd, libc::F_GETFL) & libc::O_NONBLOCK != 0 }
 }
 
 /// The fiber that moves, and both ends.
@@ -480,11 +475,11 @@ pub unsafe fn write(
 
 impl Mover {
     fn write(&self, bytes: &[u8], written: &mut usize) -> Result<(), Ended> {
-        let (mover, target) = (self, self.target);
+        let target = self.target;
         let quick = kind(target.fd) != Kind::File && never_waits(target.fd);
         while *written < bytes.len() {
             // SAFETY: the promise of `write`.
-            unsafe { mover.check()? };
+            unsafe { self.check()? };
             let rest = &bytes[*written..];
             // SAFETY: the bytes outlive the call; an operation of the ring's is over when `operate` returns.
             let result = unsafe {
@@ -499,7 +494,7 @@ impl Mover {
                         .offset(crate::arguments::CURRENT)
                         .build();
                     let mut seen = 0;
-                    let result = mover.operate(entry, &mut seen);
+                    let result = self.operate(entry, &mut seen);
                     *written += seen.max(0) as usize;
                     result?.min(0)
                 }
@@ -507,7 +502,7 @@ impl Mover {
             match result {
                 0 if quick => return Err(Ended::Errno(libc::EIO)),
                 count if count >= 0 => *written += count as usize,
-                again if again == -libc::EAGAIN => unsafe { mover.wait(target, libc::POLLOUT)? },
+                again if again == -libc::EAGAIN => unsafe { self.wait(target, libc::POLLOUT)? },
                 again if again == -libc::EINTR => {}
                 errno => return Err(Ended::Errno(-errno)),
             }

@@ -13,7 +13,7 @@ use uringmachine_runtime::ring::poll_first;
 use uringmachine_runtime::{opcode, types, TaskId};
 
 use crate::core::Core;
-use crate::descriptors::Kind;
+use crate::descriptors::{never_waits, Kind};
 use crate::durations;
 use crate::hooks::readiness::wait_ready;
 use crate::memory;
@@ -344,8 +344,7 @@ impl Transfer {
         };
         // SAFETY: one pollfd; base + done is within the buffer, and size - done bytes follow it.
         unsafe {
-            let never_waits = libc::fcntl(self.fd, libc::F_GETFL) & libc::O_NONBLOCK != 0;
-            if !never_waits && libc::poll(&mut poll, 1, 0) <= 0 {
+            if !never_waits(self.fd) && libc::poll(&mut poll, 1, 0) <= 0 {
                 return -(libc::EAGAIN as isize);
             }
             let base = self.base.get().add(done);

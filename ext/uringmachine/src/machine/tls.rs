@@ -94,8 +94,6 @@ unsafe fn read_into(
         let hold = (*core).holds.insert(vec![destination.held()]);
         let (pointer, length) = (destination.pointer, destination.length);
         let fixed = destination.fixed;
-        (*core).fixed +=
-            u64::from(fixed.is_some() && connection.kernel_receives() && !connection.holds_bytes());
         let result = connection.read(caller, pointer, length, fixed, wait);
         let finished = destination.finish(core, result.as_ref().ok().copied());
         (*core).holds.remove(hold);

@@ -105,7 +105,6 @@ pub unsafe fn write_some(
                 .collect();
             result = match &sources[..] {
                 [only] if connection.kernel_sends() => {
-                    (*core).fixed += u64::from(only.fixed.is_some());
                     connection.send(caller, pieces[0], only.fixed, wait, accepted)
                 }
                 _ => connection.write(caller, &pieces, wait, accepted),

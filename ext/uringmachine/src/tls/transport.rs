@@ -121,6 +121,7 @@ impl Connection {
                 return Ok(Received::Nothing);
             }
             let fd = types::Fd(self.descriptor()?);
+            (*caller.core).fixed += u64::from(fixed.is_some());
             let entry = match fixed {
                 Some(index) => opcode::ReadFixed::new(fd, pointer, room, index).build(),
                 None => poll_first(opcode::Recv::new(fd, pointer, room).build()),
@@ -188,6 +189,7 @@ impl Connection {
                 let fd = types::Fd(self.descriptor()?);
                 self.check_peer(fd.0)?;
                 let length = bytes.len().min(1 << 30) as u32;
+                (*caller.core).fixed += u64::from(fixed.is_some());
                 let entry = match fixed {
                     Some(index) => {
                         opcode::WriteFixed::new(fd, bytes.as_ptr(), length, index).build()
