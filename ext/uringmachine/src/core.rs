@@ -32,6 +32,16 @@ pub enum Pending {
     Value(VALUE),
 }
 
+impl Pending {
+    /// The Ruby object that must be kept for it.
+    fn object(&self) -> Option<VALUE> {
+        match self {
+            Self::Exception(object) | Self::Value(object) => Some(*object),
+            Self::Timeout(_) => None,
+        }
+    }
+}
+
 /// How a fiber goes on that somebody has scheduled.
 #[derive(Debug)]
 pub enum Resumption {
@@ -105,7 +115,6 @@ pub struct Timeout {
     pub message: VALUE,
     /// `exception` is not raised: the wait returns it.
     pub is_value: bool,
-    pub fired: bool,
 }
 
 /// What nobody wants any more.
@@ -184,8 +193,8 @@ pub struct Core {
     pub descriptors: Descriptors,
     pub waits: crate::waits::Waits,
     pub timeouts: Slab<Timeout>,
-    /// Exceptions for fibers that do not wait in this machine: `Fiber#raise` does it.
-    pub raises: Vec<(VALUE, VALUE)>,
+    /// What is to be raised in fibers that do not wait in this machine: `Fiber#raise` does it.
+    pub raises: Vec<(VALUE, Pending)>,
     /// The task that runs, as far as the machine knows.
     pub current: TaskId,
     /// The block of the fiber that is being started, until it runs.
@@ -540,11 +549,10 @@ impl Core {
             let Some(timeout) = self.timeouts.get_mut(key) else {
                 continue;
             };
-            timeout.fired = true;
             let fiber = timeout.fiber;
             // A fiber of the program's own may have another task by now.
             let Some(task) = self.find_waiting(fiber) else {
-                self.raises.push((fiber, sys::fixnum(i64::from(key.index))));
+                self.raises.push((fiber, Pending::Timeout(key)));
                 continue;
             };
             match self.machine.tasks.state(task) {
@@ -553,7 +561,7 @@ impl Core {
                 // still inside the block.
                 Some(State::Ready(_)) => self.defer(task, Pending::Timeout(key)),
                 // It waits somewhere else, in a fiber it has resumed.
-                _ => self.raises.push((fiber, sys::fixnum(i64::from(key.index)))),
+                _ => self.raises.push((fiber, Pending::Timeout(key))),
             }
         }
     }
@@ -672,11 +680,11 @@ impl Core {
             mark(waiter.unblocked_by);
             mark(waiter.held);
             mark(waiter.closed_by);
-            for pending in &waiter.pending {
-                if let Pending::Exception(object) | Pending::Value(object) = pending {
-                    mark(*object);
-                }
-            }
+            waiter
+                .pending
+                .iter()
+                .filter_map(Pending::object)
+                .for_each(mark);
         }
         for (_, held) in self.holds.iter() {
             held.iter().for_each(|object| mark(*object));
@@ -688,9 +696,9 @@ impl Core {
                 mark(timeout.message);
             }
         }
-        for (fiber, exception) in &self.raises {
+        for (fiber, pending) in &self.raises {
             mark(*fiber);
-            mark(*exception);
+            pending.object().map(mark);
         }
         mark(self.thread);
         mark(self.home);

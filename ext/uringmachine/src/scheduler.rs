@@ -101,7 +101,7 @@ impl Scheduler {
                     "fiber called across threads",
                 ));
             }
-            um::bind(self.core)
+            um::bind(self.machine)
         }
     }
 
@@ -718,8 +718,7 @@ unsafe extern "C" fn transfer(this: VALUE) -> VALUE {
                 if root != me {
                     let fiber = (*core).waiter(root).fiber;
                     (*core).current = root;
-                    let result =
-                        sys::protect(|| sys::rb_fiber_transfer(fiber, 0, std::ptr::null()));
+                    let result = sys::protect(|| sys::transfer(fiber, &[]));
                     (*core).current = me;
                     return result.map_err(Raise::Jump);
                 }

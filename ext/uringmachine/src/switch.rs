@@ -24,6 +24,10 @@ unsafe fn suspend(core: *mut Core, me: TaskId) -> Wake {
             if (*core).machine.tasks.state(me) == Some(State::Running) {
                 return (*core).waiter(me).woken;
             }
+            if !(*core).raises.is_empty() {
+                raise_elsewhere(core, me);
+                continue;
+            }
             match (*core).next_ready() {
                 Some((task, wake)) if task == me => return wake,
                 Some((task, wake)) => {
@@ -50,7 +54,7 @@ unsafe fn transfer_to(core: *mut Core, task: TaskId, wake: Wake) -> VALUE {
         if waiter.fresh {
             return start(core, task, fiber);
         }
-        sys::rb_fiber_transfer(fiber, 0, std::ptr::null())
+        sys::transfer(fiber, &[])
     }
 }
 
@@ -84,7 +88,7 @@ unsafe fn start(core: *mut Core, task: TaskId, fiber: VALUE) -> VALUE {
             (*core).keep(task);
         }
         core::set_starting(if spun { core } else { std::ptr::null_mut() });
-        sys::rb_fiber_transfer(fiber, 1, &value)
+        sys::transfer(fiber, &[value])
     }
 }
 
@@ -99,11 +103,7 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
             (*core).machine.fire();
             (*core).expire_timeouts();
         }
-        if let Some((fiber, exception)) = (*core).raises.pop() {
-            raise_elsewhere(core, me, fiber, exception);
-            return;
-        }
-        if !(*core).machine.tasks.queue_is_empty() {
+        if !(*core).machine.tasks.queue_is_empty() || !(*core).raises.is_empty() {
             return;
         }
         if let Err(error) = (*core).machine.prepare_sleep() {
@@ -177,7 +177,7 @@ unsafe fn check_interrupts(core: *mut Core, me: TaskId) {
             Some(root) if root != me => {
                 let fiber = (*core).waiter(root).fiber;
                 (*core).current = root;
-                sys::rb_fiber_transfer(fiber, 0, std::ptr::null());
+                sys::transfer(fiber, &[]);
                 (*core).current = me;
             }
             _ => sys::rb_thread_check_ints(),
@@ -187,29 +187,38 @@ unsafe fn check_interrupts(core: *mut Core, me: TaskId) {
 
 /// Raises in a fiber that does not wait in this machine: it has resumed one that does, or it was
 /// suspended by its own program.
-unsafe fn raise_elsewhere(core: *mut Core, me: TaskId, fiber: VALUE, exception: VALUE) {
+#[cold]
+unsafe fn raise_elsewhere(core: *mut Core, me: TaskId) {
     // SAFETY: as in `suspend`; rb_fiber_raise refuses a fiber it cannot raise in by an exception,
     // which must not reach the fiber that only happened to look here.
     unsafe {
-        let mut arguments = [exception, NIL];
-        let mut count = 1;
-        if let Some(index) = sys::as_fixnum(exception) {
-            let found = (*core)
-                .timeouts
-                .iter()
-                .find(|(key, timeout)| i64::from(key.index) == index && timeout.fired);
-            let Some((_, timeout)) = found else { return };
-            if timeout.is_value {
+        let (fiber, pending) = (*core).raises.remove(0);
+        // It may wait here by now.
+        if let Some(task) = (*core).find_waiting(fiber) {
+            if (*core).machine.tasks.state(task) != Some(State::Running) {
+                (*core).interrupt(task, pending);
                 return;
             }
-            arguments = [timeout.exception, timeout.message];
-            count = if timeout.message == sys::UNDEF { 1 } else { 2 };
+        }
+        let (mut arguments, mut count) = ([NIL; 2], 1);
+        match pending {
+            Pending::Exception(exception) | Pending::Value(exception) => arguments[0] = exception,
+            Pending::Timeout(key) => {
+                let Some(timeout) = (*core).timeouts.get(key) else {
+                    return;
+                };
+                if timeout.is_value {
+                    return;
+                }
+                arguments = [timeout.exception, timeout.message];
+                count = if timeout.message == sys::UNDEF { 1 } else { 2 };
+            }
         }
         if sys::rb_obj_is_fiber(fiber) != sys::TRUE {
             let raise = sys::id("raise");
             sys::funcall(fiber, raise, &arguments[..count]);
         } else if sys::truthy(sys::rb_fiber_alive_p(fiber)) {
-            sys::rb_fiber_raise(fiber, count as c_int, arguments.as_ptr());
+            sys::raise_in(fiber, &arguments[..count]);
         }
         (*core).current = me;
     }
@@ -226,7 +235,7 @@ pub unsafe fn wait(
     unsafe {
         wait_after(core, me, || {
             if let Some((fiber, argument)) = start {
-                sys::rb_fiber_transfer(fiber, 1, &argument);
+                sys::transfer(fiber, &[argument]);
                 (*core).current = me;
             }
         })
@@ -373,6 +382,10 @@ pub unsafe fn switch_away(core: *mut Core, me: TaskId) -> Result<VALUE, Raise> {
         let slot = &raw mut value;
         let result = sys::protect(|| {
             loop {
+                if !(*core).raises.is_empty() {
+                    raise_elsewhere(core, NOBODY);
+                    continue;
+                }
                 match (*core).next_ready() {
                     Some((task, _)) if (*core).waiter(task).fiber == fiber => {
                         (*core).current = task;
@@ -626,6 +639,10 @@ pub unsafe fn run_others(core: *mut Core, me: TaskId) -> Result<(), Raise> {
     // SAFETY: see `suspend`. The closure holds plain values.
     unsafe {
         let result = sys::protect(|| {
+            if !(*core).raises.is_empty() {
+                raise_elsewhere(core, me);
+                return NIL;
+            }
             match (*core).next_ready() {
                 Some((task, wake)) => {
                     transfer_to(core, task, wake);

@@ -36,6 +36,12 @@ impl DataType {
         Self(data_type)
     }
 
+    /// The same, with a function that finds the objects anew that a compaction has moved.
+    const fn compacting(mut self, compact: DataFn) -> Self {
+        self.0.function.dcompact = Some(compact);
+        self
+    }
+
     /// Makes an object of `class` that owns `data`.
     pub unsafe fn wrap(&'static self, class: VALUE, data: *mut c_void) -> VALUE {
         // SAFETY: the caller gives `data` away.
@@ -73,7 +79,7 @@ struct Um {
     sidecar: bool,
 }
 
-/// The machines there are, those last that threads took into use last.
+/// The machines there are.
 static MACHINES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
 struct Entry {
@@ -103,9 +109,18 @@ unsafe extern "C" fn mark_busy(_: *mut c_void) {
     }
 }
 
+/// A machine that nothing keeps may be moved, as any object: only those that are busy are pinned by a mark.
+unsafe extern "C" fn find_moved(_: *mut c_void) {
+    for entry in machines().iter_mut() {
+        // SAFETY: the object is alive, or was found dead and is not freed yet: then it is not moved.
+        entry.object = unsafe { rb_sys::rb_gc_location(entry.object) };
+    }
+}
+
 unsafe extern "C" fn keep(_: *mut c_void) {}
 
-static ROOT: DataType = DataType::new::<()>(c"UringMachine root", mark_busy, keep);
+static ROOT: DataType =
+    DataType::new::<()>(c"UringMachine root", mark_busy, keep).compacting(find_moved);
 
 unsafe extern "C" fn mark(data: *mut c_void) {
     // SAFETY: Ruby hands over the data of an object of this type.
@@ -188,15 +203,16 @@ pub unsafe fn own_core(value: VALUE) -> Result<*mut Core, Raise> {
         if (*core).thread() == sys::rb_thread_current() && !(*core).is_forked() {
             return Ok(core);
         }
-        bind(core)
+        bind(value)
     }
 }
 
-/// Binds a machine to the current thread.
+/// Binds the machine of a UM to the current thread.
 #[cold]
-pub unsafe fn bind(core: *mut Core) -> Result<*mut Core, Raise> {
-    // SAFETY: as `core`.
+pub unsafe fn bind(value: VALUE) -> Result<*mut Core, Raise> {
+    // SAFETY: as `core`; what may raise is protected.
     unsafe {
+        let core = core(value)?;
         if (*core).is_forked() {
             return Err(Raise::misuse(
                 "this machine belongs to the parent process; make one of your own with UM.new",
@@ -205,14 +221,36 @@ pub unsafe fn bind(core: *mut Core) -> Result<*mut Core, Raise> {
         if (*core).thread() != NIL {
             return Err(Raise::misuse("this machine belongs to another thread"));
         }
-        (*core).bind(sys::rb_thread_current())?;
-        let mut machines = machines();
-        let place = machines.iter().position(|entry| entry.core == core);
-        if let Some(place) = place {
-            let entry = machines.remove(place);
-            machines.push(entry);
-        }
+        let thread = sys::rb_thread_current();
+        (*core).bind(thread)?;
+        sys::protect(|| {
+            used_by(thread, true, |map| {
+                static USES: AtomicU64 = AtomicU64::new(0);
+                let number = USES.fetch_add(1, Ordering::Relaxed);
+                sys::funcall(map, sys::id("[]="), &[value, sys::fixnum(number as i64)])
+            })
+        })
+        .map_err(Raise::Jump)?;
         Ok(core)
+    }
+}
+
+/// Does something with the machines that a thread uses, a WeakMap that the thread keeps, with numbers that grow: a
+/// machine that a program has lost is not to be found. `NIL` if the thread has none and none is to be made. May raise.
+unsafe fn used_by(thread: VALUE, make: bool, body: impl FnOnce(VALUE) -> VALUE) -> VALUE {
+    // SAFETY: plain calls of Ruby methods; nothing here needs dropping.
+    unsafe {
+        // No variable of a program's: it has no `@`. A frozen thread keeps none.
+        let variable = sys::id("__um_machines");
+        let mut map = rb_sys::rb_attr_get(thread, variable);
+        if map == NIL {
+            if !make || sys::is_frozen(thread) {
+                return NIL;
+            }
+            map = sys::funcall(sys::class(c"ObjectSpace::WeakMap"), sys::id("new"), &[]);
+            rb_sys::rb_ivar_set(thread, variable, map);
+        }
+        body(map)
     }
 }
 
@@ -430,16 +468,24 @@ unsafe extern "C" fn sidecar_stop(this: VALUE) -> VALUE {
 /// @example
 ///   UM.current #=> nil
 unsafe extern "C" fn current(_class: VALUE) -> VALUE {
-    // SAFETY: the cores in the list are alive.
-    let thread = unsafe { sys::rb_thread_current() };
-    machines()
-        .iter()
-        .rev()
-        .find(|entry| unsafe {
-            // SAFETY: as above.
-            (*entry.core).thread() == thread && (*entry.core).is_usable()
+    // SAFETY: the list is on this frame; nothing here needs dropping.
+    unsafe {
+        used_by(sys::rb_thread_current(), false, |map| {
+            let list = sys::funcall(map, sys::id("keys"), &[]);
+            let is_usable = |machine: &VALUE| {
+                let core = &(*TYPE.get(*machine).cast::<Um>()).core;
+                core.as_ref().is_some_and(|core| core.is_usable())
+            };
+            let machine = (0..rb_sys::RARRAY_LEN(list) as i64)
+                .map(|place| rb_sys::rb_ary_entry(list, place as _))
+                .filter(is_usable)
+                .max_by_key(|machine| {
+                    sys::as_fixnum(sys::funcall(map, sys::id("[]"), &[*machine]))
+                });
+            std::hint::black_box(list);
+            machine.unwrap_or(NIL)
         })
-        .map_or(NIL, |entry| entry.object)
+    }
 }
 
 /// @method UringMachine#owned?

@@ -115,9 +115,9 @@ unsafe extern "C" fn fiber_interrupt(this: VALUE, fiber: VALUE, exception: VALUE
                         waiter.closed_by = exception;
                     }
                 }
-                _ => (*core).raises.push((fiber, exception)),
+                _ => (*core).raises.push((fiber, Pending::Exception(exception))),
             },
-            None => (*core).raises.push((fiber, exception)),
+            None => (*core).raises.push((fiber, Pending::Exception(exception))),
         }
         (*core).notify();
         NIL
