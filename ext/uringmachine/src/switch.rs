@@ -4,7 +4,7 @@
 use std::ffi::{c_int, c_void};
 
 use uringmachine_runtime::machine::Sleep;
-use uringmachine_runtime::ops::Completion;
+use uringmachine_runtime::ops::{self, Completion};
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::{waker, Entry, OpKey, TaskId, Wake};
 
@@ -13,7 +13,7 @@ use crate::sys::{self, Raise, NIL, VALUE};
 
 /// How long a cancelled operation is waited for with the thread, before other fibers run again:
 /// sockets, pipes and polls give their memory back at once.
-const DRAIN_AT_ONCE: u64 = 200_000;
+pub const DRAIN_AT_ONCE: u64 = 200_000;
 
 /// Suspends the task until its wait has ended. May longjmp: whoever transfers here may raise.
 unsafe fn suspend(core: *mut Core, me: TaskId) -> Wake {
@@ -336,6 +336,19 @@ pub unsafe fn yield_now(core: *mut Core, me: TaskId) -> Result<(), Raise> {
     }
 }
 
+/// Lets those go first that are ready, or whose completion has come.
+#[cold]
+pub unsafe fn let_go(core: *mut Core, me: TaskId) -> Result<(), Raise> {
+    // SAFETY: see `suspend`.
+    unsafe {
+        (*core).poll();
+        if (*core).machine.tasks.queue_is_empty() && (*core).raises.is_empty() {
+            return Ok(());
+        }
+        yield_now(core, me)
+    }
+}
+
 /// Waits until somebody schedules the fiber, and returns the value it is given.
 pub unsafe fn await_schedule(core: *mut Core, me: TaskId) -> Result<VALUE, Raise> {
     // SAFETY: see `suspend`.
@@ -519,6 +532,7 @@ pub unsafe fn operate_noting(
             return Err(Failure::Raise(raise));
         }
         let wait_id = (*core).machine.tasks.begin_wait(me);
+        let fd = ops::descriptor_of(&entry);
         let op = match (*core).machine.submit(entry, wait_id) {
             Ok(op) => op,
             Err(error) => {
@@ -526,6 +540,9 @@ pub unsafe fn operate_noting(
                 return Ok(-error.raw_os_error().unwrap_or(libc::EAGAIN));
             }
         };
+        if let Some(fd) = fd {
+            (*core).waits.begin(fd, me, Some(op));
+        }
         let timer = deadline.map(|deadline| (*core).machine.wake_at(deadline, wait_id));
         let result = wait(core, me, None);
         if let Some(timer) = timer {
@@ -568,6 +585,9 @@ pub unsafe fn operate_noting(
                 Err(Failure::Raise(first_of(core, me, first, second)))
             }
         };
+        if let Some(fd) = fd {
+            (*core).waits.end(fd, me);
+        }
         (*core).finish_wait(me);
         ended
     }

@@ -50,6 +50,7 @@ extern "C" {
     pub fn rb_fiber_scheduler_set(scheduler: VALUE) -> VALUE;
 
     pub fn rb_thread_current() -> VALUE;
+    static rb_cRactor: VALUE;
     pub fn rb_thread_check_ints();
     pub fn rb_thread_interrupted(thread: VALUE) -> c_int;
     pub fn rb_thread_create(
@@ -261,6 +262,12 @@ pub unsafe fn current_error() -> VALUE {
 pub fn id(name: &str) -> ID {
     // SAFETY: the name is copied.
     unsafe { rb_intern2(name.as_ptr().cast(), name.len() as c_long) }
+}
+
+/// Ractor.current.
+pub unsafe fn current_ractor() -> VALUE {
+    // SAFETY: a method of Ruby's that does not raise.
+    unsafe { funcall(rb_cRactor, id("current"), &[]) }
 }
 
 /// Calls a public or private method. May longjmp.

@@ -2,6 +2,7 @@
 //! Ruby objects.
 
 use std::ffi::{c_int, c_void, CStr};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,6 +14,8 @@ use crate::core::Core;
 use crate::durations;
 use crate::errors;
 use crate::sys::{self, Raise, NIL, TRUE, VALUE};
+use crate::tls;
+use crate::waits;
 
 /// A Ruby data type, made at compile time.
 pub struct DataType(rb_sys::rb_data_type_t);
@@ -266,6 +269,71 @@ pub unsafe fn waited_in_by(fiber: VALUE) -> Option<(VALUE, *mut Core)> {
                 (**core).thread() == thread && (**core).is_usable() && (**core).has_waiting(fiber)
             })
     }
+}
+
+/// Calls `look` for each core that this thread may look into: those of its Ractor, whose lock it has, that are in use.
+unsafe fn each_within_reach(mut look: impl FnMut(*mut Core)) {
+    // SAFETY: the cores in the list are alive. It is not locked while `look` runs, which may run the collector.
+    unsafe {
+        let thread = sys::rb_thread_current();
+        let mut ractor = None;
+        let mut place = 0;
+        loop {
+            let core = match machines().get(place) {
+                Some(entry) => entry.core,
+                None => break,
+            };
+            place += 1;
+            let near = (*core).thread() == thread
+                || (*core).ractor() == *ractor.get_or_insert_with(|| sys::current_ractor());
+            if near && (*core).is_usable() {
+                look(core);
+            }
+        }
+    }
+}
+
+/// Has the machines forget a descriptor, which is about to be closed, or is another file's by now.
+pub unsafe fn forget(fd: RawFd) {
+    tls::forget(fd);
+    // SAFETY: the cores are alive, and guarded by the GVL.
+    unsafe { each_within_reach(|core| forget_in(core, fd)) };
+}
+
+unsafe fn forget_in(core: *mut Core, fd: RawFd) {
+    // SAFETY: as `forget`.
+    unsafe {
+        (*core).descriptors.forget(fd);
+        if (*core).thread() == sys::rb_thread_current() {
+            (*core).machine.unregister_file(fd);
+        } else if (*core).machine.forget_file(fd) {
+            (*core).notify();
+        }
+    }
+}
+
+/// Before a descriptor is closed, or becomes another file's: has the machines forget it, and ends what fibers do with
+/// it. Says whether fibers of other threads have yet to end what they do: only their thread can.
+pub unsafe fn end_waits(fd: RawFd) -> bool {
+    tls::forget(fd);
+    let mut others_wait = false;
+    // SAFETY: as `forget`.
+    unsafe {
+        each_within_reach(|core| {
+            forget_in(core, fd);
+            if (*core).waits.on(fd).is_empty() {
+                return;
+            }
+            let exception = waits::closed();
+            if (*core).thread() == sys::rb_thread_current() {
+                waits::end_on(core, fd, exception);
+            } else {
+                waits::interrupt_on(core, fd, exception);
+                others_wait = true;
+            }
+        });
+    }
+    others_wait
 }
 
 /// The UM of a core that belongs to a thread.
