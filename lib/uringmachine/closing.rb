@@ -8,38 +8,33 @@ class UringMachine
     # How long a close waits between two looks at fibers of another thread, which must end what they do by themselves.
     AGAIN = 0.001
 
-    def self.end_waits(io, side = nil)
+    # Runs the block, which closes one side of an IO, or all of it.
+    def self.around(io, side = nil)
+      return yield if io.closed?
+
+      fd = io.fileno
       sleep(AGAIN) while FiberScheduler.__send__(:end_waits, io, side)
+      begin
+        yield
+      ensure
+        # A last flush has learnt of the old file.
+        FiberScheduler.__send__(:forget, fd)
+      end
     end
 
     # IO's.
     module Ending
       # As IO#close.
-      def close
-        Closing.end_waits(self) unless closed?
-        super
-      end
+      def close = Closing.around(self) { super() }
 
       # As IO#close_read.
-      def close_read
-        Closing.end_waits(self, :read) unless closed?
-        super
-      end
+      def close_read = Closing.around(self, :read) { super() }
 
       # As IO#close_write.
-      def close_write
-        Closing.end_waits(self, :write) unless closed?
-        super
-      end
+      def close_write = Closing.around(self, :write) { super() }
 
       # As IO#reopen.
-      def reopen(...)
-        Closing.end_waits(self) unless closed?
-        super
-      ensure
-        # Its flush has learnt of the old file.
-        FiberScheduler.__send__(:forget, self) unless closed?
-      end
+      def reopen(...) = Closing.around(self) { super }
     end
 
     FiberScheduler.private_class_method(:end_waits, :forget)

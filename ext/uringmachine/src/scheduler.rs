@@ -652,7 +652,7 @@ unsafe extern "C" fn waiting(this: VALUE) -> VALUE {
 }
 
 /// UM::FiberScheduler.end_waits(io, side): before an IO is closed, or becomes another file's, ends what fibers do with
-/// its descriptor, and forgets what is remembered of it: see `waits`. Says whether fibers of other threads have yet to
+/// its descriptor: see `waits`. Says whether fibers of other threads have yet to
 /// end theirs. A side (:read or :write) is that of an IO with a descriptor for each; nil is all of it.
 unsafe extern "C" fn end_waits(_class: VALUE, io: VALUE, side: VALUE) -> VALUE {
     // SAFETY: may raise, for an IO that is closed, with nothing here to drop; then the GVL is held.
@@ -671,16 +671,13 @@ unsafe extern "C" fn end_waits(_class: VALUE, io: VALUE, side: VALUE) -> VALUE {
     }
 }
 
-/// UM::FiberScheduler.forget(io): forgets what is remembered of an IO's descriptor, which is another file's now.
-unsafe extern "C" fn forget(_class: VALUE, io: VALUE) -> VALUE {
-    // SAFETY: as `end_waits`.
-    unsafe {
-        let fd = sys::rb_io_descriptor(io);
-        sys::method(|| {
-            um::forget(fd);
-            Ok(NIL)
-        })
+/// UM::FiberScheduler.forget(fd): forgets what a descriptor was, which is closed, or another file's now.
+unsafe extern "C" fn forget(_class: VALUE, fd: VALUE) -> VALUE {
+    if let Some(fd) = sys::as_fixnum(fd) {
+        // SAFETY: the GVL is held.
+        unsafe { um::forget(fd as i32) };
     }
+    NIL
 }
 
 /// UM::FiberScheduler#waiting_on(io) { }: runs the block so that the fiber raises IOError if the IO is closed

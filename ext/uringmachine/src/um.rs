@@ -293,39 +293,31 @@ unsafe fn each_within_reach(mut look: impl FnMut(*mut Core)) {
     }
 }
 
-/// Has the machines forget a descriptor, which is about to be closed, or is another file's by now.
+/// Has the machines forget what a descriptor was: it is closed, or another file's by now.
 pub unsafe fn forget(fd: RawFd) {
-    tls::forget(fd);
     // SAFETY: the cores are alive, and guarded by the GVL.
-    unsafe { each_within_reach(|core| forget_in(core, fd)) };
+    unsafe { each_within_reach(|core| (*core).descriptors.forget(fd)) };
 }
 
-unsafe fn forget_in(core: *mut Core, fd: RawFd) {
-    // SAFETY: as `forget`.
-    unsafe {
-        (*core).descriptors.forget(fd);
-        if (*core).thread() == sys::rb_thread_current() {
-            (*core).machine.unregister_file(fd);
-        } else if (*core).machine.forget_file(fd) {
-            (*core).notify();
-        }
-    }
-}
-
-/// Before a descriptor is closed, or becomes another file's: has the machines forget it, and ends what fibers do with
-/// it. Says whether fibers of other threads have yet to end what they do: only their thread can.
+/// Before a descriptor is closed, or becomes another file's: has the machines let go of its file, and ends what fibers
+/// do with it. Says whether fibers of other threads have yet to end what they do: only their thread can.
 pub unsafe fn end_waits(fd: RawFd) -> bool {
     tls::forget(fd);
     let mut others_wait = false;
     // SAFETY: as `forget`.
     unsafe {
         each_within_reach(|core| {
-            forget_in(core, fd);
+            let own = (*core).thread() == sys::rb_thread_current();
+            if own {
+                (*core).machine.unregister_file(fd);
+            } else if (*core).machine.forget_file(fd) {
+                (*core).notify();
+            }
             if (*core).waits.on(fd).is_empty() {
                 return;
             }
             let exception = waits::closed();
-            if (*core).thread() == sys::rb_thread_current() {
+            if own {
                 waits::end_on(core, fd, exception);
             } else {
                 waits::interrupt_on(core, fd, exception);

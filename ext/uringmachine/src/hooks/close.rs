@@ -32,6 +32,7 @@ unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
         }
         // Ruby knows whom it concerns that waits through the same IO object: they have ended.
         um::end_waits(fd);
+        um::forget(fd);
         if (is_slow || (may_linger && lingers(fd))) && sys::called_from(b"io_close", b"close") {
             if let Ok(core) = get(this).core() {
                 return sys::method(|| close_on_thread(core, fd));
