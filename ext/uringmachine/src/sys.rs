@@ -97,6 +97,7 @@ extern "C" {
         lines: *mut c_int,
     ) -> c_int;
     fn rb_profile_frame_method_name(frame: VALUE) -> VALUE;
+    fn rb_profile_frame_qualified_method_name(frame: VALUE) -> VALUE;
     fn rb_protect(
         func: unsafe extern "C" fn(VALUE) -> VALUE,
         argument: VALUE,
@@ -117,6 +118,9 @@ pub enum Raise {
     Exception(VALUE),
     /// The Errno of this number, made when it is raised.
     Errno(i32),
+    /// The fiber is to end: its ensure blocks run, and no rescue stops it. Once: Ruby's own Fiber#kill kills anew
+    /// whenever the fiber is switched to, in the middle of an ensure block too.
+    Unwind,
     Jump(c_int),
 }
 
@@ -159,6 +163,7 @@ impl Raise {
                 Self::Exception(exception) => rb_exc_raise(exception),
                 // A NULL message is allowed (error.c).
                 Self::Errno(errno) => rb_exc_raise(rb_syserr_new(errno, std::ptr::null())),
+                Self::Unwind => rb_sys::rb_throw_obj(crate::interrupts::tag(), NIL),
                 Self::Jump(state) => rb_jump_tag(state),
             }
         }
@@ -244,7 +249,8 @@ pub unsafe fn take_exception() -> Option<VALUE> {
     // SAFETY: plain accessors of the execution context.
     unsafe {
         let error = rb_errinfo();
-        if rb_sys::rb_obj_is_kind_of(error, rb_sys::rb_eException) != TRUE {
+        // That of a throw is an object without a class.
+        if !is_a(error, rb_sys::rb_eException) {
             return None;
         }
         rb_set_errinfo(NIL);
@@ -256,6 +262,31 @@ pub unsafe fn take_exception() -> Option<VALUE> {
 pub unsafe fn current_error() -> VALUE {
     // SAFETY: a plain accessor.
     unsafe { rb_errinfo() }
+}
+
+/// Has an exception be the one that is being unwound again; anything else is left as it is.
+pub unsafe fn put_error_back(error: VALUE) {
+    // SAFETY: an exception, or nil.
+    unsafe {
+        if error == NIL || is_a(error, rb_sys::rb_eException) {
+            rb_set_errinfo(error);
+        }
+    }
+}
+
+/// Whether any frame of the fiber that runs is one of a method that `wanted` knows by name, as `GC.start`.
+pub unsafe fn any_frame(wanted: impl Fn(&[u8]) -> bool) -> bool {
+    const DEPTH: usize = 1024;
+    let mut frames = [NIL; DEPTH];
+    let mut lines = [0; DEPTH];
+    // SAFETY: both arrays hold DEPTH entries; frame values are valid while nothing returns.
+    unsafe {
+        let count = rb_profile_frames(0, DEPTH as c_int, frames.as_mut_ptr(), lines.as_mut_ptr());
+        frames[..count as usize].iter().any(|frame| {
+            let name = rb_profile_frame_qualified_method_name(*frame);
+            name != NIL && wanted(string_bytes(&name))
+        })
+    }
 }
 
 /// The ID of a method or constant name.

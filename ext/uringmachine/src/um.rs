@@ -328,6 +328,33 @@ pub unsafe fn end_waits(fd: RawFd) -> bool {
     others_wait
 }
 
+/// Passes a wake-up on that was given to a fiber which leaves without what it has waited for: to the next that waits for
+/// the same. Whoever is woken looks whether there is anything for it.
+#[cold]
+pub unsafe fn pass_on(blocker: VALUE) {
+    // SAFETY: as `forget`; what raises is stopped.
+    unsafe {
+        if blocker == NIL {
+            return;
+        }
+        if sys::is_a(blocker, sys::class(c"Thread::Mutex")) {
+            // Its lock is free, unless somebody was quicker: its unlocking wakes the next, be it a thread.
+            let passed = sys::protect(|| {
+                if sys::truthy(rb_sys::rb_mutex_trylock(blocker)) {
+                    rb_sys::rb_mutex_unlock(blocker);
+                }
+                NIL
+            });
+            if passed.is_err() {
+                sys::take_exception();
+            }
+            return;
+        }
+        let mut done = false;
+        each_within_reach(|core| done = done || (*core).wake_blocked_by(blocker));
+    }
+}
+
 /// The UM of a core that belongs to a thread.
 pub fn object_of(core: *mut Core) -> VALUE {
     machines()
