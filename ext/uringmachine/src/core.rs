@@ -811,7 +811,7 @@ impl Core {
     /// Whether a task waits, or is about to, in a finalizer or a handler, where it pays no heed to what it is to raise.
     pub fn is_aside(&mut self, task: TaskId) -> bool {
         let waiter = self.waiter(task);
-        if !waiter.aside && !waiter.pending.is_empty() {
+        if !waiter.aside && waiter.is_to_raise() {
             // SAFETY: called by the fiber of the task.
             let aside = unsafe { interrupts::runs_aside() };
             self.waiter(task).aside = aside;

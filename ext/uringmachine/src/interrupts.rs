@@ -149,17 +149,18 @@ unsafe fn refuses_to_lock(mutex: VALUE) -> bool {
 /// the collector runs.
 #[cold]
 pub unsafe fn runs_aside() -> bool {
-    const COLLECTORS: [&[u8]; 5] = [
-        b"GC.start",
-        b"GC.compact",
-        b"GC.verify_compaction_references",
-        b"ObjectSpace.garbage_collect",
-        b"ObjectSpace#garbage_collect",
+    const COLLECTORS: [(&[u8], &[u8]); 5] = [
+        (b"start", b"GC.start"),
+        (b"compact", b"GC.compact"),
+        (
+            b"verify_compaction_references",
+            b"GC.verify_compaction_references",
+        ),
+        (b"garbage_collect", b"ObjectSpace.garbage_collect"),
+        (b"garbage_collect", b"ObjectSpace#garbage_collect"),
     ];
     // SAFETY: plain calls; a new Mutex, since each Ractor has a lock of its own.
-    unsafe {
-        refuses_to_lock(rb_sys::rb_mutex_new()) || sys::any_frame(|name| COLLECTORS.contains(&name))
-    }
+    unsafe { refuses_to_lock(rb_sys::rb_mutex_new()) || sys::runs_within(&COLLECTORS) }
 }
 
 /// Thread.handle_interrupt(mask) { }, as far as the fiber's timeouts go: Ruby's own is called by the block.

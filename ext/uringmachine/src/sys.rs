@@ -274,8 +274,8 @@ pub unsafe fn put_error_back(error: VALUE) {
     }
 }
 
-/// Whether any frame of the fiber that runs is one of a method that `wanted` knows by name, as `GC.start`.
-pub unsafe fn any_frame(wanted: impl Fn(&[u8]) -> bool) -> bool {
+/// Whether any frame of the fiber that runs is one of these methods, each with its name and its full name.
+pub unsafe fn runs_within(methods: &[(&[u8], &[u8])]) -> bool {
     const DEPTH: usize = 1024;
     let mut frames = [NIL; DEPTH];
     let mut lines = [0; DEPTH];
@@ -283,8 +283,13 @@ pub unsafe fn any_frame(wanted: impl Fn(&[u8]) -> bool) -> bool {
     unsafe {
         let count = rb_profile_frames(0, DEPTH as c_int, frames.as_mut_ptr(), lines.as_mut_ptr());
         frames[..count as usize].iter().any(|frame| {
-            let name = rb_profile_frame_qualified_method_name(*frame);
-            name != NIL && wanted(string_bytes(&name))
+            let name = rb_profile_frame_method_name(*frame);
+            // The full name is a new String.
+            name != NIL
+                && methods.iter().any(|(short, full)| {
+                    string_bytes(&name) == *short
+                        && string_bytes(&rb_profile_frame_qualified_method_name(*frame)) == *full
+                })
         })
     }
 }
