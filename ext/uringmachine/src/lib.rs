@@ -46,7 +46,6 @@ pub unsafe extern "C" fn Init_uringmachine() {
     unsafe {
         rb_sys::rb_ext_ractor_safe(true);
         memory::find_string_lock();
-        io_buffers::find_source();
         interrupts::define();
         let class = um::define();
         errors::define(class);

@@ -673,21 +673,34 @@ unsafe extern "C" fn masked(this: VALUE, mask: VALUE) -> VALUE {
 }
 
 /// UM::FiberScheduler.end_waits(io, side): before an IO is closed, or becomes another file's, ends what fibers do with
-/// its descriptor: see `waits`. Says whether fibers of other threads have yet to
-/// end theirs. A side (:read or :write) is that of an IO with a descriptor for each; nil is all of it.
+/// its descriptor: see `waits`. Says who is yet to be told: `:others` for fibers of other threads, which have to end
+/// what they do by themselves, `:own` for fibers of this one, nil for nobody. A side (:read or :write) is that of an IO
+/// with a descriptor for each; nil is all of it.
 unsafe extern "C" fn end_waits(_class: VALUE, io: VALUE, side: VALUE) -> VALUE {
     // SAFETY: may raise, for an IO that is closed, with nothing here to drop; then the GVL is held.
     unsafe {
         let fd = sys::rb_io_descriptor(io);
         let writer = rb_sys::rb_io_get_write_io(io);
         sys::method(|| {
-            if writer == io {
-                return Ok(sys::boolean(side == NIL && um::end_waits(fd)));
-            }
             let is = |name| side == NIL || side == rb_sys::rb_id2sym(sys::id(name));
-            let reads = is("read") && um::end_waits(fd);
-            let writes = is("write") && um::end_waits(sys::rb_io_descriptor(writer));
-            Ok(sys::boolean(reads || writes))
+            let mut waited = um::EndedWaits::default();
+            if writer != io && is("write") {
+                waited.add(um::end_waits(sys::rb_io_descriptor(writer)));
+            }
+            if if writer == io {
+                side == NIL
+            } else {
+                is("read")
+            } {
+                waited.add(um::end_waits(fd));
+            }
+            Ok(match waited {
+                um::EndedWaits {
+                    elsewhere: true, ..
+                } => rb_sys::rb_id2sym(sys::id("others")),
+                um::EndedWaits { here: true, .. } => rb_sys::rb_id2sym(sys::id("own")),
+                _ => NIL,
+            })
         })
     }
 }

@@ -26,6 +26,9 @@ pub const IO_BUFFER_VIEW: c_int = 1 | 128;
 /// Flag of an IO::Buffer of memory it does not own: EXTERNAL.
 pub const IO_BUFFER_EXTERNAL: c_int = 1;
 
+/// Flag of an IO::Buffer with memory that it has allocated.
+pub const IO_BUFFER_INTERNAL: c_int = 2;
+
 /// Flags of an IO::Buffer with memory of its own, or of a String's: EXTERNAL, INTERNAL, MAPPED. A slice has
 /// none of them.
 pub const IO_BUFFER_OWNER: c_int = 1 | 2 | 4;

@@ -300,10 +300,10 @@ pub unsafe fn forget(fd: RawFd) {
 }
 
 /// Before a descriptor is closed, or becomes another file's: has the machines let go of its file, and ends what fibers
-/// do with it. Says whether fibers of other threads have yet to end what they do: only their thread can.
-pub unsafe fn end_waits(fd: RawFd) -> bool {
+/// do with it.
+pub unsafe fn end_waits(fd: RawFd) -> EndedWaits {
     tls::forget(fd);
-    let mut others_wait = false;
+    let mut ended = EndedWaits::default();
     // SAFETY: as `forget`.
     unsafe {
         each_within_reach(|core| {
@@ -319,13 +319,31 @@ pub unsafe fn end_waits(fd: RawFd) -> bool {
             let exception = waits::closed();
             if own {
                 waits::end_on(core, fd, exception);
+                ended.here = true;
             } else {
                 waits::interrupt_on(core, fd, exception);
-                others_wait = true;
+                ended.elsewhere = true;
             }
         });
     }
-    others_wait
+    ended
+}
+
+/// Whose fibers were doing something with a descriptor.
+#[derive(Default)]
+pub struct EndedWaits {
+    /// This thread's: it is over, but for the fibers' being told.
+    pub here: bool,
+    /// Another thread's, which has yet to end it: only that can.
+    pub elsewhere: bool,
+}
+
+impl EndedWaits {
+    /// Those of another descriptor too.
+    pub fn add(&mut self, other: Self) {
+        self.here |= other.here;
+        self.elsewhere |= other.elsewhere;
+    }
 }
 
 /// Passes a wake-up on that was given to a fiber which leaves without what it has waited for: to the next that waits for
