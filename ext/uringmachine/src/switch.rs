@@ -385,6 +385,20 @@ pub unsafe fn yield_now(core: *mut Core, me: TaskId) -> Result<(), Raise> {
     }
 }
 
+/// Notes that something was done without waiting, and lets those go first that are ready if the fiber has held the
+/// thread for long.
+#[inline]
+pub unsafe fn take_turns(core: *mut Core, me: TaskId) -> Result<(), Raise> {
+    // SAFETY: see `suspend`.
+    unsafe {
+        (*core).count_at_once(0);
+        if (*core).has_held_long() {
+            let_go(core, me)?;
+        }
+        Ok(())
+    }
+}
+
 /// Lets those go first that are ready, or whose completion has come.
 #[cold]
 pub unsafe fn let_go(core: *mut Core, me: TaskId) -> Result<(), Raise> {

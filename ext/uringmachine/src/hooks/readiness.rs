@@ -183,6 +183,10 @@ unsafe extern "C" fn io_wait(argc: std::ffi::c_int, argv: *const VALUE, this: VA
                 return Ok(sys::fixnum(readable));
             }
             let scheduler = get(this);
+            if !scheduler.is_foreign() {
+                let core = scheduler.core()?;
+                switch::take_turns(core, (*core).current_task())?;
+            }
             // An offloaded IO.copy_stream waits on the worker's thread (io.c, nogvl_wait_for).
             if timeout == Some(0) || scheduler.is_foreign() {
                 return plain_poll(fd, events, timeout);

@@ -43,6 +43,7 @@ unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> 
                     NIL
                 }
             };
+            switch::take_turns(core, (*core).current_task())?;
             let sets = [argument(0), argument(1), argument(2)];
             let deadline = durations::deadline(argument(3))?;
             if tls::is_any_held() {
