@@ -19,8 +19,11 @@ class UringMachine
       raise e.class.new(path, function), cause: nil
     end
 
-    # Threads for what neither the ring nor a hook can do, shared by all schedulers.
-    def self.pool = @pool ||= BlockingOperationThreadPool.new(8)
+    # Threads for what neither the ring nor a hook can do, shared by the schedulers of a Ractor. As many as there are
+    # calls, since a name server may take its time: those beyond wait.
+    def self.pool = Ractor.store_if_absent(:um_core_gaps_pool) { BlockingOperationThreadPool.new(MOST_THREADS) }
+
+    MOST_THREADS = 1024
 
     # File#flock waits by sleeping; File#truncate calls the file system.
     module Files

@@ -21,6 +21,7 @@ mod native;
 mod opening;
 mod process;
 mod queue;
+mod ractors;
 mod resolver;
 mod scheduler;
 mod splicing;
@@ -30,6 +31,7 @@ mod tls;
 mod um;
 mod waiters;
 mod waits;
+mod workers;
 
 /// Called by Ruby when the extension is required. Nothing here touches io_uring.
 ///

@@ -37,6 +37,13 @@ pub type BlockFn = unsafe extern "C" fn(VALUE, VALUE, c_int, *const VALUE, VALUE
 pub type UnblockFn = unsafe extern "C" fn(*mut c_void);
 pub type NogvlFn = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
 
+/// `struct rb_ractor_local_storage_type` (include/ruby/ractor.h).
+#[repr(C)]
+pub struct RactorLocalStorageType {
+    pub mark: Option<unsafe extern "C" fn(*mut c_void)>,
+    pub free: Option<unsafe extern "C" fn(*mut c_void)>,
+}
+
 extern "C" {
     pub fn rb_fiber_current() -> VALUE;
     pub fn rb_fiber_alive_p(fiber: VALUE) -> VALUE;
@@ -56,6 +63,8 @@ extern "C" {
         func: unsafe extern "C" fn(*mut c_void) -> VALUE,
         data: *mut c_void,
     ) -> VALUE;
+    /// Interrupts a thread as a signal does; nil if it has ended.
+    pub fn rb_thread_wakeup_alive(thread: VALUE) -> VALUE;
     pub fn rb_nogvl(
         func: NogvlFn,
         data: *mut c_void,
@@ -63,6 +72,10 @@ extern "C" {
         unblock_data: *mut c_void,
         flags: c_int,
     ) -> *mut c_void;
+
+    pub fn rb_ractor_local_storage_ptr_newkey(kind: *const RactorLocalStorageType) -> *mut c_void;
+    pub fn rb_ractor_local_storage_ptr(key: *mut c_void) -> *mut c_void;
+    pub fn rb_ractor_local_storage_ptr_set(key: *mut c_void, value: *mut c_void);
 
     pub fn rb_io_descriptor(io: VALUE) -> c_int;
     pub fn rb_io_timeout(io: VALUE) -> VALUE;
