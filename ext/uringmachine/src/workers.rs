@@ -60,6 +60,13 @@ impl Ticket {
         lock(&self.state).end
     }
 
+    /// Interrupts the job unless it is over. It cannot end meanwhile: Ruby would go on interrupting a thread that
+    /// has left the call that it was in.
+    fn interrupt(&self, interrupt: &mut dyn FnMut() -> bool) -> bool {
+        let state = lock(&self.state);
+        state.end.is_none() && interrupt()
+    }
+
     /// Has the fiber look after its job.
     fn nudge(&self) {
         self.waker.complete(lock(&self.state).wait);
@@ -370,7 +377,7 @@ pub unsafe fn run<W: Work>(
                     break End::Cut;
                 };
                 (*core).waiter(me).draining = true;
-                interrupted = interrupt();
+                interrupted = ticket.interrupt(interrupt);
                 Outlook::Served
             } else {
                 pool.look(&ticket, refusal.is_some())
