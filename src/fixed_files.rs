@@ -10,6 +10,7 @@ use io_uring::{opcode, squeue, IoUring};
 /// The slots of a ring's table. The kernel allows no more than the process may have descriptors.
 const SLOTS: usize = 1024;
 const FREE: RawFd = -1;
+const ABANDONED: RawFd = -2;
 
 /// The registered files of one ring.
 #[derive(Debug, Default)]
@@ -19,6 +20,8 @@ pub struct FixedFiles {
     /// The slot of a descriptor, one more than its number; 0 is none.
     by_fd: Vec<u16>,
     count: usize,
+    /// Slots whose descriptor is closed, to be emptied by the ring's own thread.
+    abandoned: Vec<u16>,
 }
 
 impl FixedFiles {
@@ -65,6 +68,36 @@ impl FixedFiles {
         self.by_fd[fd as usize] = 0;
         self.count -= 1;
         true
+    }
+
+    /// Forgets the file that was registered by a descriptor, by any thread; the ring lets go of it at the next
+    /// [`FixedFiles::release_abandoned`]. False if there is none.
+    pub fn abandon(&mut self, fd: RawFd) -> bool {
+        let Some(slot) = self.slot(fd) else {
+            return false;
+        };
+        self.slots[slot as usize] = ABANDONED;
+        self.by_fd[fd as usize] = 0;
+        self.count -= 1;
+        self.abandoned.push(slot as u16);
+        true
+    }
+
+    /// Whether files are to be let go of.
+    #[inline]
+    pub fn has_abandoned(&self) -> bool {
+        !self.abandoned.is_empty()
+    }
+
+    /// Has the ring let go of the files that were forgotten. Operations that have been submitted keep them.
+    pub fn release_abandoned(&mut self, uring: &IoUring) {
+        while let Some(slot) = self.abandoned.pop() {
+            // It fails for no slot that holds a file.
+            let _ = uring
+                .submitter()
+                .register_files_update(u32::from(slot), &[FREE]);
+            self.slots[usize::from(slot)] = FREE;
+        }
     }
 
     /// Whether a descriptor's file is registered.

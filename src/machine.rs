@@ -319,6 +319,7 @@ impl<T> Machine<T> {
         };
         // What is queued means the slot as it is.
         kernel.ring.flush()?;
+        kernel.files.release_abandoned(kernel.ring.uring());
         kernel.files.register(kernel.ring.uring(), fd)
     }
 
@@ -331,6 +332,15 @@ impl<T> Machine<T> {
                 let _ = kernel.ring.flush();
                 kernel.files.unregister(kernel.ring.uring(), fd)
             }
+            _ => false,
+        }
+    }
+
+    /// Forgets a registered file whose descriptor is about to be closed, by any thread: the ring lets go of it when
+    /// its own thread polls. False if the descriptor has none.
+    pub fn forget_file(&mut self, fd: RawFd) -> bool {
+        match &mut self.kernel {
+            Some(kernel) if kernel.files.has(fd) => kernel.files.abandon(fd),
             _ => false,
         }
     }
@@ -402,6 +412,7 @@ impl<T> Machine<T> {
 
     /// Submits and reaps without waiting, and fires the timers that are due.
     pub fn poll(&mut self) -> io::Result<()> {
+        self.let_go_of_files()?;
         let ring = self.ring()?;
         if ring.wants_enter() {
             ring.enter(0, None)?;
@@ -415,11 +426,27 @@ impl<T> Machine<T> {
         Ok(())
     }
 
+    /// Has the ring let go of registered files that were forgotten. What is queued means them still.
+    #[inline]
+    fn let_go_of_files(&mut self) -> io::Result<()> {
+        match &mut self.kernel {
+            Some(kernel) if kernel.files.has_abandoned() => {
+                kernel.ring.flush()?;
+                kernel.files.release_abandoned(kernel.ring.uring());
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether [`Machine::poll`] could find anything without waiting, timers aside.
     #[inline]
     pub fn wants_poll(&mut self) -> bool {
-        self.ring()
-            .is_ok_and(|ring| ring.has_completions() || ring.wants_enter())
+        self.kernel.as_mut().is_some_and(|kernel| {
+            kernel.ring.has_completions()
+                || kernel.ring.wants_enter()
+                || kernel.files.has_abandoned()
+        })
     }
 
     /// Sees to it that another thread can end the coming sleep.

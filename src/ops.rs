@@ -5,7 +5,10 @@
 //! completion of a cancel is not that one (io_uring_cancelation(7)), and neither is one that
 //! says more will follow (IORING_CQE_F_MORE).
 
-use io_uring::cqueue;
+use std::os::fd::RawFd;
+
+use io_uring::squeue::Entry;
+use io_uring::{cqueue, opcode};
 
 use crate::slab::{Key, Slab};
 use crate::stream::{Arrivals, Stream};
@@ -47,6 +50,59 @@ pub enum Effect {
     /// cancelled.
     Floods(Option<WaitId>),
 }
+
+/// The descriptor that an operation reads, writes, polls or changes the file of. Others have a directory there, or
+/// nothing, or are about the descriptor itself.
+#[inline]
+pub fn descriptor_of(entry: &Entry) -> Option<RawFd> {
+    const OPCODE: usize = 0;
+    const DESCRIPTOR: usize = 4;
+    // SAFETY: an Entry is a struct io_uring_sqe, with the 8-bit `opcode` at byte 0 and the 32-bit `fd` at byte 4
+    // (linux/io_uring.h).
+    let (operation, fd) = unsafe {
+        let bytes = std::ptr::from_ref(entry).cast::<u8>();
+        (
+            *bytes.add(OPCODE),
+            bytes.add(DESCRIPTOR).cast::<RawFd>().read(),
+        )
+    };
+    (ON_A_FILE >> operation & 1 == 1).then_some(fd)
+}
+
+/// The operations of [`descriptor_of`], a bit each.
+const ON_A_FILE: u128 = {
+    let codes = [
+        opcode::Read::CODE,
+        opcode::Write::CODE,
+        opcode::Readv::CODE,
+        opcode::Writev::CODE,
+        opcode::ReadFixed::CODE,
+        opcode::WriteFixed::CODE,
+        opcode::ReadMulti::CODE,
+        opcode::Recv::CODE,
+        opcode::Send::CODE,
+        opcode::SendZc::CODE,
+        opcode::RecvMsg::CODE,
+        opcode::SendMsg::CODE,
+        opcode::Accept::CODE,
+        opcode::Connect::CODE,
+        opcode::PollAdd::CODE,
+        opcode::Fsync::CODE,
+        opcode::Splice::CODE,
+        opcode::Tee::CODE,
+        opcode::Shutdown::CODE,
+        opcode::Fallocate::CODE,
+        opcode::Fadvise::CODE,
+        opcode::Ftruncate::CODE,
+    ];
+    let mut bits = 0;
+    let mut place = 0;
+    while place < codes.len() {
+        bits |= 1 << codes[place];
+        place += 1;
+    }
+    bits
+};
 
 /// The operations of one machine.
 #[derive(Debug, Default)]

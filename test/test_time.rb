@@ -136,6 +136,21 @@ class TestTime < SchedulerTest
     end
   end
 
+  def test_a_timeout_reaches_a_fiber_that_waits_in_another_while_others_are_ready
+    done = false
+    result = nil
+    scheduled do
+      Fiber.schedule { Fiber.scheduler.yield until done }
+      Fiber.schedule do
+        result = assert_raises(Timeout::Error) { Timeout.timeout(0.01) { Fiber.new { IO.pipe.first.read(1) }.resume } }
+      ensure
+        done = true
+      end
+    end
+
+    assert_instance_of Timeout::Error, result
+  end
+
   def test_timeout_error_is_caught_where_plain_ruby_catches_it
     in_fiber do
       outcome = begin

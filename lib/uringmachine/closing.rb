@@ -1,49 +1,44 @@
 # frozen_string_literal: true
 
 class UringMachine
-  # What Ruby 3.4 does not ask a scheduler about: its IO#close wakes threads that wait for the descriptor, and no fibers
-  # (thread.c, rb_notify_fd_close). From Ruby 4.0 on this file does nothing.
+  # Whoever closes a descriptor, or makes it another file's, first ends what fibers do with it, on whichever thread they
+  # are: what the kernel would otherwise do with the old file, or a fiber with the number, is another file's by then.
+  # Ruby 3.4 wakes threads only (thread.c, rb_notify_fd_close); Ruby 4.0 whoever waits through the same IO object.
   module Closing
-    # Every scheduler there is, for closes by any thread.
-    SCHEDULERS = ObjectSpace::WeakMap.new
+    # How long a close waits between two looks at fibers of another thread, which must end what they do by themselves.
+    AGAIN = 0.001
 
-    # Raises in the fibers that wait for an IO which is about to be closed.
-    def self.interrupt(io)
+    # Runs the block, which closes one side of an IO, or all of it.
+    def self.around(io, side = nil)
+      return yield if io.closed?
+
       fd = io.fileno
-      SCHEDULERS.each_key do |scheduler|
-        scheduler.__send__(:waiting_for, fd)&.each do |fiber|
-          scheduler.fiber_interrupt(fiber, IOError.new("stream closed in another thread"))
-        end
+      sleep(AGAIN) while FiberScheduler.__send__(:end_waits, io, side)
+      begin
+        yield
+      ensure
+        # A last flush has learnt of the old file.
+        FiberScheduler.__send__(:forget, fd)
       end
     end
 
-    # Schedulers that keep count of who waits for what.
-    module Counting
-      # As FiberScheduler.new.
-      def initialize(*)
-        super
-        keep_waits
-        SCHEDULERS[self] = true
-      end
-    end
-
-    # IO#close.
-    module Waking
+    # IO's.
+    module Ending
       # As IO#close.
-      def close
-        unless closed?
-          Closing.interrupt(self)
-          scheduler = Fiber.current_scheduler
-          scheduler.machine.unregister_file(fileno) if scheduler.is_a?(FiberScheduler)
-        end
-        super
-      end
+      def close = Closing.around(self) { super() }
+
+      # As IO#close_read.
+      def close_read = Closing.around(self, :read) { super() }
+
+      # As IO#close_write.
+      def close_write = Closing.around(self, :write) { super() }
+
+      # As IO#reopen.
+      def reopen(...) = Closing.around(self) { super }
     end
 
-    if FiberScheduler.interface_version < 3
-      FiberScheduler.prepend(Counting)
-      ::IO.prepend(Waking)
-    end
+    FiberScheduler.private_class_method(:end_waits, :forget)
+    ::IO.prepend(Ending)
   end
   private_constant :Closing
 end

@@ -21,6 +21,23 @@ use crate::sys::{self, Raise, FALSE, NIL, VALUE};
 /// How many switches may pass before the machine looks at the ring although fibers are runnable.
 const SWITCHES_PER_POLL: u32 = 64;
 
+/// How much is moved without waiting between looks at the clock: operations, each of which counts once more for as
+/// many bytes as this power of two.
+const WORK_PER_LOOK: u32 = 64;
+const WORK_BYTES: u32 = 14;
+/// How long a fiber whose operations never wait may hold the thread, in nanoseconds.
+const HELD_AT_MOST: u64 = 4_000_000;
+
+/// How long the fiber that runs has held the thread.
+#[derive(Debug, Default)]
+struct Held {
+    /// What it has moved since the last look at the clock.
+    work: u32,
+    /// The count of switches at that look: another one is another fiber's, or came after others.
+    switches: u64,
+    since: u64,
+}
+
 /// What a fiber is to raise when its wait ends by [`Wake::Interrupt`].
 #[derive(Clone, Copy, Debug)]
 pub enum Pending {
@@ -30,6 +47,16 @@ pub enum Pending {
     Timeout(Key),
     /// This value is not raised: a machine's `schedule` gives it to the fiber.
     Value(VALUE),
+}
+
+impl Pending {
+    /// The Ruby object that must be kept for it.
+    fn object(&self) -> Option<VALUE> {
+        match self {
+            Self::Exception(object) | Self::Value(object) => Some(*object),
+            Self::Timeout(_) => None,
+        }
+    }
 }
 
 /// How a fiber goes on that somebody has scheduled.
@@ -78,8 +105,11 @@ pub struct Waiter {
     pub draining: bool,
     /// In the middle of an operation of several steps: the close of its descriptor counts between two of them, too.
     pub stepping: bool,
-    /// What it is to raise before its next step, for a descriptor that is being closed; or `NIL`.
+    /// What the operation that it is in is to raise, or its next step, for a descriptor that is being closed; or
+    /// `NIL`. It goes with the operation.
     pub closed_by: VALUE,
+    /// The exception that was made last for a timeout, and whose: see [`Core::keep_raise`].
+    taken: Option<(VALUE, Key)>,
     /// The wait may be ended by `unblock`.
     pub blocked: bool,
     /// An `unblock` that came before the `block` it was for.
@@ -105,7 +135,6 @@ pub struct Timeout {
     pub message: VALUE,
     /// `exception` is not raised: the wait returns it.
     pub is_value: bool,
-    pub fired: bool,
 }
 
 /// What nobody wants any more.
@@ -184,8 +213,8 @@ pub struct Core {
     pub descriptors: Descriptors,
     pub waits: crate::waits::Waits,
     pub timeouts: Slab<Timeout>,
-    /// Exceptions for fibers that do not wait in this machine: `Fiber#raise` does it.
-    pub raises: Vec<(VALUE, VALUE)>,
+    /// What is to be raised in fibers that do not wait in this machine: `Fiber#raise` does it.
+    pub raises: Vec<(VALUE, Pending)>,
     /// The task that runs, as far as the machine knows.
     pub current: TaskId,
     /// The block of the fiber that is being started, until it runs.
@@ -218,8 +247,11 @@ pub struct Core {
     /// The task of an unscheduled fiber that waited last: kept, since it likely waits again.
     kept: Option<TaskId>,
     thread: VALUE,
+    /// The Ractor of the thread: others have a lock of their own.
+    ractor: VALUE,
     forks: u32,
     countdown: u32,
+    held: Held,
     /// How many tasks interrupt another one of their fiber.
     interrupting: usize,
 }
@@ -252,8 +284,10 @@ impl Core {
             by_fiber: ByFiber::default(),
             kept: None,
             thread: NIL,
+            ractor: NIL,
             forks: forks::so_far(),
             countdown: SWITCHES_PER_POLL,
+            held: Held::default(),
             interrupting: 0,
         }
     }
@@ -306,6 +340,12 @@ impl Core {
         self.thread
     }
 
+    /// The Ractor the machine belongs to, `NIL` before its first use.
+    #[inline]
+    pub fn ractor(&self) -> VALUE {
+        self.ractor
+    }
+
     /// Whether nobody runs the machine's fibers any more: its thread has ended, or is the parent's.
     pub fn is_abandoned(&self) -> bool {
         // SAFETY: plain accessors; Thread#alive? does not raise.
@@ -323,6 +363,8 @@ impl Core {
             .enable()
             .map_err(|error| Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)))?;
         self.thread = thread;
+        // SAFETY: a Ruby thread has a Ractor.
+        self.ractor = unsafe { sys::current_ractor() };
         Ok(())
     }
 
@@ -438,6 +480,7 @@ impl Core {
             draining: false,
             stepping: false,
             closed_by: NIL,
+            taken: None,
             blocked: false,
             unblocked_by: FALSE,
             pending: VecDeque::new(),
@@ -481,6 +524,9 @@ impl Core {
         self.machine.tasks.end_wait(task);
         let waiter = self.waiter(task);
         waiter.blocked = false;
+        if !waiter.stepping {
+            waiter.closed_by = NIL;
+        }
         if !waiter.scheduled {
             self.keep(task);
         }
@@ -547,11 +593,10 @@ impl Core {
             let Some(timeout) = self.timeouts.get_mut(key) else {
                 continue;
             };
-            timeout.fired = true;
             let fiber = timeout.fiber;
             // A fiber of the program's own may have another task by now.
             let Some(task) = self.find_waiting(fiber) else {
-                self.raises.push((fiber, sys::fixnum(i64::from(key.index))));
+                self.raises.push((fiber, Pending::Timeout(key)));
                 continue;
             };
             match self.machine.tasks.state(task) {
@@ -560,7 +605,7 @@ impl Core {
                 // still inside the block.
                 Some(State::Ready(_)) => self.defer(task, Pending::Timeout(key)),
                 // It waits somewhere else, in a fiber it has resumed.
-                _ => self.raises.push((fiber, sys::fixnum(i64::from(key.index)))),
+                _ => self.raises.push((fiber, Pending::Timeout(key))),
             }
         }
     }
@@ -580,17 +625,86 @@ impl Core {
         self.waiter(task).pending.push_back(pending);
     }
 
+    /// Ends the operation that a task is in, because its descriptor is being closed: it raises the exception there,
+    /// or nowhere.
+    pub fn interrupt_by_close(&mut self, task: TaskId, exception: VALUE) {
+        let waiter = self.waiter(task);
+        waiter.closed_by = exception;
+        if !waiter.draining {
+            if let Some(wait) = self.machine.tasks.current_wait(task) {
+                self.machine.tasks.wake(wait, Wake::Interrupt);
+            }
+        }
+    }
+
     /// Makes the exception that a task is to raise now, if any.
     #[inline]
     pub fn take_pending(&mut self, task: TaskId) -> Option<Raise> {
-        if self.waiter(task).pending.is_empty() {
+        let waiter = self.waiter(task);
+        if waiter.pending.is_empty() && waiter.closed_by == NIL {
             return None;
         }
         self.take_raise(task)
     }
 
+    /// Keeps what a task was to raise for its next wait, since its operation has moved something: its result counts.
+    /// What belongs to the operation goes with it; what cannot be kept (a kill, a throw) is returned.
+    #[cold]
+    pub fn keep_raise(&mut self, task: TaskId, raise: Raise) -> Result<(), Raise> {
+        let Raise::Exception(exception) = raise else {
+            return Err(raise);
+        };
+        let waiter = self.waiter(task);
+        waiter.pending.push_front(match waiter.taken {
+            Some((made, key)) if made == exception => Pending::Timeout(key),
+            _ => Pending::Exception(exception),
+        });
+        Ok(())
+    }
+
+    /// What the operation that a task is in is to raise for the close of its descriptor, if it has been closed.
+    #[inline]
+    pub fn closed(&mut self, task: TaskId) -> Option<Raise> {
+        match self.waiter(task).closed_by {
+            NIL => None,
+            exception => Some(Raise::Exception(exception)),
+        }
+    }
+
+    /// Notes that bytes were moved without waiting.
+    #[inline]
+    pub fn count_at_once(&mut self, bytes: usize) {
+        self.held.work += 1 + (bytes >> WORK_BYTES) as u32;
+    }
+
+    /// Whether the fiber that runs has held the thread so long that the ready are to go first, though nothing made it
+    /// wait.
+    #[inline]
+    pub fn has_held_long(&mut self) -> bool {
+        self.held.work >= WORK_PER_LOOK && self.look_at_the_clock()
+    }
+
+    #[cold]
+    fn look_at_the_clock(&mut self) -> bool {
+        let now = clock::now();
+        self.held.work = 0;
+        if self.held.switches != self.switches {
+            self.held.switches = self.switches;
+            self.held.since = now;
+            return false;
+        }
+        let long = now.saturating_sub(self.held.since) >= HELD_AT_MOST;
+        if long {
+            self.held.since = now;
+        }
+        long
+    }
+
     #[cold]
     fn take_raise(&mut self, task: TaskId) -> Option<Raise> {
+        if let Some(raise) = self.closed(task) {
+            return Some(raise);
+        }
         loop {
             let waiter = self.waiter(task);
             let place = waiter
@@ -598,7 +712,7 @@ impl Core {
                 .iter()
                 .position(|pending| !matches!(pending, Pending::Value(_)))?;
             let pending = waiter.pending.remove(place)?;
-            match self.resumption(pending) {
+            match self.resumption(task, pending) {
                 Some(Resumption::Raise(raise)) => return Some(raise),
                 Some(Resumption::Value(value)) => {
                     self.waiter(task).pending.push_front(Pending::Value(value));
@@ -611,8 +725,11 @@ impl Core {
     /// What a task is to raise or be given next, if anything.
     #[inline]
     pub fn take_resumption(&mut self, task: TaskId) -> Option<Resumption> {
+        if let Some(raise) = self.closed(task) {
+            return Some(Resumption::Raise(raise));
+        }
         while let Some(pending) = self.waiter(task).pending.pop_front() {
-            let resumption = self.resumption(pending);
+            let resumption = self.resumption(task, pending);
             if resumption.is_some() {
                 return resumption;
             }
@@ -627,7 +744,7 @@ impl Core {
     }
 
     /// `None` for a timeout whose block has ended.
-    fn resumption(&mut self, pending: Pending) -> Option<Resumption> {
+    fn resumption(&mut self, task: TaskId, pending: Pending) -> Option<Resumption> {
         match pending {
             Pending::Exception(exception) => Some(Resumption::Raise(Raise::Exception(exception))),
             Pending::Value(value) => Some(Resumption::Value(value)),
@@ -642,7 +759,10 @@ impl Core {
                 let made =
                     unsafe { sys::protect(|| sys::rb_make_exception(count, arguments.as_ptr())) };
                 Some(Resumption::Raise(match made {
-                    Ok(exception) => Raise::Exception(exception),
+                    Ok(exception) => {
+                        self.waiter(task).taken = Some((exception, key));
+                        Raise::Exception(exception)
+                    }
                     Err(state) => Raise::Jump(state),
                 }))
             }
@@ -673,17 +793,18 @@ impl Core {
             // SAFETY: called by the collector, with values that are alive or immediate.
             unsafe { rb_sys::rb_gc_mark(value) };
         };
+        self.descriptors.collected();
         mark(self.starting);
         for (_, _, waiter) in self.machine.tasks.iter() {
             mark(waiter.fiber);
             mark(waiter.unblocked_by);
             mark(waiter.held);
             mark(waiter.closed_by);
-            for pending in &waiter.pending {
-                if let Pending::Exception(object) | Pending::Value(object) = pending {
-                    mark(*object);
-                }
-            }
+            waiter
+                .pending
+                .iter()
+                .filter_map(Pending::object)
+                .for_each(mark);
         }
         for (_, held) in self.holds.iter() {
             held.iter().for_each(|object| mark(*object));
@@ -695,11 +816,12 @@ impl Core {
                 mark(timeout.message);
             }
         }
-        for (fiber, exception) in &self.raises {
+        for (fiber, pending) in &self.raises {
             mark(*fiber);
-            mark(*exception);
+            pending.object().map(mark);
         }
         mark(self.thread);
+        mark(self.ractor);
         mark(self.home);
     }
 }

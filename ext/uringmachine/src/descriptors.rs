@@ -1,8 +1,11 @@
 //! What the machine remembers of a descriptor between operations.
 //!
 //! Hints only: a descriptor may be closed and given to another file without the machine's hearing of
-//! it (Ruby 3.4), so every path copes with a wrong hint, and a new IO object drops it.
+//! it (dup2(2) by a library), so every path copes with a wrong hint, and a new IO object drops it. What would wait
+//! on another file than it is for, a write to the page cache, is done by a hint that is no older than the collector's
+//! last run: until then no other object can be taken for the IO.
 
+use std::cell::Cell;
 use std::os::fd::RawFd;
 
 use crate::file_systems;
@@ -17,17 +20,31 @@ pub fn never_waits(fd: RawFd) -> bool {
 /// What kind of file a descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// recv and send work on it.
+    /// A socket of a stream of bytes.
     Socket,
+    /// A socket of messages, each of which is sent whole, once (SOCK_DGRAM, SOCK_SEQPACKET …).
+    Messages,
     /// A regular file or a block device: always ready, but slow.
     File,
-    /// A pipe, a terminal, an eventfd …: poll works on it.
+    /// A pipe, an eventfd …: poll works on it.
     Stream,
+    /// A terminal: poll works on it, but what is ready may wait all the same (termios(3)).
+    Terminal,
+}
+
+impl Kind {
+    /// Whether recv(2) and send(2) work on it.
+    #[inline]
+    pub fn is_socket(self) -> bool {
+        matches!(self, Self::Socket | Self::Messages)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct Descriptor {
     io: VALUE,
+    /// The collector's run that it was looked up after.
+    run: u32,
     pub kind: Kind,
     /// The last attempt without waiting found nothing, or took all there was: ask the ring at once.
     pub drained: bool,
@@ -41,6 +58,8 @@ pub struct Descriptor {
 #[derive(Default)]
 pub struct Descriptors {
     table: Vec<Option<Descriptor>>,
+    /// Counts the collector's runs.
+    runs: Cell<u32>,
 }
 
 /// Descriptors above this are not remembered, so that the table stays small.
@@ -58,10 +77,27 @@ impl Descriptors {
         self.learn(fd, io)
     }
 
+    /// As [`Descriptors::get`], looked up anew if the IO may be another one since the collector ran.
+    #[inline]
+    pub fn get_fresh(&mut self, fd: RawFd, io: VALUE) -> Descriptor {
+        let descriptor = self.get(fd, io);
+        if descriptor.run == self.runs.get() {
+            descriptor
+        } else {
+            self.learn(fd, io)
+        }
+    }
+
+    /// The collector runs: objects may be freed, and their places given to others.
+    pub fn collected(&self) {
+        self.runs.set(self.runs.get().wrapping_add(1));
+    }
+
     #[cold]
     fn learn(&mut self, fd: RawFd, io: VALUE) -> Descriptor {
         let descriptor = Descriptor {
             io,
+            run: self.runs.get(),
             kind: kind(fd),
             drained: false,
             no_nowait: false,
@@ -79,7 +115,7 @@ impl Descriptors {
 
     /// Whether a descriptor is known to be no socket's.
     pub fn is_no_socket(&self, fd: RawFd) -> bool {
-        matches!(self.table.get(fd as usize), Some(Some(known)) if known.kind != Kind::Socket)
+        matches!(self.table.get(fd as usize), Some(Some(known)) if !known.kind.is_socket())
     }
 
     /// Whether a descriptor is known to be of a file whose writes may go further than the page cache, so that its
@@ -124,17 +160,29 @@ impl Descriptors {
 
 /// What kind of file a descriptor is.
 pub fn kind(fd: RawFd) -> Kind {
-    // SAFETY: an all-zero stat is valid, and fstat fills it or fails.
-    let mode = unsafe {
+    // SAFETY: an all-zero stat is valid, and fstat fills it or fails; isatty takes any descriptor.
+    unsafe {
         let mut status: libc::stat = std::mem::zeroed();
         if libc::fstat(fd, &mut status) != 0 {
             return Kind::Stream;
         }
-        status.st_mode & libc::S_IFMT
-    };
-    match mode {
-        libc::S_IFSOCK => Kind::Socket,
-        libc::S_IFREG | libc::S_IFBLK | libc::S_IFDIR => Kind::File,
-        _ => Kind::Stream,
+        match status.st_mode & libc::S_IFMT {
+            libc::S_IFSOCK if is_stream_socket(fd) => Kind::Socket,
+            libc::S_IFSOCK => Kind::Messages,
+            libc::S_IFREG | libc::S_IFBLK | libc::S_IFDIR => Kind::File,
+            libc::S_IFCHR if libc::isatty(fd) == 1 => Kind::Terminal,
+            _ => Kind::Stream,
+        }
     }
+}
+
+fn is_stream_socket(fd: RawFd) -> bool {
+    let mut kind = libc::SOCK_STREAM;
+    let mut length = std::mem::size_of::<i32>() as libc::socklen_t;
+    // SAFETY: an int and its length, as SO_TYPE fills them (socket(7)).
+    unsafe {
+        let value = (&raw mut kind).cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, value, &mut length);
+    }
+    kind == libc::SOCK_STREAM
 }

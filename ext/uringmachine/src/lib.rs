@@ -14,11 +14,13 @@ mod file_systems;
 mod forks;
 mod hooks;
 mod io;
+mod io_buffers;
 mod machine;
 mod memory;
 mod mutex;
 mod native;
 mod opening;
+mod positions;
 mod process;
 mod queue;
 mod ractors;
@@ -44,6 +46,7 @@ pub unsafe extern "C" fn Init_uringmachine() {
     unsafe {
         rb_sys::rb_ext_ractor_safe(true);
         memory::find_string_lock();
+        io_buffers::find_source();
         let class = um::define();
         errors::define(class);
         constants::define(class);

@@ -20,6 +20,7 @@ use crate::arguments::no_buffer;
 use crate::core::Core;
 use crate::errors;
 use crate::forks::PerProcess;
+use crate::io_buffers;
 use crate::sys::{self, Raise, NIL, VALUE};
 
 /// Transfers of up to this many bytes are copied.
@@ -409,7 +410,7 @@ pub unsafe fn is_slice(object: VALUE) -> bool {
         }
         let (mut base, mut size) = (std::ptr::null_mut(), 0);
         let flags = sys::rb_io_buffer_get_bytes(object, &mut base, &mut size);
-        flags & sys::IO_BUFFER_OWNER == 0 && !base.is_null()
+        flags & sys::IO_BUFFER_OWNER == 0 && !base.is_null() && io_buffers::has_source(object)
     }
 }
 

@@ -101,7 +101,7 @@ impl Scheduler {
                     "fiber called across threads",
                 ));
             }
-            um::bind(self.core)
+            um::bind(self.machine)
         }
     }
 
@@ -651,36 +651,33 @@ unsafe extern "C" fn waiting(this: VALUE) -> VALUE {
     }
 }
 
-/// Keeps count of who waits for which descriptor, for a Ruby that does not (lib/uringmachine/closing.rb).
-unsafe extern "C" fn keep_waits(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked, and the GVL held.
+/// UM::FiberScheduler.end_waits(io, side): before an IO is closed, or becomes another file's, ends what fibers do with
+/// its descriptor: see `waits`. Says whether fibers of other threads have yet to
+/// end theirs. A side (:read or :write) is that of an IO with a descriptor for each; nil is all of it.
+unsafe extern "C" fn end_waits(_class: VALUE, io: VALUE, side: VALUE) -> VALUE {
+    // SAFETY: may raise, for an IO that is closed, with nothing here to drop; then the GVL is held.
     unsafe {
-        if let Some(core) = get(this).core_from_anywhere() {
-            (*core).waits.keep();
-        }
+        let fd = sys::rb_io_descriptor(io);
+        let writer = rb_sys::rb_io_get_write_io(io);
+        sys::method(|| {
+            if writer == io {
+                return Ok(sys::boolean(side == NIL && um::end_waits(fd)));
+            }
+            let is = |name| side == NIL || side == rb_sys::rb_id2sym(sys::id(name));
+            let reads = is("read") && um::end_waits(fd);
+            let writes = is("write") && um::end_waits(sys::rb_io_descriptor(writer));
+            Ok(sys::boolean(reads || writes))
+        })
     }
-    NIL
 }
 
-/// The fibers that wait for a descriptor, or nil.
-unsafe extern "C" fn waiting_for(this: VALUE, fd: VALUE) -> VALUE {
-    // SAFETY: as above; the array is on this frame.
-    unsafe {
-        let (Some(core), Some(fd)) = (get(this).core_from_anywhere(), sys::as_fixnum(fd)) else {
-            return NIL;
-        };
-        let fd = fd as i32;
-        let count = (*core).waits.on(fd).len();
-        if count == 0 {
-            return NIL;
-        }
-        let list = rb_sys::rb_ary_new();
-        for place in 0..count {
-            let task = (*core).waits.on(fd)[place];
-            rb_sys::rb_ary_push(list, (*core).waiter(task).fiber);
-        }
-        list
+/// UM::FiberScheduler.forget(fd): forgets what a descriptor was, which is closed, or another file's now.
+unsafe extern "C" fn forget(_class: VALUE, fd: VALUE) -> VALUE {
+    if let Some(fd) = sys::as_fixnum(fd) {
+        // SAFETY: the GVL is held.
+        unsafe { um::forget(fd as i32) };
     }
+    NIL
 }
 
 /// UM::FiberScheduler#waiting_on(io) { }: runs the block so that the fiber raises IOError if the IO is closed
@@ -718,8 +715,7 @@ unsafe extern "C" fn transfer(this: VALUE) -> VALUE {
                 if root != me {
                     let fiber = (*core).waiter(root).fiber;
                     (*core).current = root;
-                    let result =
-                        sys::protect(|| sys::rb_fiber_transfer(fiber, 0, std::ptr::null()));
+                    let result = sys::protect(|| sys::transfer(fiber, &[]));
                     (*core).current = me;
                     return result.map_err(Raise::Jump);
                 }
@@ -781,8 +777,8 @@ pub unsafe fn define(module: VALUE) {
         define(c"closed?", is_closed as *const (), 0);
         define(c"waiting", waiting as *const (), 0);
         sys::define_private_method(class, c"waiting_on", waiting_on as *const (), 1);
-        sys::define_private_method(class, c"keep_waits", keep_waits as *const (), 0);
-        sys::define_private_method(class, c"waiting_for", waiting_for as *const (), 1);
+        sys::define_singleton_method(class, c"end_waits", end_waits as *const (), 2);
+        sys::define_singleton_method(class, c"forget", forget as *const (), 1);
         define(c"transfer", transfer as *const (), 0);
         define(c"machine", machine as *const (), 0);
         define(c"abort_on_exception", abort_on_exception as *const (), 0);

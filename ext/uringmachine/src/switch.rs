@@ -4,7 +4,7 @@
 use std::ffi::{c_int, c_void};
 
 use uringmachine_runtime::machine::Sleep;
-use uringmachine_runtime::ops::Completion;
+use uringmachine_runtime::ops::{self, Completion};
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::{waker, Entry, OpKey, TaskId, Wake};
 
@@ -13,7 +13,7 @@ use crate::sys::{self, Raise, NIL, VALUE};
 
 /// How long a cancelled operation is waited for with the thread, before other fibers run again:
 /// sockets, pipes and polls give their memory back at once.
-const DRAIN_AT_ONCE: u64 = 200_000;
+pub const DRAIN_AT_ONCE: u64 = 200_000;
 
 /// Suspends the task until its wait has ended. May longjmp: whoever transfers here may raise.
 unsafe fn suspend(core: *mut Core, me: TaskId) -> Wake {
@@ -23,6 +23,10 @@ unsafe fn suspend(core: *mut Core, me: TaskId) -> Wake {
         loop {
             if (*core).machine.tasks.state(me) == Some(State::Running) {
                 return (*core).waiter(me).woken;
+            }
+            if !(*core).raises.is_empty() {
+                raise_elsewhere(core, me);
+                continue;
             }
             match (*core).next_ready() {
                 Some((task, wake)) if task == me => return wake,
@@ -50,7 +54,7 @@ unsafe fn transfer_to(core: *mut Core, task: TaskId, wake: Wake) -> VALUE {
         if waiter.fresh {
             return start(core, task, fiber);
         }
-        sys::rb_fiber_transfer(fiber, 0, std::ptr::null())
+        sys::transfer(fiber, &[])
     }
 }
 
@@ -84,7 +88,7 @@ unsafe fn start(core: *mut Core, task: TaskId, fiber: VALUE) -> VALUE {
             (*core).keep(task);
         }
         core::set_starting(if spun { core } else { std::ptr::null_mut() });
-        sys::rb_fiber_transfer(fiber, 1, &value)
+        sys::transfer(fiber, &[value])
     }
 }
 
@@ -99,11 +103,7 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
             (*core).machine.fire();
             (*core).expire_timeouts();
         }
-        if let Some((fiber, exception)) = (*core).raises.pop() {
-            raise_elsewhere(core, me, fiber, exception);
-            return;
-        }
-        if !(*core).machine.tasks.queue_is_empty() {
+        if !(*core).machine.tasks.queue_is_empty() || !(*core).raises.is_empty() {
             return;
         }
         if let Err(error) = (*core).machine.prepare_sleep() {
@@ -177,7 +177,7 @@ unsafe fn check_interrupts(core: *mut Core, me: TaskId) {
             Some(root) if root != me => {
                 let fiber = (*core).waiter(root).fiber;
                 (*core).current = root;
-                sys::rb_fiber_transfer(fiber, 0, std::ptr::null());
+                sys::transfer(fiber, &[]);
                 (*core).current = me;
             }
             _ => sys::rb_thread_check_ints(),
@@ -187,29 +187,38 @@ unsafe fn check_interrupts(core: *mut Core, me: TaskId) {
 
 /// Raises in a fiber that does not wait in this machine: it has resumed one that does, or it was
 /// suspended by its own program.
-unsafe fn raise_elsewhere(core: *mut Core, me: TaskId, fiber: VALUE, exception: VALUE) {
+#[cold]
+unsafe fn raise_elsewhere(core: *mut Core, me: TaskId) {
     // SAFETY: as in `suspend`; rb_fiber_raise refuses a fiber it cannot raise in by an exception,
     // which must not reach the fiber that only happened to look here.
     unsafe {
-        let mut arguments = [exception, NIL];
-        let mut count = 1;
-        if let Some(index) = sys::as_fixnum(exception) {
-            let found = (*core)
-                .timeouts
-                .iter()
-                .find(|(key, timeout)| i64::from(key.index) == index && timeout.fired);
-            let Some((_, timeout)) = found else { return };
-            if timeout.is_value {
+        let (fiber, pending) = (*core).raises.remove(0);
+        // It may wait here by now.
+        if let Some(task) = (*core).find_waiting(fiber) {
+            if (*core).machine.tasks.state(task) != Some(State::Running) {
+                (*core).interrupt(task, pending);
                 return;
             }
-            arguments = [timeout.exception, timeout.message];
-            count = if timeout.message == sys::UNDEF { 1 } else { 2 };
+        }
+        let (mut arguments, mut count) = ([NIL; 2], 1);
+        match pending {
+            Pending::Exception(exception) | Pending::Value(exception) => arguments[0] = exception,
+            Pending::Timeout(key) => {
+                let Some(timeout) = (*core).timeouts.get(key) else {
+                    return;
+                };
+                if timeout.is_value {
+                    return;
+                }
+                arguments = [timeout.exception, timeout.message];
+                count = if timeout.message == sys::UNDEF { 1 } else { 2 };
+            }
         }
         if sys::rb_obj_is_fiber(fiber) != sys::TRUE {
             let raise = sys::id("raise");
             sys::funcall(fiber, raise, &arguments[..count]);
         } else if sys::truthy(sys::rb_fiber_alive_p(fiber)) {
-            sys::rb_fiber_raise(fiber, count as c_int, arguments.as_ptr());
+            sys::raise_in(fiber, &arguments[..count]);
         }
         (*core).current = me;
     }
@@ -226,7 +235,7 @@ pub unsafe fn wait(
     unsafe {
         wait_after(core, me, || {
             if let Some((fiber, argument)) = start {
-                sys::rb_fiber_transfer(fiber, 1, &argument);
+                sys::transfer(fiber, &[argument]);
                 (*core).current = me;
             }
         })
@@ -327,6 +336,19 @@ pub unsafe fn yield_now(core: *mut Core, me: TaskId) -> Result<(), Raise> {
     }
 }
 
+/// Lets those go first that are ready, or whose completion has come.
+#[cold]
+pub unsafe fn let_go(core: *mut Core, me: TaskId) -> Result<(), Raise> {
+    // SAFETY: see `suspend`.
+    unsafe {
+        (*core).poll();
+        if (*core).machine.tasks.queue_is_empty() && (*core).raises.is_empty() {
+            return Ok(());
+        }
+        yield_now(core, me)
+    }
+}
+
 /// Waits until somebody schedules the fiber, and returns the value it is given.
 pub unsafe fn await_schedule(core: *mut Core, me: TaskId) -> Result<VALUE, Raise> {
     // SAFETY: see `suspend`.
@@ -373,6 +395,10 @@ pub unsafe fn switch_away(core: *mut Core, me: TaskId) -> Result<VALUE, Raise> {
         let slot = &raw mut value;
         let result = sys::protect(|| {
             loop {
+                if !(*core).raises.is_empty() {
+                    raise_elsewhere(core, NOBODY);
+                    continue;
+                }
                 match (*core).next_ready() {
                     Some((task, _)) if (*core).waiter(task).fiber == fiber => {
                         (*core).current = task;
@@ -506,6 +532,7 @@ pub unsafe fn operate_noting(
             return Err(Failure::Raise(raise));
         }
         let wait_id = (*core).machine.tasks.begin_wait(me);
+        let fd = ops::descriptor_of(&entry);
         let op = match (*core).machine.submit(entry, wait_id) {
             Ok(op) => op,
             Err(error) => {
@@ -513,6 +540,9 @@ pub unsafe fn operate_noting(
                 return Ok(-error.raw_os_error().unwrap_or(libc::EAGAIN));
             }
         };
+        if let Some(fd) = fd {
+            (*core).waits.begin(fd, me, Some(op));
+        }
         let timer = deadline.map(|deadline| (*core).machine.wake_at(deadline, wait_id));
         let result = wait(core, me, None);
         if let Some(timer) = timer {
@@ -555,6 +585,9 @@ pub unsafe fn operate_noting(
                 Err(Failure::Raise(first_of(core, me, first, second)))
             }
         };
+        if let Some(fd) = fd {
+            (*core).waits.end(fd, me);
+        }
         (*core).finish_wait(me);
         ended
     }
@@ -626,6 +659,10 @@ pub unsafe fn run_others(core: *mut Core, me: TaskId) -> Result<(), Raise> {
     // SAFETY: see `suspend`. The closure holds plain values.
     unsafe {
         let result = sys::protect(|| {
+            if !(*core).raises.is_empty() {
+                raise_elsewhere(core, me);
+                return NIL;
+            }
             match (*core).next_ready() {
                 Some((task, wake)) => {
                     transfer_to(core, task, wake);

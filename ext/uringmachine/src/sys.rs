@@ -52,8 +52,8 @@ extern "C" {
     pub fn rb_fiber_current() -> VALUE;
     pub fn rb_fiber_alive_p(fiber: VALUE) -> VALUE;
     pub fn rb_fiber_new(func: BlockFn, object: VALUE) -> VALUE;
-    pub fn rb_fiber_transfer(fiber: VALUE, argc: c_int, argv: *const VALUE) -> VALUE;
-    pub fn rb_fiber_raise(fiber: VALUE, argc: c_int, argv: *const VALUE) -> VALUE;
+    fn rb_fiber_transfer(fiber: VALUE, argc: c_int, argv: *const VALUE) -> VALUE;
+    fn rb_fiber_raise(fiber: VALUE, argc: c_int, argv: *const VALUE) -> VALUE;
     pub fn rb_obj_is_fiber(object: VALUE) -> VALUE;
     pub fn rb_fiber_scheduler_get() -> VALUE;
     /// Ends the process as the end of the main program does, with what `rb_protect` stopped.
@@ -61,6 +61,7 @@ extern "C" {
     pub fn rb_fiber_scheduler_set(scheduler: VALUE) -> VALUE;
 
     pub fn rb_thread_current() -> VALUE;
+    static rb_cRactor: VALUE;
     pub fn rb_thread_check_ints();
     pub fn rb_thread_interrupted(thread: VALUE) -> c_int;
     pub fn rb_thread_create(
@@ -185,6 +186,30 @@ impl Raise {
     }
 }
 
+/// Switches to a fiber, with what its own switch away returns. May longjmp.
+///
+/// When control comes back, Ruby looks at the fiber that was switched to, to give its stack back if it has ended
+/// (cont.c, fiber_switch): it may have been collected by then, unless this frame keeps it.
+#[inline]
+pub unsafe fn transfer(fiber: VALUE, arguments: &[VALUE]) -> VALUE {
+    // SAFETY: the slice is valid for the call; the fiber stays on this frame until it is over.
+    unsafe {
+        let value = rb_fiber_transfer(fiber, arguments.len() as c_int, arguments.as_ptr());
+        std::hint::black_box(fiber);
+        value
+    }
+}
+
+/// Fiber#raise. May longjmp. Keeps the fiber, as [`transfer`].
+pub unsafe fn raise_in(fiber: VALUE, arguments: &[VALUE]) -> VALUE {
+    // SAFETY: as `transfer`.
+    unsafe {
+        let value = rb_fiber_raise(fiber, arguments.len() as c_int, arguments.as_ptr());
+        std::hint::black_box(fiber);
+        value
+    }
+}
+
 /// Runs the body of a method: a panic becomes a `fatal`-like RuntimeError, an `Err` leaves by longjmp
 /// only after the body's frame is gone.
 pub unsafe fn method(body: impl FnOnce() -> Outcome) -> VALUE {
@@ -258,6 +283,12 @@ pub unsafe fn current_error() -> VALUE {
 pub fn id(name: &str) -> ID {
     // SAFETY: the name is copied.
     unsafe { rb_intern2(name.as_ptr().cast(), name.len() as c_long) }
+}
+
+/// Ractor.current.
+pub unsafe fn current_ractor() -> VALUE {
+    // SAFETY: a method of Ruby's that does not raise.
+    unsafe { funcall(rb_cRactor, id("current"), &[]) }
 }
 
 /// Calls a public or private method. May longjmp.

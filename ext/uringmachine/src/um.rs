@@ -2,6 +2,7 @@
 //! Ruby objects.
 
 use std::ffi::{c_int, c_void, CStr};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +16,8 @@ use crate::errors;
 use crate::native;
 use crate::splicing;
 use crate::sys::{self, Raise, NIL, TRUE, VALUE};
+use crate::tls;
+use crate::waits;
 
 /// A Ruby data type, made at compile time.
 pub struct DataType(rb_sys::rb_data_type_t);
@@ -36,6 +39,12 @@ impl DataType {
         data_type.function.dfree = Some(free);
         data_type.function.dsize = Some(size::<T>);
         Self(data_type)
+    }
+
+    /// The same, with a function that finds the objects anew that a compaction has moved.
+    const fn compacting(mut self, compact: DataFn) -> Self {
+        self.0.function.dcompact = Some(compact);
+        self
     }
 
     /// Makes an object of `class` that owns `data`.
@@ -75,7 +84,7 @@ struct Um {
     sidecar: bool,
 }
 
-/// The machines there are, those last that threads took into use last.
+/// The machines there are.
 static MACHINES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
 
 struct Entry {
@@ -105,9 +114,18 @@ unsafe extern "C" fn mark_busy(_: *mut c_void) {
     }
 }
 
+/// A machine that nothing keeps may be moved, as any object: only those that are busy are pinned by a mark.
+unsafe extern "C" fn find_moved(_: *mut c_void) {
+    for entry in machines().iter_mut() {
+        // SAFETY: the object is alive, or was found dead and is not freed yet: then it is not moved.
+        entry.object = unsafe { rb_sys::rb_gc_location(entry.object) };
+    }
+}
+
 unsafe extern "C" fn keep(_: *mut c_void) {}
 
-static ROOT: DataType = DataType::new::<()>(c"UringMachine root", mark_busy, keep);
+static ROOT: DataType =
+    DataType::new::<()>(c"UringMachine root", mark_busy, keep).compacting(find_moved);
 
 unsafe extern "C" fn mark(data: *mut c_void) {
     // SAFETY: Ruby hands over the data of an object of this type.
@@ -236,15 +254,16 @@ pub unsafe fn own_core(value: VALUE) -> Result<*mut Core, Raise> {
         if (*core).thread() == sys::rb_thread_current() && !(*core).is_forked() {
             return Ok(core);
         }
-        bind(core)
+        bind(value)
     }
 }
 
-/// Binds a machine to the current thread.
+/// Binds the machine of a UM to the current thread.
 #[cold]
-pub unsafe fn bind(core: *mut Core) -> Result<*mut Core, Raise> {
-    // SAFETY: as `core`.
+pub unsafe fn bind(value: VALUE) -> Result<*mut Core, Raise> {
+    // SAFETY: as `core`; what may raise is protected.
     unsafe {
+        let core = core(value)?;
         if (*core).is_forked() {
             return Err(Raise::misuse(
                 "this machine belongs to the parent process; make one of your own with UM.new",
@@ -260,13 +279,34 @@ pub unsafe fn bind(core: *mut Core) -> Result<*mut Core, Raise> {
         // Once for a thread. The main thread ends with its process.
         sys::rb_thread_remove_event_hook(thread, end_of_thread);
         sys::rb_thread_add_event_hook(thread, end_of_thread, sys::EVENT_THREAD_END, NIL);
-        let mut machines = machines();
-        let place = machines.iter().position(|entry| entry.core == core);
-        if let Some(place) = place {
-            let entry = machines.remove(place);
-            machines.push(entry);
-        }
+        sys::protect(|| {
+            used_by(thread, true, |map| {
+                static USES: AtomicU64 = AtomicU64::new(0);
+                let number = USES.fetch_add(1, Ordering::Relaxed);
+                sys::funcall(map, sys::id("[]="), &[value, sys::fixnum(number as i64)])
+            })
+        })
+        .map_err(Raise::Jump)?;
         Ok(core)
+    }
+}
+
+/// Does something with the machines that a thread uses, a WeakMap that the thread keeps, with numbers that grow: a
+/// machine that a program has lost is not to be found. `NIL` if the thread has none and none is to be made. May raise.
+unsafe fn used_by(thread: VALUE, make: bool, body: impl FnOnce(VALUE) -> VALUE) -> VALUE {
+    // SAFETY: plain calls of Ruby methods; nothing here needs dropping.
+    unsafe {
+        // No variable of a program's: it has no `@`. A frozen thread keeps none.
+        let variable = sys::id("__um_machines");
+        let mut map = rb_sys::rb_attr_get(thread, variable);
+        if map == NIL {
+            if !make || sys::is_frozen(thread) {
+                return NIL;
+            }
+            map = sys::funcall(sys::class(c"ObjectSpace::WeakMap"), sys::id("new"), &[]);
+            rb_sys::rb_ivar_set(thread, variable, map);
+        }
+        body(map)
     }
 }
 
@@ -282,6 +322,67 @@ pub unsafe fn waited_in_by(fiber: VALUE) -> Option<(VALUE, *mut Core)> {
                 (**core).thread() == thread && (**core).is_usable() && (**core).has_waiting(fiber)
             })
     }
+}
+
+/// Calls `look` for each core that this thread may look into: those of its Ractor, whose lock it has, that are in use.
+unsafe fn each_within_reach(mut look: impl FnMut(*mut Core)) {
+    // SAFETY: the cores in the list are alive. It is not locked while `look` runs, which may run the collector.
+    unsafe {
+        let thread = sys::rb_thread_current();
+        let mut ractor = None;
+        let mut place = 0;
+        loop {
+            // Another Ractor's core may be gone as soon as the list is not locked.
+            let (core, owner, home) = match machines().get(place) {
+                Some(entry) => {
+                    let core = &*entry.core;
+                    (entry.core, core.thread(), core.ractor())
+                }
+                None => break,
+            };
+            place += 1;
+            let near =
+                owner == thread || home == *ractor.get_or_insert_with(|| sys::current_ractor());
+            if near && (*core).is_usable() {
+                look(core);
+            }
+        }
+    }
+}
+
+/// Has the machines forget what a descriptor was: it is closed, or another file's by now.
+pub unsafe fn forget(fd: RawFd) {
+    // SAFETY: the cores are alive, and guarded by the GVL.
+    unsafe { each_within_reach(|core| (*core).descriptors.forget(fd)) };
+}
+
+/// Before a descriptor is closed, or becomes another file's: has the machines let go of its file, and ends what fibers
+/// do with it. Says whether fibers of other threads have yet to end what they do: only their thread can.
+pub unsafe fn end_waits(fd: RawFd) -> bool {
+    tls::forget(fd);
+    let mut others_wait = false;
+    // SAFETY: as `forget`.
+    unsafe {
+        each_within_reach(|core| {
+            let own = (*core).thread() == sys::rb_thread_current();
+            if own {
+                (*core).machine.unregister_file(fd);
+            } else if (*core).machine.forget_file(fd) {
+                (*core).notify();
+            }
+            if (*core).waits.on(fd).is_empty() {
+                return;
+            }
+            let exception = waits::closed();
+            if own {
+                waits::end_on(core, fd, exception);
+            } else {
+                waits::interrupt_on(core, fd, exception);
+                others_wait = true;
+            }
+        });
+    }
+    others_wait
 }
 
 /// The UM of a core that belongs to a thread.
@@ -484,16 +585,24 @@ unsafe extern "C" fn sidecar_stop(this: VALUE) -> VALUE {
 /// @example
 ///   UM.current #=> nil
 unsafe extern "C" fn current(_class: VALUE) -> VALUE {
-    // SAFETY: the cores in the list are alive.
-    let thread = unsafe { sys::rb_thread_current() };
-    machines()
-        .iter()
-        .rev()
-        .find(|entry| unsafe {
-            // SAFETY: as above.
-            (*entry.core).thread() == thread && (*entry.core).is_usable()
+    // SAFETY: the list is on this frame; nothing here needs dropping.
+    unsafe {
+        used_by(sys::rb_thread_current(), false, |map| {
+            let list = sys::funcall(map, sys::id("keys"), &[]);
+            let is_usable = |machine: &VALUE| {
+                let core = &(*TYPE.get(*machine).cast::<Um>()).core;
+                core.as_ref().is_some_and(|core| core.is_usable())
+            };
+            let machine = (0..rb_sys::RARRAY_LEN(list) as i64)
+                .map(|place| rb_sys::rb_ary_entry(list, place as _))
+                .filter(is_usable)
+                .max_by_key(|machine| {
+                    sys::as_fixnum(sys::funcall(map, sys::id("[]"), &[*machine]))
+                });
+            std::hint::black_box(list);
+            machine.unwrap_or(NIL)
         })
-        .map_or(NIL, |entry| entry.object)
+    }
 }
 
 /// @method UringMachine#owned?

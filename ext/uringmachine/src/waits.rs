@@ -1,59 +1,122 @@
-//! Whom the close of an IO concerns. From 4.0 on Ruby keeps account of the operations that go through its own
-//! hooks, and calls `fiber_interrupt`; operations of ours it is told of ([`during`]). For 3.4, which does not, the
-//! core keeps count of who waits for which descriptor (lib/uringmachine/closing.rb); from 4.0 on that costs
-//! nothing.
+//! Who waits for which descriptor, and what the close of one ends.
+//!
+//! The kernel's operations keep the open file, but a fiber that goes on after a wait names it by its number, which
+//! is another file's once the descriptor is closed. So whoever closes one first ends what is done with it:
+//! [`end_on`]. From Ruby 4.0 on Ruby keeps account of the operations of its own hooks on an IO, and waits for them;
+//! operations of ours it is told of ([`during`]). What goes by the number (another IO object, the machine's methods)
+//! it does not know, and Ruby 3.4 wakes no fiber at all (lib/uringmachine/closing.rb).
 
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
 
-use uringmachine_runtime::TaskId;
+use uringmachine_runtime::{OpKey, TaskId};
 
 use crate::core::Core;
+use crate::switch;
 use crate::sys::{self, Raise, NIL, VALUE};
+
+/// What a task does with a descriptor.
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    pub task: TaskId,
+    /// What the kernel has of it; `None` between the steps of something longer.
+    pub operation: Option<OpKey>,
+}
 
 /// Waits by descriptor.
 #[derive(Default)]
 pub struct Waits {
-    by_fd: Option<HashMap<RawFd, Vec<TaskId>>>,
+    by_fd: Vec<Vec<Wait>>,
 }
 
 impl Waits {
-    /// Keeps count from now on.
-    pub fn keep(&mut self) {
-        self.by_fd.get_or_insert_default();
-    }
-
     /// A task is about to wait for a descriptor.
     #[inline]
-    pub fn begin(&mut self, fd: RawFd, task: TaskId) {
-        if let Some(by_fd) = &mut self.by_fd {
-            by_fd.entry(fd).or_default().push(task);
+    pub fn begin(&mut self, fd: RawFd, task: TaskId, operation: Option<OpKey>) {
+        let Ok(place) = usize::try_from(fd) else {
+            return;
+        };
+        if self.by_fd.len() <= place {
+            self.by_fd.resize_with(place + 1, Vec::new);
         }
+        self.by_fd[place].push(Wait { task, operation });
     }
 
     /// It waits no more.
     #[inline]
     pub fn end(&mut self, fd: RawFd, task: TaskId) {
-        let Some(by_fd) = &mut self.by_fd else { return };
-        if let Some(tasks) = by_fd.get_mut(&fd) {
+        let waits = usize::try_from(fd)
+            .ok()
+            .and_then(|place| self.by_fd.get_mut(place));
+        if let Some(waits) = waits {
             // Once: it may wait for the same within a longer operation.
-            if let Some(place) = tasks.iter().rposition(|waiting| *waiting == task) {
-                tasks.remove(place);
-            }
-            if tasks.is_empty() {
-                by_fd.remove(&fd);
+            if let Some(place) = waits.iter().rposition(|wait| wait.task == task) {
+                waits.swap_remove(place);
             }
         }
     }
 
-    /// The tasks that wait for a descriptor.
-    pub fn on(&self, fd: RawFd) -> &[TaskId] {
-        self.by_fd
-            .as_ref()
-            .and_then(|by_fd| by_fd.get(&fd))
+    /// What is done with a descriptor.
+    #[inline]
+    pub fn on(&self, fd: RawFd) -> &[Wait] {
+        usize::try_from(fd)
+            .ok()
+            .and_then(|place| self.by_fd.get(place))
             .map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Ends what fibers of this thread do with a descriptor that is about to be closed: when this returns, the kernel has
+/// no operation that the number could lead to another file, and none of the fibers names the number again. Each
+/// raises the exception, unless its operation was over.
+///
+/// # Safety
+/// The core is alive, and this is its thread.
+pub unsafe fn end_on(core: *mut Core, fd: RawFd, exception: VALUE) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        interrupt_on(core, fd, exception);
+        let operations: Vec<OpKey> = (*core)
+            .waits
+            .on(fd)
+            .iter()
+            .filter_map(|wait| wait.operation)
+            .collect();
+        for operation in &operations {
+            let _ = (*core).machine.cancel(*operation);
+        }
+        for operation in operations {
+            // One that takes longer, on a file, holds the file by itself.
+            let _ = (*core).machine.drain(operation, switch::DRAIN_AT_ONCE);
+        }
+    }
+}
+
+/// Has the fibers that do something with a descriptor end that.
+///
+/// # Safety
+/// The core is alive, and the GVL is held.
+pub unsafe fn interrupt_on(core: *mut Core, fd: RawFd, exception: VALUE) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for place in 0..(*core).waits.on(fd).len() {
+            let task = (*core).waits.on(fd)[place].task;
+            (*core).interrupt_by_close(task, exception);
+        }
+        (*core).notify();
+    }
+}
+
+/// What a fiber raises whose IO is closed while it waits for it.
+pub fn closed() -> VALUE {
+    // SAFETY: the class is set once Ruby runs.
+    match Raise::new(
+        unsafe { rb_sys::rb_eIOError },
+        "stream closed in another thread",
+    ) {
+        Raise::Exception(exception) => exception,
+        _ => NIL,
     }
 }
 
@@ -72,7 +135,7 @@ pub unsafe fn during(
     // SAFETY: the caller's promise; what Ruby's function may raise is stopped here.
     unsafe {
         let Some(operation) = ruby_operation() else {
-            (*core).waits.begin(fd, me);
+            (*core).waits.begin(fd, me, None);
             body();
             (*core).waits.end(fd, me);
             return Ok(());

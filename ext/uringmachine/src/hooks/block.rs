@@ -107,17 +107,12 @@ unsafe extern "C" fn fiber_interrupt(this: VALUE, fiber: VALUE, exception: VALUE
         };
         match (*core).find_waiting(fiber) {
             Some(task) => match (*core).machine.tasks.state(task) {
-                Some(State::Waiting) => (*core).interrupt(task, Pending::Exception(exception)),
-                Some(State::Ready(_)) => {
-                    let waiter = (*core).waiter(task);
-                    // Else its operation is over: its result counts.
-                    if waiter.stepping {
-                        waiter.closed_by = exception;
-                    }
+                Some(State::Waiting | State::Ready(_)) => {
+                    (*core).interrupt_by_close(task, exception);
                 }
-                _ => (*core).raises.push((fiber, exception)),
+                _ => (*core).raises.push((fiber, Pending::Exception(exception))),
             },
-            None => (*core).raises.push((fiber, exception)),
+            None => (*core).raises.push((fiber, Pending::Exception(exception))),
         }
         (*core).notify();
         NIL

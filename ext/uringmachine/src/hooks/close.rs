@@ -7,7 +7,7 @@ use crate::native;
 use crate::scheduler::get;
 use crate::switch::Failure;
 use crate::sys::{self, FALSE, TRUE, VALUE};
-use crate::tls;
+use crate::um;
 
 /// Closes a descriptor now, so that it is closed when IO#close returns. Also called from finalizers, at any
 /// point: it neither switches fibers nor raises.
@@ -24,17 +24,15 @@ unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
             Some(fd) => fd as i32,
             None => sys::rb_io_descriptor(descriptor),
         };
-        tls::forget(fd);
         let mut may_linger = true;
         let mut is_slow = false;
         if let Some(core) = get(this).core_from_anywhere() {
             may_linger = !(*core).descriptors.is_no_socket(fd);
             is_slow = (*core).descriptors.is_slow_file(fd);
-            (*core).descriptors.forget(fd);
-            if (*core).thread() == sys::rb_thread_current() {
-                (*core).machine.unregister_file(fd);
-            }
         }
+        // Ruby knows whom it concerns that waits through the same IO object: they have ended.
+        um::end_waits(fd);
+        um::forget(fd);
         if (is_slow || (may_linger && lingers(fd))) && sys::called_from(b"io_close", b"close") {
             if let Ok(core) = get(this).core() {
                 return sys::method(|| close_on_thread(core, fd));

@@ -4,6 +4,7 @@
 mod block;
 mod close;
 pub mod io;
+mod io_transfer;
 mod offload;
 pub mod process;
 pub mod readiness;

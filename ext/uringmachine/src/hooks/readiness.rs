@@ -14,18 +14,36 @@ use crate::tls;
 /// IO::READABLE, IO::PRIORITY and IO::WRITABLE are poll(2)'s numbers.
 const EVENTS: i64 = (libc::POLLIN | libc::POLLPRI | libc::POLLOUT) as i64;
 
-/// What of `events` a poll's answer means: errors and hang-ups end every wait.
-pub fn ready_events(answer: i32, events: i64) -> i64 {
-    let failed = i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
-    if answer & failed != 0 {
-        events
+/// What is waited for by the ring for some events of poll(2). Urgent data wakes with the priority band's bit (tcp.c,
+/// `sock_def_readable`), and never who waits for POLLPRI alone.
+pub fn wakes_for(events: u32) -> u32 {
+    if events & libc::POLLPRI as u32 != 0 {
+        events | libc::POLLRDBAND as u32
     } else {
-        i64::from(answer) & events
+        events
     }
 }
 
-/// Waits until one of `events` is there: the events, or 0 at the deadline. Errors are ready, so that
-/// the caller's next operation reports them.
+/// What of the three events a poll's answer means, as Ruby's own wait has it (thread.c, rb_thread_io_wait): a hang-up
+/// can be read, and an error is what was waited for.
+pub fn ready_events(answer: i32, events: i64) -> i64 {
+    const READS: i32 = (libc::POLLIN | libc::POLLRDNORM | libc::POLLRDBAND | libc::POLLHUP) as i32;
+    const WRITES: i32 = (libc::POLLOUT | libc::POLLWRNORM | libc::POLLWRBAND) as i32;
+    let mut ready = i64::from(answer & i32::from(libc::POLLPRI));
+    for (bits, event) in [(READS, libc::POLLIN), (WRITES, libc::POLLOUT)] {
+        if answer & bits != 0 {
+            ready |= i64::from(event);
+        }
+    }
+    let hung_up = i64::from(answer & i32::from(libc::POLLHUP) != 0) * i64::from(libc::POLLIN);
+    if answer & i32::from(libc::POLLERR | libc::POLLNVAL) != 0 {
+        events | hung_up
+    } else {
+        ready & (events | hung_up)
+    }
+}
+
+/// Waits until one of `events` is there, or the descriptor has hung up or failed: the events, or 0 at the deadline.
 pub unsafe fn wait_ready(
     core: *mut Core,
     me: uringmachine_runtime::TaskId,
@@ -33,17 +51,16 @@ pub unsafe fn wait_ready(
     events: i64,
     deadline: Option<u64>,
 ) -> Result<i64, Raise> {
-    let entry = opcode::PollAdd::new(types::Fd(fd), events as u32).build();
+    let entry = opcode::PollAdd::new(types::Fd(fd), wakes_for(events as u32)).build();
     loop {
         // SAFETY: a poll points to nothing; the core lives as long as the fiber waits.
-        let result = unsafe {
-            (*core).waits.begin(fd, me);
-            let result = switch::operate(core, me, entry.clone(), deadline);
-            (*core).waits.end(fd, me);
-            result
-        };
+        let result = unsafe { switch::operate(core, me, entry.clone(), deadline) };
         match result {
-            Ok(answer) if answer >= 0 => return Ok(ready_events(answer, events)),
+            Ok(answer) if answer >= 0 => match ready_events(answer, events) {
+                // The band's bit without what it was for.
+                0 => {}
+                ready => return Ok(ready),
+            },
             Ok(errno) => return Err(Raise::errno(-errno)),
             Err(Failure::Timeout) => return Ok(0),
             Err(Failure::Raise(raise)) => return Err(raise),
@@ -52,7 +69,8 @@ pub unsafe fn wait_ready(
     }
 }
 
-/// Waits until an IO is ready. Errors and hang-ups are ready.
+/// Waits until an IO is ready. An error is whatever is waited for, and ends every wait; so does a hang-up, which is
+/// readable.
 ///
 /// @method UringMachine::FiberScheduler#io_wait(io, events, timeout = nil)
 /// @param io [IO]

@@ -6,6 +6,7 @@ use uringmachine_runtime::{opcode, types, OpKey, TaskId, Wake};
 
 use crate::core::{Core, Resumption};
 use crate::durations;
+use crate::hooks::readiness::wakes_for;
 use crate::scheduler::get;
 use crate::switch::{self, Failure};
 use crate::sys::{self, Outcome, Raise, FALSE, NIL, VALUE};
@@ -59,7 +60,7 @@ unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> 
             let descriptors = descriptors(&sets)?;
             loop {
                 let woken = if let Some(list) = &descriptors {
-                    match wait_for_any(core, me, list, deadline) {
+                    match wait_for_any(core, me, list, deadline, selects) {
                         Ok(woken) => woken,
                         Err(Failure::Raise(raise)) => return Err(raise),
                         Err(Failure::Scheduled(_) | Failure::Timeout) => true,
@@ -174,26 +175,82 @@ unsafe fn descriptors(sets: &[VALUE; 3]) -> Result<Option<Vec<(i32, u32)>>, Rais
     Ok((!list.is_empty()).then_some(list))
 }
 
-/// Polls every descriptor until one is ready; false at the deadline. Polls that are left are
-/// cancelled: they touch no memory.
+/// What of a poll's answer makes a descriptor ready for some events, as select(2) has it: a hang-up is only readable,
+/// and an error is nothing exceptional.
+pub fn selects(events: u32) -> i32 {
+    const SETS: [(i16, i16); 3] = [
+        (libc::POLLIN, libc::POLLIN | libc::POLLHUP | libc::POLLERR),
+        (libc::POLLOUT, libc::POLLOUT | libc::POLLERR),
+        (libc::POLLPRI, libc::POLLPRI),
+    ];
+    SETS.iter()
+        .filter(|(event, _)| events & *event as u32 != 0)
+        .fold(0, |bits, (_, ready)| bits | i32::from(*ready))
+}
+
+/// Polls every descriptor until one is ready; false at the deadline. `counts` is what of a poll's answer makes one
+/// ready for its events. One that is answered by what does not count (a hang-up, where only urgent data are of
+/// interest) is polled no more: it would be answered so for ever.
 pub unsafe fn wait_for_any(
     core: *mut Core,
     me: TaskId,
     list: &[(i32, u32)],
     deadline: Option<u64>,
+    counts: impl Fn(u32) -> i32,
 ) -> Result<bool, Failure> {
+    let mut list = list.to_vec();
+    loop {
+        // SAFETY: see `switch`.
+        unsafe {
+            match poll_all(core, me, &list, deadline)? {
+                None => return Ok(false),
+                Some(answers) => {
+                    if list.is_empty() {
+                        return Ok(true);
+                    }
+                    let before = list.len();
+                    let mut ready = answers.is_empty();
+                    for (fd, events, answer) in answers {
+                        if answer < 0 || answer & counts(events) != 0 {
+                            ready = true;
+                        } else {
+                            list.retain(|entry| *entry != (fd, events));
+                        }
+                    }
+                    if ready || list.len() == before {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the polls that are over have answered.
+type Answers = Vec<(i32, u32, i32)>;
+
+/// Polls until something is answered; `None` at the deadline. Polls that are left are cancelled: they touch no memory.
+unsafe fn poll_all(
+    core: *mut Core,
+    me: TaskId,
+    list: &[(i32, u32)],
+    deadline: Option<u64>,
+) -> Result<Option<Answers>, Failure> {
     // SAFETY: see `switch`; the list of operations is dropped after the protected wait.
     unsafe {
         if let Some(raise) = (*core).take_pending(me) {
             return Err(raise.into());
         }
         let wait = (*core).machine.tasks.begin_wait(me);
-        let mut operations: Vec<OpKey> = Vec::with_capacity(list.len());
+        let mut operations: Vec<(i32, u32, OpKey)> = Vec::with_capacity(list.len());
         let mut failed = None;
         for (fd, events) in list {
-            let entry = opcode::PollAdd::new(types::Fd(*fd), *events).build();
+            let entry = opcode::PollAdd::new(types::Fd(*fd), wakes_for(*events)).build();
             match (*core).machine.submit(entry, wait) {
-                Ok(op) => operations.push(op),
+                Ok(op) => {
+                    (*core).waits.begin(*fd, me, Some(op));
+                    operations.push((*fd, *events, op));
+                }
                 Err(error) => failed = error.raw_os_error(),
             }
         }
@@ -202,20 +259,25 @@ pub unsafe fn wait_for_any(
             None => switch::wait(core, me, None),
             Some(_) => Ok(Wake::Complete),
         };
-        for op in operations {
-            let _ = (*core).machine.abandon(op);
+        let mut answers = Answers::new();
+        for (fd, events, op) in operations {
+            (*core).waits.end(fd, me);
+            match (*core).machine.take(op) {
+                Some(completion) => answers.push((fd, events, completion.result)),
+                None => drop((*core).machine.abandon(op)),
+            }
         }
         if let Some(timer) = timer {
             (*core).machine.timers.cancel(timer);
         }
         let ended = match (result, failed) {
             (_, Some(errno)) => Err(Raise::errno(errno).into()),
-            (Ok(Wake::Complete), _) => Ok(true),
-            (Ok(Wake::Timeout), _) => Ok(false),
+            (Ok(Wake::Complete), _) => Ok(Some(answers)),
+            (Ok(Wake::Timeout), _) => Ok(None),
             (Ok(Wake::Interrupt), _) => match (*core).take_resumption(me) {
                 Some(Resumption::Raise(raise)) => Err(raise.into()),
                 Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
-                None => Ok(true),
+                None => Ok(Some(answers)),
             },
             (Err(state), _) => Err(Raise::Jump(state).into()),
         };

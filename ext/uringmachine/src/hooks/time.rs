@@ -109,7 +109,6 @@ unsafe extern "C" fn timeout_after(argc: c_int, argv: *const VALUE, this: VALUE)
                 exception,
                 message: argument(2),
                 is_value: false,
-                fired: false,
             });
             let timer = (*core).arm_timeout(key, nanoseconds);
             let result = sys::protect(|| rb_sys::rb_yield(duration));

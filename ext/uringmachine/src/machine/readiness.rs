@@ -6,7 +6,8 @@ use uringmachine_runtime::{opcode, types};
 
 use super::{define_all, method, number, Caller};
 use crate::arguments::{self, Arguments};
-use crate::hooks::select::wait_for_any;
+use crate::hooks::readiness::wakes_for;
+use crate::hooks::select::{selects, wait_for_any};
 use crate::switch::Failure;
 use crate::sys::{self, Raise, VALUE};
 
@@ -28,8 +29,15 @@ unsafe extern "C" fn poll(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
         method(argc, argv, this, 2..=2, |caller, arguments| {
             let fd = types::Fd(arguments.fd(0, "fd")?);
             let mask = arguments.unsigned(1, "mask")?;
-            let entry = opcode::PollAdd::new(fd, mask).build();
-            caller.operate(entry).map(number)
+            let entry = opcode::PollAdd::new(fd, wakes_for(mask)).build();
+            loop {
+                // What was added to be woken is nothing that was asked for.
+                let answer = caller.operate(entry.clone())?;
+                let asked = answer & (mask as i32 | i32::from(ALWAYS | libc::POLLNVAL));
+                if asked != 0 || mask == 0 {
+                    return Ok(number(asked));
+                }
+            }
         })
     }
 }
@@ -98,7 +106,11 @@ unsafe fn wait_for_ready(caller: &Caller, sets: &Sets) -> Result<Sets, Failure> 
     }
     loop {
         // SAFETY: see `switch`.
-        unsafe { wait_for_any(caller.core, caller.me, &wanted, None)? };
+        unsafe {
+            wait_for_any(caller.core, caller.me, &wanted, None, |events| {
+                selects(events) | i32::from(ALWAYS)
+            })?
+        };
         let mut ready = Sets::default();
         for (place, fds) in sets.iter().enumerate() {
             ready[place] = ready_now(fds, EVENTS[place])?;
