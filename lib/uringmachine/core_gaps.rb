@@ -5,10 +5,7 @@ class UringMachine
   # fiber under a UM::FiberScheduler, and else is Ruby's own. docs/scheduler.md lists them, and what still stalls.
   module CoreGaps
     # The machine that the current fiber's scheduler runs on, or nil.
-    def self.machine
-      scheduler = Fiber.current_scheduler
-      scheduler.machine if scheduler.is_a?(FiberScheduler)
-    end
+    def self.machine = FiberScheduler.current&.machine
 
     # Has what the machine fails by say what it does in plain Ruby: the function's name, and the file's.
     def self.naming(io, function)
@@ -33,7 +30,7 @@ class UringMachine
         return super unless machine && operation.is_a?(Integer) && operation.nobits?(File::LOCK_NB) && operation != File::LOCK_UN
         return 0 if super(operation | File::LOCK_NB)
 
-        Fiber.current_scheduler.__send__(:waiting_on, self) do
+        FiberScheduler.current.__send__(:waiting_on, self) do
           CoreGaps.naming(self, "rb_file_flock") { machine.flock(fileno, operation) }
         end
       end

@@ -359,6 +359,7 @@ unsafe extern "C" fn run_fiber(
             sys::protect(|| rb_sys::rb_proc_call_with_block(block, 0, std::ptr::null(), NIL));
         std::hint::black_box(block);
         um::end_of_forker(sys::rb_fiber_current(), &result);
+        crate::machine::tell_listeners(sys::rb_fiber_current());
         let scheduler = get(this);
         let core = scheduler.core;
         if !core.is_null() && !(*core).is_forked() {
@@ -651,6 +652,22 @@ unsafe extern "C" fn waiting(this: VALUE) -> VALUE {
     }
 }
 
+/// The fibers that the scheduler has started and that have not ended.
+unsafe extern "C" fn scheduled(this: VALUE) -> VALUE {
+    // SAFETY: as above.
+    unsafe {
+        let list = rb_sys::rb_ary_new();
+        if let Some(core) = get(this).core_from_anywhere() {
+            for (_, _, waiter) in (*core).machine.tasks.iter() {
+                if waiter.scheduled && !waiter.spun && waiter.outer.is_none() {
+                    rb_sys::rb_ary_push(list, waiter.fiber);
+                }
+            }
+        }
+        list
+    }
+}
+
 /// UM::FiberScheduler.end_waits(io, side): before an IO is closed, or becomes another file's, ends what fibers do with
 /// its descriptor: see `waits`. Says whether fibers of other threads have yet to
 /// end theirs. A side (:read or :write) is that of an IO with a descriptor for each; nil is all of it.
@@ -777,6 +794,7 @@ pub unsafe fn define(module: VALUE) {
         define(c"closed?", is_closed as *const (), 0);
         define(c"waiting", waiting as *const (), 0);
         sys::define_private_method(class, c"waiting_on", waiting_on as *const (), 1);
+        sys::define_private_method(class, c"scheduled", scheduled as *const (), 0);
         sys::define_singleton_method(class, c"end_waits", end_waits as *const (), 2);
         sys::define_singleton_method(class, c"forget", forget as *const (), 1);
         define(c"transfer", transfer as *const (), 0);
