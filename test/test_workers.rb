@@ -100,6 +100,35 @@ class TestWorkers < SchedulerTest
     end
   end
 
+  def test_more_opens_than_there_can_be_threads_fail_in_time
+    with_fifo do |fifo|
+      output, status = ruby(<<~'RUBY', fifo)
+        fifo = ARGV.first
+        opened = 0
+        failures = []
+        Thread.new do
+          Fiber.set_scheduler(UM::FiberScheduler.new)
+          1100.times do
+            Fiber.schedule do
+              File.open(fifo) { opened += 1 }
+            rescue SystemCallError, ThreadError => e
+              failures << e.class
+            end
+          end
+          Fiber.schedule do
+            # A thread of no pool opens the other end.
+            sleep 0.01 until failures.any?
+            writer = Thread.new { File.open(fifo, "w") }
+            sleep 0.01 until opened + failures.size == 1100
+            writer.value.close
+          end
+        end.join
+        puts (failures.uniq - [Errno::EAGAIN, ThreadError]).empty?, opened >= 8
+      RUBY
+      assert_equal ["true\ntrue\n", true], [output, status.success?]
+    end
+  end
+
   def test_a_crowd_of_short_jobs_makes_no_crowd_of_threads
     # In a process of its own: other tests leave threads behind.
     output, status = ruby(<<~RUBY)
