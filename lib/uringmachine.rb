@@ -5,6 +5,7 @@
 require "uringmachine/uringmachine"
 require_relative "uringmachine/version"
 require_relative "uringmachine/fibers"
+require_relative "uringmachine/schedulers"
 require_relative "uringmachine/sockets"
 require_relative "uringmachine/file_watch"
 require_relative "uringmachine/actor"

@@ -217,6 +217,18 @@ impl<T> Machine<T> {
         self.ops.len()
     }
 
+    /// Drops the records of operations that are over, with what they have brought: nobody will look.
+    pub fn drop_results(&mut self) {
+        if self.is_quiet() {
+            self.ops = Ops::default();
+        }
+    }
+
+    /// Whether the kernel has given everything back.
+    pub fn is_quiet(&self) -> bool {
+        self.ops.in_flight() == 0
+    }
+
     /// Whether the kernel has operations that somebody waits for, so that they may work on memory the
     /// machine does not own.
     pub fn has_waited_operations(&self) -> bool {

@@ -136,6 +136,13 @@ impl Stream {
     }
 }
 
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // What nobody has taken nobody will close.
+        self.discard();
+    }
+}
+
 fn close(fd: RawFd) {
     // SAFETY: the kernel made the descriptor for this stream, and nobody else has seen it.
     unsafe { libc::close(fd) };

@@ -228,6 +228,37 @@ class TestResolve < SchedulerTest
     server&.close
   end
 
+  # A name server that never answers, in a file system of the command's own.
+  SILENT_SERVER = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"'].freeze
+
+  def test_names_that_no_server_answers_for_hold_up_no_others
+    server = UDPSocket.new.tap { |socket| socket.bind("127.0.0.53", 53) }
+    Tempfile.create("resolv.conf") do |file|
+      file.write("nameserver 127.0.0.53\noptions timeout:20 attempts:1\n")
+      file.flush
+      command = [*SILENT_SERVER, file.path]
+      skip "no mounts" unless system(*command, "true", err: File::NULL)
+      output, = ruby(<<~RUBY, before: command)
+        require "socket"
+        Fiber.set_scheduler(UM::FiberScheduler.new)
+        begun = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+        40.times { |number| Fiber.schedule { Addrinfo.getaddrinfo("slow\#{number}.test", 80) } }
+        Fiber.schedule do
+          puts Addrinfo.getaddrinfo("localhost", 80).any?, Socket.getnameinfo(["AF_INET", 80, "127.0.0.1", "127.0.0.1"]).first
+          # No silent one has been given up yet.
+          puts Process.clock_gettime(Process::CLOCK_MONOTONIC) - begun < 20
+          $stdout.flush
+          exit!
+        end
+      RUBY
+      assert_equal "true\nlocalhost\ntrue\n", output
+    end
+  rescue Errno::EACCES, Errno::EADDRINUSE
+    skip "port 53 is not to be had"
+  ensure
+    server&.close
+  end
+
   private
 
   def addresses(host)

@@ -24,25 +24,39 @@ class UringMachine
   # @return [UringMachine::Actor] once it is set up
   # @raise [TypeError] if mod is no Module
   # @raise [Exception] what `setup` raises
+  # @raise [UringMachine::Error] if it ends the thread, or somebody kills that
   # @example
   #   worker = machine.spin_thread_actor(Worker)
   def spin_thread_actor(mod, *, **)
     raise TypeError, "mod must be a Module, not #{mod.class}" unless mod.is_a?(Module)
 
     started = Queue.new
-    Thread.new do
+    # What ends the thread, a kill too, comes where its end is told.
+    Thread.handle_interrupt(Object => :never) { Thread.new { run_thread_actor(started, mod, *, **) } }
+    result = shift(started)
+    raise result if result.is_a?(Exception)
+
+    result
+  end
+
+  private
+
+  # The body of a thread that is an actor's.
+  def run_thread_actor(started, mod, *, **)
+    actor = nil
+    Thread.handle_interrupt(Object => :immediate) do
       machine = UringMachine.new
       actor = Actor.start(machine, mod)
       actor.target.setup(*, **)
       push(started, actor)
       machine.join(actor)
-    rescue Exception => e # rubocop:disable Lint/RescueException -- it is raised by the method
-      push(started, e)
     end
-    result = shift(started)
-    raise result if result.is_a?(Exception)
-
-    result
+  rescue Exception => e # rubocop:disable Lint/RescueException -- it is raised by the method
+    push(started, e)
+  ensure
+    # Who waits for an answer, or for the actor, is told.
+    actor.kill unless actor.nil? || actor.done?
+    push(started, Error.new("the actor's thread was ended"))
   end
 
   # A fiber that runs the methods of an object, one at a time, as messages ask for them. `spin_actor` and

@@ -5,7 +5,8 @@ require "etc"
 class UringMachine
   # Threads that run what would block a machine's own. Any number of machines, of any thread, may share a pool.
   class BlockingOperationThreadPool
-    # @param max [Integer] the most threads; they are started when they are first needed
+    # @param max [Integer] the most threads; they are started when they are needed, and end when they have not been for
+    #   a while
     # @raise [TypeError] if max is no Integer
     # @raise [ArgumentError] if it is not positive
     # @example
@@ -24,6 +25,8 @@ class UringMachine
     # @param callable [#call]
     # @return [Object] what it returns
     # @raise [Exception] what it raises. An exception that ends the wait leaves it running, and its result is dropped
+    # @raise [UringMachine::Error] if it ends its thread (Thread.exit), or somebody kills that
+    # @raise [ThreadError] if no thread can be started, and there is none
     # @raise [TypeError] if it cannot be called
     # @example
     #   pool.process(machine, -> { File.read("/proc/cpuinfo") })
@@ -33,9 +36,12 @@ class UringMachine
       reset unless @pid == ::Process.pid
       answer = Queue.new
       job = [callable, answer, machine]
-      @jobs << job
-      start_thread if @jobs.num_waiting.zero? && @threads.size < @max
-      succeeded, result = machine.shift(answer)
+      outcome = AGAIN
+      while outcome.equal?(AGAIN)
+        enqueue(job)
+        outcome = machine.shift(answer)
+      end
+      succeeded, result = outcome
       raise result unless succeeded
 
       result
@@ -46,6 +52,16 @@ class UringMachine
 
     private
 
+    # Seconds that a thread waits for more.
+    IDLE = 10
+    # What a job is answered that is to be queued anew.
+    AGAIN = [].freeze
+    # Whatever is raised in a thread of ours, a kill too, comes where it does no harm.
+    HELD_BACK = { Object => :never }.freeze
+    WHILE_IDLE = { Object => :on_blocking }.freeze
+    WHILE_BUSY = { Object => :immediate }.freeze
+    private_constant :IDLE, :AGAIN, :HELD_BACK, :WHILE_IDLE, :WHILE_BUSY
+
     # A child of fork has none of its parent's threads.
     def reset
       @pid = ::Process.pid
@@ -53,20 +69,51 @@ class UringMachine
       @threads = []
     end
 
-    def start_thread
-      @threads << Thread.new(@jobs) do |jobs|
-        Thread.current.name = "um-pool"
-        loop do
-          callable, answer, machine = jobs.pop
-          machine&.push(answer, run(callable))
-        end
-      end
+    def enqueue(job)
+      @jobs << job
+      # Whoever waits there takes one, at most.
+      return unless @jobs.size > @jobs.num_waiting
+
+      @threads.select!(&:alive?)
+      start_thread if @threads.size < @max
+    rescue ThreadError
+      raise if @threads.empty?
     end
 
-    def run(callable)
-      [true, callable.call]
+    def start_thread
+      @threads << Thread.handle_interrupt(HELD_BACK) { Thread.new(@jobs) { |jobs| work(jobs) } }
+    end
+
+    def work(jobs)
+      Thread.current.name = "um-pool"
+      Thread.handle_interrupt(WHILE_IDLE) do
+        while (job = jobs.pop(timeout: IDLE))
+          callable, answer, machine = job
+          run(callable, answer, machine) if machine
+        end
+      end
+    ensure
+      give_back(jobs)
+    end
+
+    def run(callable, answer, machine)
+      outcome = nil
+      Thread.handle_interrupt(WHILE_BUSY) { outcome = [true, callable.call] }
     rescue Exception => e # rubocop:disable Lint/RescueException -- it is raised where the caller waits
-      [false, e]
+      outcome ||= [false, e]
+    ensure
+      machine.push(answer, outcome || [false, Error.new("the thread of the job was ended")])
+    end
+
+    # The thread ends: what it might have done is for another one, which those who wait for it start.
+    def give_back(jobs)
+      @threads.delete(Thread.current)
+      until jobs.empty?
+        _, answer, machine = jobs.pop(true)
+        machine&.push(answer, AGAIN)
+      end
+    rescue ThreadError
+      # Another one has taken the last.
     end
   end
 end

@@ -34,12 +34,12 @@ class UringMachine
     # Whether Ruby's own close waits until fibers have left the IO, and stalls them all: it does in a blocking fiber, as
     # the root fiber is one (Ruby 4.0, thread.c, rb_thread_io_close_wait).
     def self.waits_for_fibers?
-      FiberScheduler.interface_version > 2 && Fiber.current.blocking? && Fiber.scheduler
+      FiberScheduler.interface_version > 2 && Fiber.current.blocking? && FiberScheduler.behind(Fiber.scheduler)
     end
 
     # Has a fiber of the scheduler close, and lets all of them go on until it has.
     def self.in_a_fiber(fd, &close)
-      machine = Fiber.scheduler.machine
+      machine = FiberScheduler.behind(Fiber.scheduler).machine
       caller = Fiber.current
       result = error = nil
       waits = done = false

@@ -7,8 +7,8 @@ class UringMachine
   module CopyStream
     # As IO.copy_stream.
     def copy_stream(source, destination, length = nil, offset = nil)
-      scheduler = Fiber.current_scheduler
-      return super unless scheduler.is_a?(FiberScheduler) && count?(length) && count?(offset)
+      scheduler = FiberScheduler.current
+      return super unless scheduler && count?(length) && count?(offset)
 
       copy = Copy.of(scheduler, source, destination, offset)
       return super unless copy

@@ -5,10 +5,7 @@ class UringMachine
   # fiber under a UM::FiberScheduler, and else is Ruby's own. docs/scheduler.md lists them, and what still stalls.
   module CoreGaps
     # The machine that the current fiber's scheduler runs on, or nil.
-    def self.machine
-      scheduler = Fiber.current_scheduler
-      scheduler.machine if scheduler.is_a?(FiberScheduler)
-    end
+    def self.machine = FiberScheduler.current&.machine
 
     # Has what the machine fails by say what it does in plain Ruby: the function's name, and the file's.
     def self.naming(io, function)
@@ -19,8 +16,11 @@ class UringMachine
       raise e.class.new(path, function), cause: nil
     end
 
-    # Threads for what neither the ring nor a hook can do, shared by all schedulers.
-    def self.pool = @pool ||= BlockingOperationThreadPool.new(8)
+    # Threads for what neither the ring nor a hook can do, shared by the schedulers of a Ractor. As many as there are
+    # calls, since a name server may take its time: those beyond wait.
+    def self.pool = Ractor.store_if_absent(:um_core_gaps_pool) { BlockingOperationThreadPool.new(MOST_THREADS) }
+
+    MOST_THREADS = 1024
 
     # File#flock waits by sleeping; File#truncate calls the file system.
     module Files
@@ -30,7 +30,7 @@ class UringMachine
         return super unless machine && operation.is_a?(Integer) && operation.nobits?(File::LOCK_NB) && operation != File::LOCK_UN
         return 0 if super(operation | File::LOCK_NB)
 
-        Fiber.current_scheduler.__send__(:waiting_on, self) do
+        FiberScheduler.current.__send__(:waiting_on, self) do
           CoreGaps.naming(self, "rb_file_flock") { machine.flock(fileno, operation) }
         end
       end

@@ -2,7 +2,7 @@
 
 class UringMachine
   # An exception that ends a fiber without being reported.
-  TERMINATE_EXCEPTION = Terminate.new
+  TERMINATE_EXCEPTION = Ractor.make_shareable(Terminate.new)
 
   # Ends fibers by raising a UM::Terminate in each. Does not wait for them.
   #

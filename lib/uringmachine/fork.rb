@@ -1,8 +1,6 @@
 # frozen_string_literal: true
 
 class UringMachine
-  @after_fork = []
-
   # Has a block run in every child of fork from now on, by the fiber that forked: to connect anew, to start loops. The
   # blocks run in the order they were given, after the child has got its scheduler, and before fork returns there.
   #
@@ -17,7 +15,7 @@ class UringMachine
   def self.after_fork(&block)
     raise ArgumentError, "no block given (after_fork)" unless block
 
-    @after_fork += [block]
+    AfterFork.add(block)
     block
   end
 
@@ -25,13 +23,25 @@ class UringMachine
   def self.forked(parents)
     forsake
     scheduler = nil
-    if parents.is_a?(FiberScheduler)
+    if FiberScheduler.behind(parents)
       # Ruby 4.0 has done that.
       Fiber.set_scheduler(nil) if Fiber.scheduler
       attempt { scheduler = parents.process_fork }
     end
-    @after_fork.each { |block| attempt { block.call(scheduler) } }
+    AfterFork.blocks.each { |block| attempt { block.call(scheduler) } }
   end
+
+  # The blocks of a Ractor: those of another one cannot be called.
+  module AfterFork
+    # Adds a block.
+    def self.add(block)
+      Ractor.current[:um_after_fork] = blocks + [block]
+    end
+
+    # The blocks, in the order they were given.
+    def self.blocks = Ractor.current[:um_after_fork] || []
+  end
+  private_constant :AfterFork
 
   # What runs in the child must not go on as the parent's program, whose next lines may be a rescue.
   def self.attempt

@@ -6,8 +6,8 @@ class UringMachine
   module Masks
     # As Thread.handle_interrupt.
     def handle_interrupt(*mask, &block)
-      scheduler = Fiber.current_scheduler
-      return super unless block && mask.size == 1 && scheduler.is_a?(FiberScheduler)
+      scheduler = FiberScheduler.current
+      return super unless block && mask.size == 1 && scheduler
 
       scheduler.__send__(:masked, mask.first) { super }
     end

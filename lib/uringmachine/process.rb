@@ -102,8 +102,7 @@ class UringMachine
 
       # The machine that the current fiber waits with.
       def default_machine
-        scheduler = Fiber.scheduler
-        scheduler.is_a?(FiberScheduler) ? scheduler.machine : UringMachine.current || Thread.current.machine
+        FiberScheduler.behind(Fiber.scheduler)&.machine || UringMachine.current || Thread.current.machine
       end
 
       # Nobody would know of a child that cannot be opened.
@@ -257,8 +256,7 @@ class UringMachine
 
     # Runs a block in a fiber of the machine's, or of its scheduler's.
     def start(&)
-      scheduler = Fiber.scheduler
-      if scheduler.is_a?(FiberScheduler) && scheduler.machine.equal?(@machine)
+      if FiberScheduler.behind(Fiber.scheduler)&.machine.equal?(@machine)
         Fiber.schedule(&)
       else
         @machine.spin(&)

@@ -6,14 +6,15 @@ class UringMachine
   module SSL
     # Sockets that are made under a UM::FiberScheduler are put on its ring before their handshake.
     module Accelerated
-      %i[connect accept connect_nonblock accept_nonblock].each do |name|
-        define_method(name) do |*arguments, **options|
-          return super(*arguments, **options) unless SSL.take(self)
+      # As without us. Once taken, a socket has the methods that it has been extended with.
 
-          # The methods that the socket has been extended with.
-          public_send(name, *arguments, **options)
-        end
-      end
+      def connect = SSL.take(self) ? connect : super
+
+      def accept = SSL.take(self) ? accept : super
+
+      def connect_nonblock(...) = SSL.take(self) ? connect_nonblock(...) : super
+
+      def accept_nonblock(...) = SSL.take(self) ? accept_nonblock(...) : super
     end
     private_constant :Accelerated
 
@@ -91,7 +92,7 @@ class UringMachine
 
     # @api private
     def self.take(socket)
-      return false unless @all && Fiber.current_scheduler.is_a?(FiberScheduler) && !accelerated?(socket)
+      return false unless @all && FiberScheduler.current && !accelerated?(socket)
 
       accelerate(socket, kernel: @kernel)
       true

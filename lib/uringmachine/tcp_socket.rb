@@ -134,14 +134,12 @@ class UringMachine
   module ConnectByAddress
     # What the race knows; the rest is Ruby's.
     OPTIONS = [:resolv_timeout, :connect_timeout, *(:open_timeout if RUBY_VERSION >= "4")].freeze
-    ADOPT = BasicSocket.method(:for_fd).unbind
-    COPY = ::IO.instance_method(:initialize_copy)
-    private_constant :OPTIONS, :ADOPT, :COPY
+    private_constant :OPTIONS
 
     # Takes what TCPSocket.new takes.
     def initialize(*arguments, fast_fallback: nil, **options, &block)
-      scheduler = Fiber.current_scheduler
-      if !scheduler.is_a?(FiberScheduler)
+      scheduler = FiberScheduler.current
+      if scheduler.nil?
         super
       elsif races?(fast_fallback, arguments, options)
         race(scheduler.machine, arguments, options)
@@ -156,8 +154,8 @@ class UringMachine
       winner = ConnectionRace.new(machine, *arguments, **options).winner
       winner.autoclose = false
       # There is no other way to give a socket that has been allocated its descriptor.
-      connected = ADOPT.bind_call(self.class, winner.fileno)
-      COPY.bind_call(self, connected)
+      connected = BasicSocket.method(:for_fd).unbind.bind_call(self.class, winner.fileno)
+      ::IO.instance_method(:initialize_copy).bind_call(self, connected)
       connected.close
     end
 

@@ -4,10 +4,7 @@ class UringMachine
   # TLS over the ring: what `ssl_set_bio` does with an OpenSSL::SSL::SSLSocket.
   module TLS
     # The machine for a thread that is not the one of the machine that a socket was put on.
-    def self.machine
-      scheduler = Fiber.current_scheduler
-      scheduler.is_a?(FiberScheduler) ? scheduler.machine : Thread.current.machine
-    end
+    def self.machine = FiberScheduler.current&.machine || Thread.current.machine
 
     # Extends an SSLSocket on the ring. The handshake and its kin are the openssl gem's own, in their kinds that do not
     # wait: callbacks, checks of certificates and errors are what they are without us, and only the waits are the

@@ -126,6 +126,94 @@ class TestMachineActor < MachineTest
     Process.wait(pid)
   end
 
+  def test_a_job_that_ends_its_thread_fails_and_the_pool_goes_on
+    pool = UM::BlockingOperationThreadPool.new(1)
+    [-> { Thread.exit }, -> { Thread.current.kill }, -> { Thread.current.kill && sleep }].each do |job|
+      error = assert_raises(UM::Error) { pool.process(machine, job) }
+      assert_match(/thread/, error.message)
+      assert_equal 1, pool.process(machine, -> { 1 })
+    end
+    assert_raises(UncaughtThrowError) { catch(:out) { pool.process(machine, -> { throw :out }) } }
+    assert_raises(SystemExit) { pool.process(machine, -> { exit }) }
+    assert_raises(Exception) { pool.process(machine, -> { raise Exception }) }
+    assert_raises(StopIteration) { pool.process(machine, -> { raise StopIteration }) }
+    assert_equal 1, pool.process(machine, -> { 1 })
+  end
+
+  def pool_threads = Thread.list.select { |thread| thread.name == "um-pool" }
+
+  def test_a_pool_goes_on_whose_threads_are_killed
+    pool = UM::BlockingOperationThreadPool.new(2)
+    200.times do |round|
+      # Idle, about to begin, about to end.
+      pool_threads.each(&:kill)
+      Thread.pass if round.odd?
+      assert_equal round, pool.process(machine, -> { round })
+    rescue UM::Error => e
+      # It was at the job.
+      assert_match(/thread/, e.message)
+    end
+  end
+
+  def test_jobs_that_wait_for_a_killed_thread_are_done_by_another
+    pool = UM::BlockingOperationThreadPool.new(1)
+    begun = Thread::Queue.new
+    stuck = machine.spin { pool.process(machine, -> { begun << true && sleep }) }
+    machine.snooze
+    waiting = Array.new(3) { |number| machine.spin { pool.process(machine, -> { number }) } }
+    eventually { !begun.empty? && waiting.none?(&:done?) }
+    pool_threads.each(&:kill)
+    assert_equal [0, 1, 2], machine.join(waiting)
+    assert_instance_of UM::Error, machine.join(stuck)
+  end
+
+  def test_two_jobs_that_need_each_other
+    pool = UM::BlockingOperationThreadPool.new(8)
+    500.times do
+      there, back = Thread::Queue.new, Thread::Queue.new
+      fibers = [machine.spin { pool.process(machine, -> { there << 1 && back.pop }) }, machine.spin { pool.process(machine, -> { there.pop && back << 2 }) }]
+      assert_equal 2, machine.join(fibers).first
+    end
+  end
+
+  def test_a_process_ends_while_jobs_wait
+    output, status = ruby(<<~RUBY)
+      pool = UM::BlockingOperationThreadPool.new(1)
+      begun = Thread::Queue.new
+      3.times { Thread.new { pool.process(UM.new, -> { begun << true && sleep }) } }
+      begun.pop
+      puts "ends"
+    RUBY
+    assert_equal ["ends\n", true], [output, status.success?]
+  end
+
+  def test_an_actor_whose_thread_is_killed_tells_who_waits
+    torn_down = []
+    actor = machine.spin_thread_actor(Counter, 0, torn_down:)
+    thread = actor.call(UM::Queue.new, :thread)
+    asking = machine.spin { actor.call(UM::Queue.new, :sleep) }
+    machine.snooze
+    thread.kill
+    assert_instance_of UM::Error, machine.join(asking)
+    thread.join
+    assert_equal [:torn_down], torn_down
+    assert_raises(UM::Error) { actor.call(UM::Queue.new, :get) }
+    assert_raises(UM::Error) { actor.cast(:get) }
+  end
+
+  # An actor that ends its thread.
+  module Ender
+    def setup(method = nil) = method && Thread.current.public_send(method)
+    def exit = Thread.exit
+  end
+
+  def test_an_actor_that_ends_its_thread
+    assert_raises(UM::Error) { machine.spin_thread_actor(Ender, :exit) }
+    actor = machine.spin_thread_actor(Ender)
+    assert_raises(UM::Error) { actor.call(UM::Queue.new, :exit) }
+    assert_raises(UM::Error) { actor.call(UM::Queue.new, :exit) }
+  end
+
   def test_bad_pools
     assert_names("max", TypeError) { UM::BlockingOperationThreadPool.new("1") }
     assert_names("max", ArgumentError) { UM::BlockingOperationThreadPool.new(0) }

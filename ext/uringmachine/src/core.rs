@@ -325,11 +325,8 @@ impl Core {
     /// stay, for a fiber that is unwound all the same.
     pub fn forsake(&mut self) {
         self.machine.forsake();
-        for (_, held) in self.holds.iter() {
-            held.iter().for_each(|object| memory::take_over(*object));
-        }
+        self.unlock_held();
         for waiter in self.machine.tasks.iter_mut() {
-            memory::take_over(waiter.held);
             waiter.fiber = NIL;
             waiter.held = NIL;
             waiter.unblocked_by = FALSE;
@@ -342,6 +339,16 @@ impl Core {
         self.descriptors = Descriptors::default();
         self.scratch = crate::memory::Scratch::default();
         (self.root, self.kept, self.home) = (None, None, NIL);
+    }
+
+    /// Unlocks what operations have locked that nobody will take the result of.
+    pub fn unlock_held(&mut self) {
+        for (_, held) in self.holds.iter() {
+            held.iter().for_each(|object| memory::take_over(*object));
+        }
+        for (_, _, waiter) in self.machine.tasks.iter() {
+            memory::take_over(waiter.held);
+        }
     }
 
     /// Whether anything can be done with the machine: it is this process's, and not closed.

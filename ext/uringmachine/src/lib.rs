@@ -24,6 +24,7 @@ mod opening;
 mod positions;
 mod process;
 mod queue;
+mod ractors;
 mod report;
 mod resolver;
 mod scheduler;
@@ -34,6 +35,7 @@ mod tls;
 mod um;
 mod waiters;
 mod waits;
+mod workers;
 
 /// Called by Ruby when the extension is required. Nothing here touches io_uring.
 ///

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use uringmachine_runtime::{clock, TaskId, WaitId, Wake};
 
 use crate::core::{Core, Resumption};
+use crate::forks::PerProcess;
 use crate::switch::{self, Failure};
 use crate::sys::Raise;
 
@@ -21,6 +22,8 @@ const AGAIN: u64 = 1_000_000;
 
 struct Call {
     given_up: AtomicBool,
+    /// What it works on, closed when it is over or given up.
+    file: Mutex<Option<Arc<OwnedFd>>>,
     state: Mutex<State>,
 }
 
@@ -31,10 +34,83 @@ struct State {
 }
 
 impl Call {
+    fn file(&self) -> MutexGuard<'_, Option<Arc<OwnedFd>>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// A call that a fiber waits for.
+struct Running {
+    core: *mut Core,
+    call: Arc<Call>,
+    thread: libc::pthread_t,
+}
+
+// SAFETY: the core's address only tells whose call it is.
+unsafe impl Send for Running {}
+
+/// Every call there is. In a child of fork none is.
+static RUNNING: PerProcess<Mutex<Vec<Running>>> = PerProcess::new();
+
+fn running() -> MutexGuard<'static, Vec<Running>> {
+    RUNNING.get().lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has a call on the list while it lives: a fiber that never goes on does not take it off.
+struct Listed(Arc<Call>);
+
+impl Listed {
+    fn new(core: *mut Core, call: &Arc<Call>, thread: &JoinHandle<()>) -> Self {
+        running().push(Running {
+            core,
+            call: Arc::clone(call),
+            thread: thread.as_pthread_t(),
+        });
+        Self(Arc::clone(call))
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        running().retain(|entry| !Arc::ptr_eq(&entry.call, &self.0));
+    }
+}
+
+/// Gives up the calls that fibers of a core wait for which go on no more: their threads end, and with them the
+/// descriptors that these have.
+pub fn give_up_all(core: *mut Core) {
+    let mut left = Vec::new();
+    running().retain_mut(|entry| {
+        if entry.core == core {
+            left.push((Arc::clone(&entry.call), entry.thread));
+        }
+        entry.core != core
+    });
+    for _ in 0..ATTEMPTS {
+        left.retain(|(call, thread)| {
+            call.given_up.store(true, Ordering::Release);
+            call.file().take();
+            if call.state().result.is_some() {
+                // SAFETY: the handle is on the frame of a fiber that is never run again.
+                unsafe { libc::pthread_detach(*thread) };
+                return false;
+            }
+            interrupt(*thread);
+            true
+        });
+        if left.is_empty() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_nanos(AGAIN));
+    }
+}
+
+/// How often a thread is interrupted whose fiber goes on no more: what cannot be interrupted ends by itself.
+const ATTEMPTS: usize = 20;
 
 /// Makes a system call on a thread and waits for its end; returns its result, or -errno. `job` is repeated
 /// when a signal interrupts it. A call that won the race against an exception keeps its result, but if that
@@ -48,6 +124,19 @@ pub unsafe fn call(
     mut job: impl FnMut() -> i32 + Send + 'static,
     undo: impl FnOnce(),
 ) -> Result<i32, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe { call_with(core, me, None, move |_| job(), |_| undo()) }
+}
+
+/// As [`call`], with a descriptor for the call.
+unsafe fn call_with(
+    core: *mut Core,
+    me: TaskId,
+    file: Option<OwnedFd>,
+    mut job: impl FnMut(RawFd) -> i32 + Send + 'static,
+    undo: impl FnOnce(RawFd),
+) -> Result<i32, Failure> {
+    let number = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
     // SAFETY: see `switch`; what this frame owns is dropped, since the waits are protected.
     unsafe {
         if let Some(raise) = (*core).take_pending(me) {
@@ -58,6 +147,7 @@ pub unsafe fn call(
         };
         let call = Arc::new(Call {
             given_up: AtomicBool::new(false),
+            file: Mutex::new(file.map(Arc::new)),
             state: Mutex::new(State {
                 result: None,
                 wait: (*core).machine.tasks.begin_wait(me),
@@ -69,12 +159,15 @@ pub unsafe fn call(
             .stack_size(128 * 1024)
             .spawn(move || {
                 leave_signals_to_ruby();
-                let mut result = job();
+                // It stays open while the call runs, also if it is given up.
+                let file = worker.file().clone();
+                let mut result = job(number);
                 while result == -libc::EINTR && !worker.given_up.load(Ordering::Acquire) {
-                    result = job();
+                    result = job(number);
                 }
                 // What the job owns goes before anybody learns of its end.
                 drop(job);
+                drop(file);
                 let mut state = worker.state();
                 state.result = Some(result);
                 waker.complete(state.wait);
@@ -86,12 +179,14 @@ pub unsafe fn call(
                 return Ok(-error.raw_os_error().unwrap_or(libc::EAGAIN));
             }
         };
+        let listed = Listed::new(core, &call, &thread);
         let waited = switch::wait(core, me, None);
         let first = match waited {
             Ok(_) => None,
             Err(state) => Some(switch::unwinding(state)),
         };
         let (result, second) = finish(core, me, &call, &thread);
+        drop(listed);
         let ended = match (first, second) {
             (None, None) if result >= 0 || matches!(waited, Ok(Wake::Complete)) => {
                 if !matches!(waited, Ok(Wake::Complete)) {
@@ -106,7 +201,7 @@ pub unsafe fn call(
             },
             (first, second) => {
                 if result >= 0 {
-                    undo();
+                    undo(number);
                 }
                 Err(Failure::Raise(match first {
                     Some(first) => switch::first_of(core, me, first, second),
@@ -145,7 +240,7 @@ unsafe fn finish(
             };
             (*core).waiter(me).draining = true;
             call.given_up.store(true, Ordering::Release);
-            interrupt(thread);
+            interrupt(thread.as_pthread_t());
             let timer = (*core)
                 .machine
                 .wake_at(clock::now().saturating_add(AGAIN), wait);
@@ -159,15 +254,16 @@ unsafe fn finish(
 
 /// Interrupts a thread's system call by the signal that Ruby interrupts its own threads with: its handler
 /// does nothing, and lets no call go on (thread_pthread.c, `null_func`).
-fn interrupt(thread: &JoinHandle<()>) {
-    // SAFETY: the struct is filled by the call. The thread is not joined, so its handle is valid.
+fn interrupt(thread: libc::pthread_t) {
+    // SAFETY: the struct is filled by the call. The thread is neither joined nor detached, so its handle is
+    // valid.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         if libc::sigaction(libc::SIGVTALRM, std::ptr::null(), &mut action) == 0
             && !matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
             && action.sa_flags & libc::SA_RESTART == 0
         {
-            libc::pthread_kill(thread.as_pthread_t(), libc::SIGVTALRM);
+            libc::pthread_kill(thread, libc::SIGVTALRM);
         }
     }
 }
@@ -194,12 +290,12 @@ pub fn result_of(result: i32) -> i32 {
 
 /// A descriptor of the same open file for a call on a thread: the number it was made from may be closed
 /// meanwhile, and given to another file.
-pub fn duplicate(fd: RawFd) -> Result<Arc<OwnedFd>, Raise> {
+pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Raise> {
     // SAFETY: fcntl takes any number; what it returns is new and nobody else's.
     unsafe {
         match libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) {
             -1 => Err(Raise::errno(*libc::__errno_location())),
-            new => Ok(Arc::new(OwnedFd::from_raw_fd(new))),
+            new => Ok(OwnedFd::from_raw_fd(new)),
         }
     }
 }
@@ -216,7 +312,7 @@ pub unsafe fn call_on(
 ) -> Result<i32, Failure> {
     let file = duplicate(fd)?;
     // SAFETY: the caller's promise.
-    unsafe { call(core, me, move || job(file.as_raw_fd()), || {}) }
+    unsafe { call_with(core, me, Some(file), job, |_| {}) }
 }
 
 /// flock(2), with the lock given back if nobody can be told of it.
@@ -230,20 +326,19 @@ pub unsafe fn flock(
     operation: i32,
 ) -> Result<i32, Failure> {
     let file = duplicate(fd)?;
-    let lock = |file: &OwnedFd, operation| {
-        // SAFETY: flock points to nothing.
-        result_of(unsafe { libc::flock(file.as_raw_fd(), operation) })
+    // SAFETY: flock points to nothing.
+    let lock = |file, operation| result_of(unsafe { libc::flock(file, operation) });
+    let unlock = |file| {
+        lock(file, libc::LOCK_UN);
     };
-    let locked = Arc::clone(&file);
     // SAFETY: the caller's promise.
     unsafe {
-        call(
+        call_with(
             core,
             me,
-            move || lock(&locked, operation),
-            move || {
-                lock(&file, libc::LOCK_UN);
-            },
+            Some(file),
+            move |file| lock(file, operation),
+            unlock,
         )
     }
 }

@@ -13,13 +13,24 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::file_systems;
-use crate::sys::{self, BlockingOperation, NIL, VALUE};
+use crate::sys::{self, BlockingOperation, BlockingOperations, NIL, VALUE};
 
 /// `struct rb_fiber_scheduler_blocking_operation` of scheduler.c, as far as it is read: Ruby 4.0 only.
 #[repr(C)]
 struct Operation {
     function: usize,
     data: *const Opening,
+    unblock: usize,
+    unblock_data: usize,
+    flags: i32,
+    state: *mut Outcome,
+}
+
+/// `struct rb_fiber_scheduler_blocking_operation_state` (include/ruby/fiber/scheduler.h).
+#[repr(C)]
+struct Outcome {
+    result: isize,
+    errno: i32,
 }
 
 /// `struct sysopen_struct` of io.c.
@@ -75,6 +86,41 @@ pub unsafe fn is_quick(operation: *const BlockingOperation) -> bool {
             )
     }
 }
+
+/// Executes an operation, and says whether it came to its end. What one has opened that was cancelled
+/// nobody is told of: it is closed.
+///
+/// # Safety
+/// The operation is alive, and this is a thread of Ruby's.
+pub unsafe fn execute(api: BlockingOperations, operation: *mut BlockingOperation) -> bool {
+    let opening = operation.cast::<Operation>();
+    let function = FUNCTION.load(Ordering::Relaxed);
+    // SAFETY: as in `is_quick`. The outcome is on the frame of the caller, which waits, and is written to by
+    // this thread alone; the result of an open(2) that did not fail is a new descriptor.
+    unsafe {
+        let opens = !matches!(function, UNKNOWN | NONE) && (*opening).function == function;
+        let outcome = if opens {
+            (*opening).state
+        } else {
+            std::ptr::null_mut()
+        };
+        if let Some(outcome) = outcome.as_mut() {
+            outcome.result = NOTHING;
+        }
+        let done = (api.execute)(operation) == 0;
+        if let Some(outcome) = outcome.as_mut().filter(|_| !done) {
+            let fd = outcome.result as i32;
+            outcome.result = NOTHING;
+            if fd >= 0 {
+                libc::close(fd);
+            }
+        }
+        done
+    }
+}
+
+/// No descriptor.
+const NOTHING: isize = -1;
 
 #[cold]
 unsafe fn learn() {

@@ -1,65 +1,35 @@
 //! Name look-ups by the system's resolver, on native threads, which know no Ruby.
 
-use std::collections::VecDeque;
 use std::ffi::CString;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use uringmachine_runtime::TaskId;
 
 use crate::core::Core;
 use crate::forks::PerProcess;
-use crate::switch;
 use crate::sys::Raise;
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// The most threads that look names up at a time; further look-ups queue.
-const MOST_THREADS: usize = 8;
-/// How long a thread waits for more work before it ends.
-const IDLE: Duration = Duration::from_secs(10);
-
-#[derive(Default)]
-struct Queue {
-    jobs: VecDeque<Job>,
-    threads: usize,
-    idle: usize,
-}
+use crate::workers::{self, End, Leaving, Place, Pool, Turn};
 
 /// A child of fork has none of its parent's threads.
-static QUEUE: PerProcess<(Mutex<Queue>, Condvar)> = PerProcess::new();
+static POOL: PerProcess<Arc<Pool<Work>>> = PerProcess::new();
 
-fn queue() -> MutexGuard<'static, Queue> {
-    QUEUE.get().0.lock().unwrap_or_else(PoisonError::into_inner)
+/// What a thread is to do, and no Ruby in it.
+struct Work(Box<dyn FnOnce() + Send>);
+
+impl workers::Work for Work {
+    fn start_thread(pool: &Arc<Pool<Self>>) -> Result<(), Raise> {
+        let pool = Arc::clone(pool);
+        std::thread::Builder::new()
+            .name("um-native".into())
+            .stack_size(512 * 1024)
+            .spawn(move || work(&pool))
+            .map(drop)
+            .map_err(|error| Raise::errno(error.raw_os_error().unwrap_or(libc::EAGAIN)))
+    }
 }
 
-/// Queues a job, and starts a thread if none is idle.
-fn run(job: Job) -> std::io::Result<()> {
-    let mut queue = queue();
-    queue.jobs.push_back(job);
-    if queue.idle >= queue.jobs.len() || queue.threads >= MOST_THREADS {
-        QUEUE.get().1.notify_one();
-        return Ok(());
-    }
-    queue.threads += 1;
-    let threads = queue.threads;
-    drop(queue);
-    let spawned = std::thread::Builder::new()
-        .name("um-native".into())
-        .stack_size(512 * 1024)
-        .spawn(work);
-    if let Err(error) = spawned {
-        let mut queue = self::queue();
-        queue.threads -= 1;
-        if threads == 1 {
-            queue.jobs.pop_back();
-            return Err(error);
-        }
-    }
-    Ok(())
-}
-
-fn work() {
+fn work(pool: &Pool<Work>) {
     // Signals are for Ruby's threads.
     // SAFETY: a filled signal set on this frame.
     unsafe {
@@ -67,27 +37,13 @@ fn work() {
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
     }
-    let mut queue = self::queue();
-    loop {
-        if let Some(job) = queue.jobs.pop_front() {
-            drop(queue);
-            job();
-            queue = self::queue();
-            continue;
-        }
-        queue.idle += 1;
-        let (next, timeout) = QUEUE
-            .get()
-            .1
-            .wait_timeout(queue, IDLE)
-            .unwrap_or_else(PoisonError::into_inner);
-        queue = next;
-        queue.idle -= 1;
-        if timeout.timed_out() && queue.jobs.is_empty() {
-            queue.threads -= 1;
-            return;
-        }
+    let (mut place, never) = (Place::Fresh, AtomicBool::new(false));
+    while let Turn::Job(job) = pool.take(&mut place, &never) {
+        pool.begin(&mut place);
+        (job.work.0)();
+        job.ticket.finish(End::Done);
     }
+    pool.leave(place);
 }
 
 /// Runs `job` on a native thread and waits for its result. An exception abandons it: the thread keeps
@@ -98,36 +54,15 @@ unsafe fn offload<T: Send + 'static>(
     job: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Raise> {
     let result = Arc::new(Mutex::new(None));
-    // SAFETY: see `switch`; the Arc on this frame is dropped, since the wait is protected.
-    unsafe {
-        if let Some(raise) = (*core).take_pending(me) {
-            return Err(raise);
-        }
-        let Some(waker) = (*core).machine.waker().cloned() else {
-            return Err(Raise::errno(libc::EBADF));
-        };
-        let wait = (*core).machine.tasks.begin_wait(me);
-        let slot = Arc::clone(&result);
-        let queued = run(Box::new(move || {
-            let value = job();
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
-            waker.complete(wait);
-        }));
-        let ended = match queued {
-            Ok(()) => switch::wait(core, me, None).map_err(Raise::Jump),
-            Err(error) => Err(Raise::errno(error.raw_os_error().unwrap_or(libc::EAGAIN))),
-        };
-        let ended = ended.and_then(|_| {
-            let value = result.lock().unwrap_or_else(PoisonError::into_inner).take();
-            match (value, (*core).take_pending(me)) {
-                (Some(value), _) => Ok(value),
-                (None, Some(raise)) => Err(raise),
-                (None, None) => Err(Raise::errno(libc::EINTR)),
-            }
-        });
-        (*core).finish_wait(me);
-        ended
-    }
+    let slot = Arc::clone(&result);
+    let work = Work(Box::new(move || {
+        let value = job();
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+    }));
+    // SAFETY: the caller's promise.
+    unsafe { workers::run(POOL.get(), core, me, work, Leaving::AtOnce)? };
+    let value = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+    value.ok_or(Raise::errno(libc::EINTR))
 }
 
 /// The addresses of a host, numeric, in the order of getaddrinfo(3), each once.

@@ -368,9 +368,10 @@ unsafe extern "C" fn run_fiber(
         });
         std::hint::black_box(block);
         um::end_of_forker(sys::rb_fiber_current(), &result);
+        let mut result = result.map_err(|state| switch::unwinding(state));
+        crate::machine::tell_listeners(sys::rb_fiber_current());
         let scheduler = get(this);
         let core = scheduler.core;
-        let mut result = result.map_err(|state| switch::unwinding(state));
         if !core.is_null() && !(*core).is_forked() {
             if let Some(task) = (*core).find(sys::rb_fiber_current()) {
                 if let (Ok(_), Some(exception)) = (&result, (*core).take_kept(task)) {
@@ -672,6 +673,22 @@ unsafe extern "C" fn masked(this: VALUE, mask: VALUE) -> VALUE {
     }
 }
 
+/// The fibers that the scheduler has started and that have not ended.
+unsafe extern "C" fn scheduled(this: VALUE) -> VALUE {
+    // SAFETY: as above.
+    unsafe {
+        let list = rb_sys::rb_ary_new();
+        if let Some(core) = get(this).core_from_anywhere() {
+            for (_, _, waiter) in (*core).machine.tasks.iter() {
+                if waiter.scheduled && !waiter.spun && waiter.outer.is_none() {
+                    rb_sys::rb_ary_push(list, waiter.fiber);
+                }
+            }
+        }
+        list
+    }
+}
+
 /// UM::FiberScheduler.end_waits(io, side): before an IO is closed, or becomes another file's, ends what fibers do with
 /// its descriptor: see `waits`. Says who is yet to be told: `:others` for fibers of other threads, which have to end
 /// what they do by themselves, `:own` for fibers of this one, nil for nobody. A side (:read or :write) is that of an IO
@@ -812,6 +829,7 @@ pub unsafe fn define(module: VALUE) {
         define(c"waiting", waiting as *const (), 0);
         sys::define_private_method(class, c"waiting_on", waiting_on as *const (), 1);
         sys::define_private_method(class, c"masked", masked as *const (), 1);
+        sys::define_private_method(class, c"scheduled", scheduled as *const (), 0);
         sys::define_singleton_method(class, c"end_waits", end_waits as *const (), 2);
         sys::define_singleton_method(class, c"forget", forget as *const (), 1);
         define(c"transfer", transfer as *const (), 0);

@@ -15,6 +15,9 @@ pub const TRUE: VALUE = Qtrue as VALUE;
 pub const FALSE: VALUE = Qfalse as VALUE;
 pub const UNDEF: VALUE = Qundef as VALUE;
 
+/// The event of a thread's end, after all of its program (include/ruby/internal/event.h).
+pub const EVENT_THREAD_END: u32 = 0x0800;
+
 /// Flags of `rb_nogvl` (include/ruby/thread.h).
 pub const NOGVL_INTR_FAIL: c_int = 0x1;
 pub const NOGVL_UBF_ASYNC_SAFE: c_int = 0x2;
@@ -38,7 +41,15 @@ pub const IO_BUFFER_LOCKED: c_int = 32;
 
 pub type BlockFn = unsafe extern "C" fn(VALUE, VALUE, c_int, *const VALUE, VALUE) -> VALUE;
 pub type UnblockFn = unsafe extern "C" fn(*mut c_void);
+pub type EventHookFn = unsafe extern "C" fn(u32, VALUE, VALUE, ID, VALUE);
 pub type NogvlFn = unsafe extern "C" fn(*mut c_void) -> *mut c_void;
+
+/// `struct rb_ractor_local_storage_type` (include/ruby/ractor.h).
+#[repr(C)]
+pub struct RactorLocalStorageType {
+    pub mark: Option<unsafe extern "C" fn(*mut c_void)>,
+    pub free: Option<unsafe extern "C" fn(*mut c_void)>,
+}
 
 extern "C" {
     pub fn rb_fiber_current() -> VALUE;
@@ -60,6 +71,12 @@ extern "C" {
         func: unsafe extern "C" fn(*mut c_void) -> VALUE,
         data: *mut c_void,
     ) -> VALUE;
+    /// Interrupts a thread as a signal does; nil if it has ended.
+    pub fn rb_thread_wakeup_alive(thread: VALUE) -> VALUE;
+    /// Gives the thread a native thread of its own, for good (include/ruby/thread.h).
+    pub fn rb_thread_lock_native_thread() -> bool;
+    pub fn rb_thread_add_event_hook(thread: VALUE, func: EventHookFn, events: u32, data: VALUE);
+    pub fn rb_thread_remove_event_hook(thread: VALUE, func: EventHookFn) -> c_int;
     pub fn rb_nogvl(
         func: NogvlFn,
         data: *mut c_void,
@@ -67,6 +84,10 @@ extern "C" {
         unblock_data: *mut c_void,
         flags: c_int,
     ) -> *mut c_void;
+
+    pub fn rb_ractor_local_storage_ptr_newkey(kind: *const RactorLocalStorageType) -> *mut c_void;
+    pub fn rb_ractor_local_storage_ptr(key: *mut c_void) -> *mut c_void;
+    pub fn rb_ractor_local_storage_ptr_set(key: *mut c_void, value: *mut c_void);
 
     pub fn rb_io_descriptor(io: VALUE) -> c_int;
     pub fn rb_io_timeout(io: VALUE) -> VALUE;

@@ -13,6 +13,8 @@ use crate::arguments;
 use crate::core::Core;
 use crate::durations;
 use crate::errors;
+use crate::native;
+use crate::splicing;
 use crate::sys::{self, Raise, NIL, TRUE, VALUE};
 use crate::tls;
 use crate::waits;
@@ -148,7 +150,8 @@ fn give_up(mut core: Box<Core>) {
         core.machine.forsake();
         return;
     }
-    if core.machine.operations() == 0 {
+    native::give_up_all(place);
+    if core.machine.is_quiet() {
         return;
     }
     // SAFETY: a plain accessor. Only the thread that a ring belongs to may enter it, and no Ruby runs
@@ -158,6 +161,51 @@ fn give_up(mut core: Box<Core>) {
         // What the kernel may still touch is never freed.
         core.machine.leak();
         std::mem::forget(core);
+    }
+}
+
+/// Gives back the rings of a thread that ends: its fibers go on no more, whatever they wait for. Only the thread
+/// itself can have the kernel let go of their memory.
+unsafe extern "C" fn end_of_thread(
+    _event: u32,
+    _data: VALUE,
+    _this: VALUE,
+    _id: sys::ID,
+    _class: VALUE,
+) {
+    // SAFETY: a plain accessor.
+    let thread = unsafe { sys::rb_thread_current() };
+    let mut waited_in = Vec::new();
+    for entry in machines().iter() {
+        // SAFETY: a core in the list lives while it is locked. None but its own thread uses its ring.
+        unsafe {
+            let core = &mut *entry.core;
+            if core.thread() != thread || !core.is_usable() {
+                continue;
+            }
+            if core.machine.has_waited_operations() {
+                // What `mark_busy` has kept is alive.
+                waited_in.push((entry.object, entry.core));
+            }
+            if core.machine.is_quiet() || core.machine.shut_down(SHUT_DOWN_LIMIT) {
+                core.machine.close();
+                core.machine.drop_results();
+            } else {
+                // The memory is the kernel's until it is done, and is kept as long: for ever.
+                core.machine.leak();
+            }
+            core.pipes = splicing::Pipes::default();
+            native::give_up_all(entry.core);
+        }
+    }
+    for (object, core) in waited_in {
+        // SAFETY: as above; the object is on this frame.
+        unsafe {
+            if (*core).machine.is_quiet() {
+                (*core).unlock_held();
+            }
+        }
+        std::hint::black_box(object);
     }
 }
 
@@ -225,7 +273,12 @@ pub unsafe fn bind(value: VALUE) -> Result<*mut Core, Raise> {
             return Err(Raise::misuse("this machine belongs to another thread"));
         }
         let thread = sys::rb_thread_current();
+        // A ring is entered by the native thread that has enabled it, and by no other.
+        sys::rb_thread_lock_native_thread();
         (*core).bind(thread)?;
+        // Once for a thread. The main thread ends with its process.
+        sys::rb_thread_remove_event_hook(thread, end_of_thread);
+        sys::rb_thread_add_event_hook(thread, end_of_thread, sys::EVENT_THREAD_END, NIL);
         sys::protect(|| {
             used_by(thread, true, |map| {
                 static USES: AtomicU64 = AtomicU64::new(0);
@@ -279,13 +332,17 @@ unsafe fn each_within_reach(mut look: impl FnMut(*mut Core)) {
         let mut ractor = None;
         let mut place = 0;
         loop {
-            let core = match machines().get(place) {
-                Some(entry) => entry.core,
+            // Another Ractor's core may be gone as soon as the list is not locked.
+            let (core, owner, home) = match machines().get(place) {
+                Some(entry) => {
+                    let core = &*entry.core;
+                    (entry.core, core.thread(), core.ractor())
+                }
                 None => break,
             };
             place += 1;
-            let near = (*core).thread() == thread
-                || (*core).ractor() == *ractor.get_or_insert_with(|| sys::current_ractor());
+            let near =
+                owner == thread || home == *ractor.get_or_insert_with(|| sys::current_ractor());
             if near && (*core).is_usable() {
                 look(core);
             }

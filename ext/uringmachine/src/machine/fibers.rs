@@ -156,6 +156,21 @@ pub unsafe fn end_unstarted(core: *mut Core, fiber: VALUE) {
     unsafe { drop(end(core, fiber, Ok(NIL))) };
 }
 
+/// Tells whoever waits for a fiber that it ends; says whether there is anybody.
+pub unsafe fn tell_listeners(fiber: VALUE) -> bool {
+    // SAFETY: plain accessors of a list that only we write to.
+    unsafe {
+        let listeners = rb_sys::rb_attr_get(fiber, listeners_variable());
+        if listeners == NIL {
+            return false;
+        }
+        for place in 0..rb_sys::RARRAY_LEN(listeners) {
+            queue::push(rb_sys::rb_ary_entry(listeners, place as _), fiber);
+        }
+        true
+    }
+}
+
 /// Notes how a fiber ended and tells whoever waits for it. What must go on unwinding is returned.
 unsafe fn end(core: *mut Core, fiber: VALUE, result: Outcome) -> Result<(), Raise> {
     // SAFETY: plain accessors; what may raise is protected.
@@ -173,14 +188,8 @@ unsafe fn end(core: *mut Core, fiber: VALUE, result: Outcome) -> Result<(), Rais
         }
         rb_sys::rb_ivar_set(fiber, done_variable(), TRUE);
         let failed = result_is_error(value) && unwinds.is_none();
-        let listeners = rb_sys::rb_attr_get(fiber, listeners_variable());
         let mut reported = Ok(());
-        if listeners != NIL {
-            let count = rb_sys::RARRAY_LEN(listeners);
-            for place in 0..count {
-                queue::push(rb_sys::rb_ary_entry(listeners, place as _), fiber);
-            }
-        } else if failed && !sys::is_a(value, errors::terminate_class()) {
+        if !tell_listeners(fiber) && failed && !sys::is_a(value, errors::terminate_class()) {
             reported = report::report(core, value);
         }
         if !core.is_null() {

@@ -17,7 +17,7 @@ mod tls;
 pub mod transfer;
 mod watch;
 
-pub use fibers::{end_unstarted, kill};
+pub use fibers::{end_unstarted, kill, tell_listeners};
 
 use std::ffi::{c_int, CStr};
 use std::ops::RangeInclusive;

@@ -10,7 +10,7 @@ use std::ffi::{c_char, c_int, c_long, c_ulong, c_void, CStr, CString};
 use std::sync::OnceLock;
 
 use super::bio;
-use crate::sys::{self, Raise, NIL, VALUE};
+use crate::sys::{self, Raise, NIL};
 
 /// Opaque structs of OpenSSL.
 pub enum Ssl {}
@@ -157,23 +157,28 @@ fn load() -> Result<OpenSsl, String> {
     }
 }
 
-/// The file of the openssl extension, if it is loaded.
+/// The file of the openssl extension, if it is loaded. Not by $LOADED_FEATURES, which only the main Ractor may
+/// read.
 fn extension() -> Option<CString> {
-    // SAFETY: $LOADED_FEATURES is an Array of Strings; what else a program puts there is skipped.
-    unsafe {
-        let features = rb_sys::rb_gv_get(c"$LOADED_FEATURES".as_ptr());
-        if !sys::is_array(features) {
-            return None;
-        }
-        let paths: VALUE = features;
-        for place in 0..rb_sys::RARRAY_LEN(paths) {
-            let path = rb_sys::rb_ary_entry(paths, place as _);
-            if sys::is_string(path) && sys::string_bytes(&path).ends_with(b"/openssl.so") {
-                return CString::new(sys::string_bytes(&path)).ok();
+    unsafe extern "C" fn look(
+        object: *mut libc::dl_phdr_info,
+        _size: usize,
+        found: *mut c_void,
+    ) -> c_int {
+        // SAFETY: the loader passes an object with its name, and what `extension` has given it.
+        unsafe {
+            let name = (*object).dlpi_name;
+            if name.is_null() || !CStr::from_ptr(name).to_bytes().ends_with(b"/openssl.so") {
+                return 0;
             }
+            *found.cast::<Option<CString>>() = Some(CStr::from_ptr(name).to_owned());
+            1
         }
-        None
     }
+    let mut found: Option<CString> = None;
+    // SAFETY: the Option outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut found).cast()) };
+    found
 }
 
 impl OpenSsl {
