@@ -114,6 +114,24 @@ class TestMachineResp < MachineTest
     assert_raises(FrozenError) { UM::IO.resp_encode("frozen", 1) }
   end
 
+  # Nothing that a program can replace is asked for the parts of a Hash.
+  def test_a_hash_or_an_array_whose_conversions_lie
+    hash = Class.new(Hash) do
+      def to_a = 5
+      def each = yield(3)
+      def size = -1
+    end.new
+    hash["a"] = 1
+    assert_equal "%1\r\n$1\r\na\r\n:1\r\n", UM::IO.resp_encode(+"", hash)
+    list = Class.new(Array) do
+      def to_a = nil
+      def [](_) = raise
+    end.new([1])
+    assert_equal "*1\r\n:1\r\n", UM::IO.resp_encode(+"", list)
+    hash[Class.new(Hash).new] = {}.compare_by_identity
+    assert_equal "%2\r\n$1\r\na\r\n:1\r\n%0\r\n%0\r\n", UM::IO.resp_encode(+"", hash)
+  end
+
   def test_what_is_written_is_read
     objects = [nil, true, -7, 2**80, 1.25, "text", ["a", [1, [nil]]], { "k" => { "v" => [1.5] } }]
     objects.each { |object| machine.io(@writer).resp_write(object) }

@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require_relative "../test_helper"
+require "objspace"
 
 # read, write and their kin.
 class TestMachineTransfer < MachineTest
@@ -140,6 +141,35 @@ class TestMachineTransfer < MachineTest
     assert_equal "x" * 10_000, buffer
     machine.write_async(@reader, "to a bad descriptor")
     machine.snooze
+  end
+
+  # What is over of its memory may hold the bytes that have just come.
+  def test_a_string_with_more_room_than_bytes_keeps_its_room
+    [10, 10_000].each do |length|
+      { read: [0, -1], recv: [] }.each do |method, offsets|
+        [nil, *offsets].each do |offset|
+          buffer = String.new("as it was", capacity: 1 << 20)
+          kept = buffer.dup if offset == -1
+          writer, reader = opened(UNIXSocket.pair.map { |socket| socket.autoclose = false; socket.fileno })
+          machine.write(writer, "bytes")
+          assert_equal 5, machine.public_send(method, reader, buffer, length, *offset)
+          assert_equal offset == -1 ? "as it wasbytes" : "bytes", buffer
+          assert_operator ObjectSpace.memsize_of(buffer), :>, 1 << 20 unless kept
+        end
+      end
+    end
+  end
+
+  def test_a_string_that_was_copied_while_it_is_read_into
+    [10, 10_000].each do |length|
+      buffer = String.new("as it was" * 1000, capacity: 1 << 20)
+      fiber = machine.spin { machine.read(@reader, buffer, length, -1) }
+      machine.snooze
+      copy = buffer.dup
+      machine.write(@writer, "bytes")
+      machine.join(fiber)
+      assert_equal ["as it was" * 1000, "#{"as it was" * 1000}bytes"], [copy, buffer]
+    end
   end
 
   def test_a_string_that_is_read_into_cannot_be_changed_meanwhile

@@ -284,12 +284,12 @@ impl Destination {
             let length = length.unwrap_or(DEFAULT_LENGTH).min(MOST);
             let small = length <= COPIED;
             let wanted = if small {
-                0
+                size
             } else {
-                (offset + length).max(NEVER_EMBEDDED) - size.min(offset + length)
+                (offset + length).max(NEVER_EMBEDDED)
             };
             let locked = sys::protect(|| {
-                rb_sys::rb_str_modify_expand(object, wanted as _);
+                make_room(object, wanted);
                 rb_sys::rb_str_locktmp(object)
             });
             if let Err(state) = locked {
@@ -340,9 +340,10 @@ impl Destination {
         Ok(())
     }
 
-    /// Gives the memory back with the `count` bytes the kernel has put there; `None` leaves a String
-    /// as it was.
+    /// Gives the memory back with the `count` bytes the kernel has put there, or as many as there was room
+    /// for: what it answers may be more (MSG_TRUNC). `None` leaves a String as it was.
     pub unsafe fn finish(self, core: *mut Core, count: Option<usize>) -> Result<(), Raise> {
+        let count = count.map(|count| count.min(self.length));
         // SAFETY: the lock is this destination's; the kernel is done with the memory.
         unsafe {
             if (*core).is_forked() {
@@ -359,17 +360,15 @@ impl Destination {
                 };
             }
             rb_sys::rb_str_unlocktmp(self.object);
+            let wanted = self.offset + count.unwrap_or(0);
             let filled = match (self.backing, count) {
                 (Backing::Block(block), Some(count)) => {
-                    let wanted = self.offset + count;
-                    let size = rb_sys::RSTRING_LEN(self.object) as usize;
                     let result = sys::protect(|| {
-                        rb_sys::rb_str_modify_expand(self.object, wanted.saturating_sub(size) as _);
+                        make_room(self.object, wanted);
                         NIL
                     });
                     if result.is_ok() {
-                        let place = rb_sys::RSTRING_PTR(self.object).cast::<u8>().cast_mut();
-                        let place = place.add(self.offset);
+                        let place = place_in(self.object, self.offset);
                         std::ptr::copy_nonoverlapping(block.as_ptr(), place, count);
                         rb_sys::rb_str_set_len(self.object, wanted as _);
                     }
@@ -381,13 +380,10 @@ impl Destination {
                     Ok(NIL)
                 }
                 (_, Some(count)) => sys::protect(|| {
-                    let wanted = self.offset + count;
-                    let size = rb_sys::RSTRING_LEN(self.object) as usize;
-                    // A copy that was made meanwhile shares the memory, and keeps it.
-                    rb_sys::rb_str_modify_expand(self.object, wanted.saturating_sub(size) as _);
-                    let place = rb_sys::RSTRING_PTR(self.object).cast::<u8>().cast_mut();
-                    let place = place.add(self.offset);
-                    if place != self.pointer {
+                    if make_room(self.object, wanted) {
+                        // A copy was made meanwhile, which shares the memory, and keeps it: nothing that could
+                        // collect it runs before its bytes are here.
+                        let place = place_in(self.object, self.offset);
                         std::ptr::copy_nonoverlapping(self.pointer, place, count);
                     }
                     rb_sys::rb_str_set_len(self.object, wanted as _);
@@ -397,6 +393,31 @@ impl Destination {
             };
             filled.map(drop).map_err(Raise::Jump)
         }
+    }
+}
+
+/// Makes a String one that can be changed, with room for `wanted` bytes; says whether it had too little, so
+/// that its memory is another now, with no more than its own bytes in it. One that has more keeps it:
+/// rb_str_modify_expand alone would give back what is over. May raise.
+unsafe fn make_room(string: VALUE, wanted: usize) -> bool {
+    // SAFETY: the caller has a String.
+    unsafe {
+        if rb_sys::rb_str_capacity(string) as usize >= wanted {
+            rb_sys::rb_str_modify(string);
+            return false;
+        }
+        let size = rb_sys::RSTRING_LEN(string) as usize;
+        rb_sys::rb_str_modify_expand(string, (wanted - size) as _);
+        true
+    }
+}
+
+/// Where the bytes of a String are from `offset` on.
+unsafe fn place_in(string: VALUE, offset: usize) -> *mut u8 {
+    // SAFETY: the caller has a String that has so many bytes, or room for them.
+    unsafe {
+        let start = rb_sys::RSTRING_PTR(string).cast::<u8>().cast_mut();
+        start.add(offset)
     }
 }
 
