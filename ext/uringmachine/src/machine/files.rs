@@ -1,15 +1,18 @@
 //! open, statx, splice, fsync and their kin: files by descriptor.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, CStr, CString};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::Arc;
 
 use io_uring::squeue::Flags;
 use uringmachine_runtime::{opcode, types};
 
-use super::{count, define_all, method, number};
+use super::{count, define_all, method, number, Caller};
 use crate::arguments::{self, Arguments};
 use crate::memory;
 use crate::native;
 use crate::opening;
+use crate::switch::Failure;
 use crate::sys::{self, Raise, NIL, VALUE};
 
 /// Permissions that may be left out.
@@ -31,7 +34,8 @@ fn at_most(arguments: &Arguments, place: usize, name: &str) -> Result<u32, Raise
 }
 
 /// Opens a file. The descriptor is close-on-exec. An open that waits, as of a FIFO without a peer, can be
-/// ended; if it has succeeded by then, it returns the descriptor.
+/// ended; if it has succeeded by then, it returns the descriptor. A FIFO or a terminal is opened on a thread of its own,
+/// so that any number of them may wait.
 ///
 /// @method UringMachine#open(path, flags, mode = 0666, &block)
 /// @param path [String, #to_path]
@@ -56,17 +60,23 @@ unsafe extern "C" fn open(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
                 let path = arguments.path(0, "path")?;
                 let flags = arguments.int(1, "flags")? | libc::O_CLOEXEC;
                 let mode = mode(&arguments, 2, 0o666)?;
-                let here = types::Fd(libc::AT_FDCWD);
-                let mut entry = opcode::OpenAt::new(here, path.as_ptr())
-                    .flags(flags)
-                    .mode(mode)
-                    .build();
                 // The ring tries with O_NONBLOCK first, and takes the answer: a FIFO would be opened, or
                 // refused by ENXIO, without its peer (io_uring/openclose.c).
-                if flags & libc::O_NONBLOCK == 0 && !opening::opens_at_once(path.as_ptr(), flags) {
-                    entry = entry.flags(Flags::ASYNC);
+                let at_once =
+                    flags & libc::O_NONBLOCK != 0 || opening::opens_at_once(path.as_ptr(), flags);
+                if !at_once && waits_for_others(&path) {
+                    open_on_thread(&caller, path, flags, mode)?
+                } else {
+                    let here = types::Fd(libc::AT_FDCWD);
+                    let mut entry = opcode::OpenAt::new(here, path.as_ptr())
+                        .flags(flags)
+                        .mode(mode)
+                        .build();
+                    if !at_once {
+                        entry = entry.flags(Flags::ASYNC);
+                    }
+                    caller.open(entry)?
                 }
-                caller.open(entry)?
             };
             if rb_sys::rb_block_given_p() == 0 {
                 return Ok(number(fd));
@@ -75,6 +85,49 @@ unsafe extern "C" fn open(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
             caller.close(fd);
             Ok(result.map_err(Raise::Jump)?)
         })
+    }
+}
+
+/// Whether a path is of a file whose open(2) may wait for ever: a FIFO without a peer, a device such as a serial line
+/// without a carrier. The kernel's workers that the ring hands files to are few, four for a processor: such opens would
+/// hold up all other work on files.
+fn waits_for_others(path: &CStr) -> bool {
+    /// Those of null, zero, random and their kin.
+    const MEMORY_DEVICES: u32 = 1;
+    // SAFETY: the path ends with NUL; the struct may be all zero, and is filled by the call.
+    unsafe {
+        let mut status: libc::statx = std::mem::zeroed();
+        let how = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+        let (here, wanted) = (libc::AT_FDCWD, libc::STATX_TYPE);
+        libc::statx(here, path.as_ptr(), how, wanted, &mut status) == 0
+            && match u32::from(status.stx_mode) & libc::S_IFMT {
+                libc::S_IFIFO => true,
+                libc::S_IFCHR => status.stx_rdev_major != MEMORY_DEVICES,
+                _ => false,
+            }
+    }
+}
+
+/// Opens a file on a thread of its own.
+unsafe fn open_on_thread(
+    caller: &Caller,
+    path: CString,
+    flags: i32,
+    mode: libc::mode_t,
+) -> Result<i32, Failure> {
+    let opened = Arc::new(AtomicI32::new(-1));
+    let unwanted = Arc::clone(&opened);
+    // SAFETY: see `switch`; the path is the job's own. A descriptor that nobody can be given is nobody else's.
+    unsafe {
+        let open = move || {
+            let fd = native::result_of(libc::open(path.as_ptr(), flags, mode));
+            opened.store(fd, Ordering::Release);
+            fd
+        };
+        let close = move || {
+            libc::close(unwanted.load(Ordering::Acquire));
+        };
+        count(native::call(caller.core, caller.me, open, close)?)
     }
 }
 
