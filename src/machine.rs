@@ -13,11 +13,12 @@ use crate::error::SetupError;
 use crate::features::Features;
 use crate::fixed_buffers::{FixedBuffers, Mapping, RegionId};
 use crate::fixed_files::FixedFiles;
-use crate::ops::{Completion, Effect, OpKey, Ops};
+use crate::lines::{Job, Lines, Next, Work};
+use crate::ops::{descriptor_of, Completion, Effect, OpKey, Ops};
 use crate::ring::Ring;
 use crate::slab::Key;
 use crate::stream::{Arrivals, Stream};
-use crate::tasks::{Tasks, WaitId, Wake};
+use crate::tasks::{TaskId, Tasks, WaitId, Wake};
 use crate::timers::{TimerKey, Timers};
 use crate::waker::Waker;
 
@@ -96,6 +97,7 @@ pub struct Machine<T> {
     /// The kernel's side: gone once the machine is closed.
     kernel: Option<Kernel>,
     ops: Ops,
+    lines: Lines,
     waker_polled: bool,
     expired: Vec<Key>,
     submitted: u64,
@@ -124,6 +126,7 @@ impl<T> Machine<T> {
                 files: FixedFiles::default(),
             }),
             ops: Ops::default(),
+            lines: Lines::default(),
             waker_polled: false,
             expired: Vec::new(),
             submitted: 0,
@@ -183,6 +186,7 @@ impl<T> Machine<T> {
         self.tasks.forget_ready();
         self.timers = Timers::default();
         self.expired = Vec::new();
+        self.lines = Lines::default();
     }
 
     /// Closes the ring and keeps its memory for ever: for one that the kernel may still write to.
@@ -217,10 +221,9 @@ impl<T> Machine<T> {
         self.ops.len()
     }
 
-    /// Whether the kernel has operations that somebody waits for, so that they may work on memory the
-    /// machine does not own.
+    /// Whether the kernel has operations that may work on memory the machine does not own.
     pub fn has_waited_operations(&self) -> bool {
-        self.ops.any_waited()
+        self.ops.any_on_others_memory()
     }
 
     /// Queues an operation whose completion ends `wait`.
@@ -230,7 +233,7 @@ impl<T> Machine<T> {
     /// the operation's result.
     #[inline]
     pub unsafe fn submit(&mut self, entry: Entry, wait: WaitId) -> io::Result<OpKey> {
-        let op = self.ops.start(wait);
+        let op = self.ops.start(wait, descriptor_of(&entry));
         // SAFETY: the caller's promise.
         unsafe { self.push(op, entry) }
     }
@@ -245,7 +248,7 @@ impl<T> Machine<T> {
         entry: Entry,
         memory: Option<Box<[u8]>>,
     ) -> io::Result<OpKey> {
-        let op = self.ops.start_orphan(memory);
+        let op = self.ops.start_orphan(memory, descriptor_of(&entry));
         // SAFETY: the caller's promise.
         unsafe { self.push(op, entry) }
     }
@@ -253,26 +256,153 @@ impl<T> Machine<T> {
     /// Starts a multishot operation. One that brings bytes must name the group of
     /// [`Machine::buffer_group`].
     pub fn start_stream(&mut self, entry: Entry, arrivals: Arrivals) -> io::Result<OpKey> {
-        let op = self.ops.start_stream(arrivals);
+        let op = (self.ops).start_stream(arrivals, descriptor_of(&entry));
         // SAFETY: a multishot operation points to no memory of its own.
         unsafe { self.push(op, entry) }
     }
 
-    unsafe fn push(&mut self, op: OpKey, entry: Entry) -> io::Result<OpKey> {
-        let entry = entry.user_data(op.to_bits());
-        self.submitted += 1;
-        let pushed = match &mut self.kernel {
-            // SAFETY: the caller's promise.
-            Some(kernel) => unsafe { kernel.ring.push(&kernel.files.redirect(entry)) },
-            None => Err(io::Error::from_raw_os_error(libc::EBADF)),
+    /// Gives a task its turn to write to a descriptor, if nobody writes to it: see [`Lines::begin`].
+    #[inline]
+    pub fn begin_turn(&mut self, fd: RawFd, task: TaskId) -> bool {
+        self.lines.begin(fd, task)
+    }
+
+    /// Lets a task wait for its turn: the wait ends when that has come, or when the descriptor is closed.
+    pub fn wait_for_turn(&mut self, fd: RawFd, wait: WaitId) {
+        self.lines.wait(fd, wait);
+    }
+
+    /// Whether it is a task's turn to write to a descriptor.
+    pub fn is_turn(&self, fd: RawFd, task: TaskId) -> bool {
+        self.lines.is_turn(fd, task)
+    }
+
+    /// Ends a task's turn.
+    #[inline]
+    pub fn end_turn(&mut self, fd: RawFd, task: TaskId) {
+        let next = self.lines.end(fd, task);
+        self.give_turn(fd, next);
+    }
+
+    /// Takes a task that waits no more out of the line, or ends its turn.
+    pub fn leave_line(&mut self, fd: RawFd, wait: WaitId) {
+        let next = self.lines.leave(fd, wait);
+        self.give_turn(fd, next);
+    }
+
+    /// Has something done to a descriptor that nobody waits for, after what was given before.
+    pub fn add_work(&mut self, fd: RawFd, work: Work) {
+        let next = self.lines.add(fd, work);
+        self.give_turn(fd, next);
+    }
+
+    /// Whether there is work for a descriptor that is not done.
+    #[inline]
+    pub fn has_work(&self, fd: RawFd) -> bool {
+        self.lines.has_work(fd)
+    }
+
+    /// Takes the errno of work on a descriptor that has failed.
+    #[inline]
+    pub fn take_error(&mut self, fd: RawFd) -> Option<i32> {
+        self.lines.take_error(fd)
+    }
+
+    /// Ends what waits for a descriptor that is being closed, but the work that was given before: operations are
+    /// cancelled, and tasks that wait for their turn sent away.
+    pub fn end_operations_on(&mut self, fd: RawFd) {
+        for op in self.ops.on(fd) {
+            // What cannot be cancelled now ends when the ring does.
+            let _ = self.cancel(op);
+        }
+        let (waits, next) = self.lines.dismiss(fd);
+        self.wake_all(waits);
+        self.give_turn(fd, next);
+    }
+
+    /// Whether the kernel has operations on a descriptor.
+    pub fn has_operations_on(&self, fd: RawFd) -> bool {
+        self.ops.any_on(fd)
+    }
+
+    /// Begins a new line for a descriptor that is closed now; the work for it that has not begun is not done.
+    pub fn forget_line(&mut self, fd: RawFd) {
+        let waits = self.lines.forget(fd);
+        self.wake_all(waits);
+    }
+
+    fn wake_all(&mut self, waits: Vec<WaitId>) {
+        for wait in waits {
+            self.tasks.wake(wait, Wake::Complete);
+        }
+    }
+
+    fn give_turn(&mut self, fd: RawFd, mut next: Next) {
+        loop {
+            next = match next {
+                Next::Nothing => return,
+                Next::Wake(wait) if self.tasks.wake(wait, Wake::Complete) => return,
+                // It is to raise: it will not write.
+                Next::Wake(wait) => self.lines.end(fd, wait.task),
+                Next::Start(job) => match self.start_job(job) {
+                    Ok(()) => return,
+                    Err((job, errno)) => self.lines.worked(job, -errno),
+                },
+            };
+        }
+    }
+
+    fn start_job(&mut self, job: Box<Job>) -> Result<(), (Box<Job>, i32)> {
+        if matches!(job.work, Work::Close) {
+            // From now on the number may be another file's.
+            self.forget_line(job.fd);
+        }
+        let entry = job.entry();
+        let op = self.ops.start_job(job);
+        // SAFETY: the entry points to the job's bytes, which its record keeps until the completion.
+        if unsafe { self.push_entry(op, entry) }.is_ok() {
+            return Ok(());
+        }
+        match self.ops.forget(op) {
+            Some(job) => {
+                if matches!(job.work, Work::Close) {
+                    // SAFETY: the machine was given the descriptor to close.
+                    unsafe { libc::close(job.fd) };
+                }
+                Err((job, libc::ENOBUFS))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn worked(&mut self, op: OpKey, result: i32) {
+        let Some(job) = self.ops.take_job(op) else {
+            return;
         };
-        match pushed {
+        let fd = job.fd;
+        let next = self.lines.worked(job, result);
+        self.give_turn(fd, next);
+    }
+
+    unsafe fn push(&mut self, op: OpKey, entry: Entry) -> io::Result<OpKey> {
+        // SAFETY: the caller's promise.
+        match unsafe { self.push_entry(op, entry) } {
             Ok(()) => Ok(op),
             Err(error) => {
-                // The entry never reached the queue, so the kernel does not have it.
                 self.ops.forget(op);
                 Err(error)
             }
+        }
+    }
+
+    /// On an error the entry has not reached the queue, so the kernel does not have it.
+    unsafe fn push_entry(&mut self, op: OpKey, entry: Entry) -> io::Result<()> {
+        let entry = entry.user_data(op.to_bits());
+        self.submitted += 1;
+        match &mut self.kernel {
+            // SAFETY: the caller's promise.
+            Some(kernel) => unsafe { kernel.ring.push(&kernel.files.redirect(entry)) },
+            None => Err(io::Error::from_raw_os_error(libc::EBADF)),
         }
     }
 
@@ -360,6 +490,12 @@ impl<T> Machine<T> {
         self.ops.take(op)
     }
 
+    /// Takes the result of an operation, though the kernel still has its memory: [`Machine::is_over`] says when
+    /// it has given it back.
+    pub fn take_early(&mut self, op: OpKey) -> Option<Completion> {
+        self.ops.take_early(op)
+    }
+
     /// Lets the completion of `op` end another wait.
     pub fn retarget(&mut self, op: OpKey, wait: WaitId) {
         self.ops.retarget(op, wait);
@@ -390,11 +526,20 @@ impl<T> Machine<T> {
 
     /// Submits and reaps without waiting, and fires the timers that are due.
     pub fn poll(&mut self) -> io::Result<()> {
-        let ring = self.ring()?;
-        if ring.wants_enter() {
-            ring.enter(0, None)?;
+        // Work goes on as long as it does so at once.
+        const ROUNDS: usize = 16;
+        for round in 0..ROUNDS {
+            let ring = self.ring()?;
+            if ring.wants_enter() {
+                ring.enter(0, None)?;
+            } else if round > 0 {
+                break;
+            }
+            self.reap();
+            if self.lines.works() == 0 {
+                break;
+            }
         }
-        self.reap();
         // The eventfd is polled only while the machine sleeps; one that never does looks here.
         if self.waker().is_some_and(Waker::has_completed) {
             self.take_handed_over();
@@ -473,6 +618,10 @@ impl<T> Machine<T> {
         let wait = match effect {
             Effect::None => None,
             Effect::Wakes(wait) => Some(wait),
+            Effect::Works => {
+                self.worked(op, result);
+                None
+            }
             Effect::Floods(wait) => {
                 // If it cannot be queued now, the stream is stopped when it brings more.
                 if self.cancel(op).is_err() {
@@ -551,17 +700,35 @@ impl<T> Machine<T> {
     }
 
     /// Cancels everything and waits at most `limit` nanoseconds; says whether the kernel has given
-    /// everything back. If not, what it may write to must be leaked.
+    /// everything back. If not, what it may write to must be leaked. Work that nobody waits for may go on for a
+    /// tenth of that time; what was to be closed then is.
     pub fn shut_down(&mut self, limit: u64) -> bool {
+        let start = clock::now();
+        let deadline = start + limit;
+        if let Some(kernel) = &mut self.kernel {
+            kernel.files.clear(kernel.ring.uring());
+        }
+        if self.lines.works() > 0 {
+            let until = start + limit / 10;
+            self.wait_until(until, |machine| machine.lines.works() == 0);
+            for fd in self.lines.give_up() {
+                // SAFETY: the machine was given the descriptor to close.
+                unsafe { libc::close(fd) };
+            }
+        }
         let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any().all())
             .build()
             .user_data(NOBODY);
-        let deadline = clock::now() + limit;
         // SAFETY: a cancel points to nothing.
         let pushed = self.ring().and_then(|ring| unsafe { ring.push(&entry) });
-        if pushed.is_err() {
-            return self.ops.in_flight() == 0;
+        if pushed.is_ok() {
+            self.wait_until(deadline, |machine| machine.ops.in_flight() == 0);
         }
+        self.ops.in_flight() == 0
+    }
+
+    /// Submits and reaps, and runs no task, until something is so, or `deadline` has come.
+    fn wait_until(&mut self, deadline: u64, is_so: impl Fn(&Self) -> bool) {
         let mut wait = None;
         loop {
             let entered = self.ring().and_then(|ring| match wait {
@@ -570,12 +737,11 @@ impl<T> Machine<T> {
             });
             self.reap();
             let now = clock::now();
-            if entered.is_err() || self.ops.in_flight() == 0 || now >= deadline {
-                break;
+            if entered.is_err() || is_so(self) || now >= deadline {
+                return;
             }
-            wait = Some(deadline - now);
+            wait = (!self.ring().is_ok_and(|ring| ring.wants_enter())).then(|| deadline - now);
         }
-        self.ops.in_flight() == 0
     }
 }
 

@@ -114,22 +114,17 @@ class TestMachineResp < MachineTest
     assert_raises(FrozenError) { UM::IO.resp_encode("frozen", 1) }
   end
 
-  # Nothing that a program can replace is asked for the parts of a Hash.
-  def test_a_hash_or_an_array_whose_conversions_lie
-    hash = Class.new(Hash) do
-      def to_a = 5
-      def each = yield(3)
-      def size = -1
-    end.new
-    hash["a"] = 1
-    assert_equal "%1\r\n$1\r\na\r\n:1\r\n", UM::IO.resp_encode(+"", hash)
-    list = Class.new(Array) do
-      def to_a = nil
-      def [](_) = raise
-    end.new([1])
-    assert_equal "*1\r\n:1\r\n", UM::IO.resp_encode(+"", list)
-    hash[Class.new(Hash).new] = {}.compare_by_identity
-    assert_equal "%2\r\n$1\r\na\r\n:1\r\n%0\r\n%0\r\n", UM::IO.resp_encode(+"", hash)
+  def test_a_hash_whose_to_a_gives_no_array_of_arrays
+    [5, nil, "ab", [1], [nil], [[1, 2], "ab"]].each do |answer|
+      hash = Class.new(Hash) { define_method(:to_a) { answer } }.new
+      string = +"as it was"
+      error = assert_raises(TypeError) { UM::IO.resp_encode(string, hash) }
+      assert_match(/to_a/, error.message)
+      assert_raises(TypeError) { machine.io(@writer).resp_write([hash]) }
+      assert_equal "as it was", string
+    end
+    mine = Class.new(Hash) { def to_a = [["a", 1], [], ["b"]] }.new
+    assert_equal "%3\r\n$1\r\na\r\n:1\r\n_\r\n_\r\n$1\r\nb\r\n_\r\n", UM::IO.resp_encode(+"", mine)
   end
 
   def test_what_is_written_is_read

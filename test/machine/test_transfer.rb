@@ -260,6 +260,37 @@ class TestMachineTransfer < MachineTest
     assert_raises(Errno::EBADF) { machine.read(@reader, +"", 1) }
   end
 
+  # As write(2) leaves it: what fits is counted, and what is written later follows it.
+  def test_the_position_after_a_write_that_ended_short
+    output, = ruby(<<~RUBY)
+      require "tempfile"
+      trap(:XFSZ, "IGNORE")
+      Process.setrlimit(:FSIZE, 20, 1000)
+      m = UM.new
+      ways = {
+        write: ->(fd, bytes) { m.write(fd, bytes) }, writev: ->(fd, bytes) { m.writev(fd, bytes[0, 1], bytes[1..]) }, io: ->(fd, bytes) { m.io(fd, :fd).write(bytes) },
+        write_async: ->(fd, bytes) { m.write_async(fd, bytes); m.sleep(0.001) until m.metrics[:ops_pending].zero?; m.read(fd, +"", 0) }
+      }
+      ways.each do |name, way|
+        { "r+" => 5, "a+" => 8 }.each do |mode, start|
+          Tempfile.create do |file|
+            File.write(file.path, "as it is")
+            io = File.open(file.path, mode)
+            io.seek(5)
+            way.call(io.fileno, "0123456789" * 10) rescue Errno::EFBIG
+            way.call(io.fileno, "x") rescue puts $!.class
+            Process.setrlimit(:FSIZE, 1000, 1000)
+            way.call(io.fileno, "!")
+            Process.setrlimit(:FSIZE, 20, 1000)
+            wanted = "as it is"[0, start] + ("0123456789" * 10)[0, 20 - start] + "!"
+            puts [name, mode, File.binread(file.path)].join(" ") unless File.binread(file.path) == wanted
+          end
+        end
+      end
+    RUBY
+    assert_equal "Errno::EFBIG\n" * 8, output
+  end
+
   def test_many_closes_are_one_submission
     fds = Array.new(100) { UM.pipe }.flatten
     fds.each { |fd| machine.close_async(fd) }

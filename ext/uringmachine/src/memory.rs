@@ -16,6 +16,9 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use uringmachine_runtime::slab::Key;
+use uringmachine_runtime::OpKey;
+
 use crate::arguments::no_buffer;
 use crate::core::Core;
 use crate::errors;
@@ -153,6 +156,40 @@ impl Source {
     }
 }
 
+/// Memory that the kernel has for longer than the operation it was given for.
+pub struct Loan {
+    op: OpKey,
+    hold: Key,
+    source: Source,
+}
+
+impl Source {
+    /// Leaves the memory with the kernel until it is done with it. The object is marked by the core meanwhile.
+    pub unsafe fn lend(self, core: *mut Core, op: OpKey) {
+        // SAFETY: `core` is alive.
+        unsafe {
+            let hold = (*core).holds.insert(vec![self.held()]);
+            let source = self;
+            (*core).loans.push(Loan { op, hold, source });
+        }
+    }
+}
+
+/// Takes back what the kernel is done with.
+pub fn take_back(core: &mut Core) {
+    let mut place = 0;
+    while let Some(loan) = core.loans.get(place) {
+        if !core.machine.is_over(loan.op) {
+            place += 1;
+            continue;
+        }
+        let loan = core.loans.swap_remove(place);
+        core.holds.remove(loan.hold);
+        // SAFETY: the kernel is done with the memory.
+        unsafe { loan.source.release(core) };
+    }
+}
+
 /// The bytes of a String or an IO::Buffer, to be read.
 unsafe fn bytes_of(object: VALUE, name: &str) -> Result<(*const u8, usize), Raise> {
     // SAFETY: the type is checked; the accessor may raise, stopped here.
@@ -176,19 +213,15 @@ unsafe fn bytes_of(object: VALUE, name: &str) -> Result<(*const u8, usize), Rais
 }
 
 /// Copies of the bytes of an object, owned by whoever asks.
-pub unsafe fn copy_of(
-    object: VALUE,
-    length: Option<usize>,
-    name: &str,
-) -> Result<Box<[u8]>, Raise> {
+pub unsafe fn copy_of(object: VALUE, length: Option<usize>, name: &str) -> Result<Vec<u8>, Raise> {
     // SAFETY: the bytes are copied before Ruby runs again.
     unsafe {
         let (pointer, size) = bytes_of(object, name)?;
         let length = length.unwrap_or(size).min(size);
         if length == 0 {
-            return Ok(Box::default());
+            return Ok(Vec::new());
         }
-        Ok(std::slice::from_raw_parts(pointer, length).into())
+        Ok(std::slice::from_raw_parts(pointer, length).to_vec())
     }
 }
 

@@ -605,6 +605,13 @@ unsafe fn drain(
                 };
                 return (completion, second);
             }
+            if let Some(completion) = (*core).machine.take_early(op) {
+                // Only the peer decides when the kernel lets go of the memory: the fiber does not wait for that.
+                (*core).waiter(me).draining = false;
+                (*core).waiter(me).lent = Some(op);
+                *seen = completion.result;
+                return (completion, second);
+            }
             if let Some(completion) = (*core).machine.take(op) {
                 (*core).waiter(me).draining = false;
                 *seen = completion.result;

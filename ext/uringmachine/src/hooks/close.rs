@@ -32,7 +32,7 @@ unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
             is_slow = (*core).descriptors.is_slow_file(fd);
             (*core).descriptors.forget(fd);
             if (*core).thread() == sys::rb_thread_current() {
-                (*core).machine.unregister_file(fd);
+                (*core).let_go_of(fd);
             }
         }
         if (is_slow || (may_linger && lingers(fd))) && sys::called_from(b"io_close", b"close") {

@@ -10,7 +10,7 @@ use super::{reading, write_to, Reader};
 use crate::arguments;
 use crate::machine::{answer, Answer, Caller};
 use crate::switch::Failure;
-use crate::sys::{self, Outcome, Raise, NIL, VALUE};
+use crate::sys::{self, Raise, NIL, VALUE};
 
 static ERROR: AtomicU64 = AtomicU64::new(0);
 
@@ -322,13 +322,18 @@ unsafe fn encode(object: VALUE, to: &mut Vec<u8>, depth: usize) -> Result<(), Ra
                 encode(rb_sys::rb_ary_entry(object, place as _), to, depth + 1)?;
             }
         } else if sys::is_hash(object) {
-            let parts = parts_of(object)?;
-            let count = rb_sys::RARRAY_LEN(parts);
-            to.extend_from_slice(format!("%{}\r\n", count / 2).as_bytes());
+            let pairs =
+                sys::protect(|| sys::funcall(object, sys::id("to_a"), &[])).map_err(Raise::Jump)?;
+            check_array(pairs, object)?;
+            let count = rb_sys::RARRAY_LEN(pairs);
+            to.extend_from_slice(format!("%{count}\r\n").as_bytes());
             for place in 0..count {
-                encode(rb_sys::rb_ary_entry(parts, place as _), to, depth + 1)?;
+                let pair = rb_sys::rb_ary_entry(pairs, place as _);
+                check_array(pair, object)?;
+                encode(rb_sys::rb_ary_entry(pair, 0), to, depth + 1)?;
+                encode(rb_sys::rb_ary_entry(pair, 1), to, depth + 1)?;
             }
-            std::hint::black_box(parts);
+            std::hint::black_box(pairs);
         } else {
             let class = arguments::class_name(object);
             return Err(Raise::misuse(&format!(
@@ -339,25 +344,16 @@ unsafe fn encode(object: VALUE, to: &mut Vec<u8>, depth: usize) -> Result<(), Ra
     Ok(())
 }
 
-/// The keys and values of a Hash, one after the other. No method of the program's is asked for them.
-unsafe fn parts_of(hash: VALUE) -> Outcome {
-    unsafe extern "C" fn add(key: VALUE, value: VALUE, parts: VALUE) -> c_int {
-        const CONTINUE: c_int = 0;
-        // SAFETY: the array is on the frame of `parts_of`; nothing here needs dropping.
-        unsafe {
-            rb_sys::rb_ary_push(parts, key);
-            rb_sys::rb_ary_push(parts, value);
-        }
-        CONTINUE
-    }
-    // SAFETY: the caller has a Hash; what may raise is protected.
+/// What a Hash's to_a, which may be the program's own, has answered must be an Array, and so must its elements.
+unsafe fn check_array(value: VALUE, hash: VALUE) -> Result<(), Raise> {
+    // SAFETY: a type check, and a class that is set once Ruby runs.
     unsafe {
-        sys::protect(|| {
-            let parts = rb_sys::rb_ary_new();
-            rb_sys::rb_hash_foreach(hash, Some(add), parts);
-            parts
-        })
-        .map_err(Raise::Jump)
+        if sys::is_array(value) {
+            return Ok(());
+        }
+        let (class, got) = (arguments::class_name(hash), arguments::class_name(value));
+        let text = format!("{class}#to_a must give an Array of Arrays, not {got}");
+        Err(Raise::new(rb_sys::rb_eTypeError, &text))
     }
 }
 

@@ -1,13 +1,16 @@
 //! Sockets: made, bound, connected, accepted, sent to and received from.
 
 use std::ffi::c_int;
+use std::sync::Arc;
 
+use uringmachine_runtime::lines::Work;
 use uringmachine_runtime::{opcode, types};
 
-use super::transfer::{length_or_all, write_all, Sink};
-use super::{define_all, direct, method, number};
+use super::transfer::{length_or_all, receive, send_bytes, send_once, write_all, Sink};
+use super::{define_all, direct, method, number, Caller};
 use crate::addresses::{self, Address};
 use crate::arguments;
+use crate::inflow::Flow;
 use crate::memory::{Destination, Source};
 use crate::resolver;
 use crate::switch::Failure;
@@ -121,7 +124,7 @@ unsafe extern "C" fn connect(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
     }
 }
 
-/// Accepts a connection, close-on-exec.
+/// Accepts a connection, close-on-exec. One that was accepted before, when an `accept_each` was left, comes first.
 ///
 /// @method UringMachine#accept(fd)
 /// @param fd [Integer] descriptor of a listening socket
@@ -135,6 +138,11 @@ unsafe extern "C" fn accept(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
     unsafe {
         method(argc, argv, this, 1..=1, |caller, arguments| {
             let fd = types::Fd(arguments.fd(0, "fd")?);
+            if let Some(flow) = caller.kept(fd.0)? {
+                if let Some(connection) = (*flow.get()).descriptors.pop_front() {
+                    return Ok(number(connection));
+                }
+            }
             let null = std::ptr::null_mut();
             let entry = opcode::Accept::new(fd, null, std::ptr::null_mut())
                 .flags(libc::SOCK_CLOEXEC)
@@ -144,15 +152,17 @@ unsafe extern "C" fn accept(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
     }
 }
 
-/// Receives from a socket into a buffer, once.
+/// Receives from a socket into a buffer, once. What has come before, and was not handed over when a loop was left
+/// (`recv_each`, UM::IO), comes first.
 ///
 /// @method UringMachine#recv(fd, buffer, maxlen, flags = 0)
 /// @param fd [Integer] file descriptor
 /// @param buffer [String, IO::Buffer] as for `read`
 /// @param maxlen [Integer, nil] as for `read`
-/// @param flags [Integer] UM::MSG_PEEK and the like
-/// @return [Integer] bytes received; 0 at the end
-/// @raise [SystemCallError] as recv(2)
+/// @param flags [Integer] UM::MSG_PEEK and the like; with UM::MSG_TRUNC a datagram may be longer than there is room
+///   for: the number returned is its length then
+/// @return [Integer] bytes received; 0 at the end, and for an empty datagram
+/// @raise [SystemCallError] as recv(2); Errno::EMSGSIZE for a datagram that is longer than there is room for
 /// @raise [UringMachine::Error] if the buffer is no buffer, or in use by another operation
 /// @kernel 5.6
 /// @example
@@ -161,23 +171,48 @@ unsafe extern "C" fn recv(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
     // SAFETY: Ruby passes `argc` arguments; `fill` keeps the memory in place.
     unsafe {
         method(argc, argv, this, 2..=4, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let fd = arguments.fd(0, "fd")?;
             let maxlen = super::transfer::length(&arguments, 2, "maxlen")?;
             let flags = arguments.int_or(3, "flags", 0)?;
-            let destination = Destination::new(caller.core, arguments.get(1), maxlen, 0, "buffer")?;
+            let buffer = arguments.get(1);
+            let room = || Destination::new(caller.core, buffer, maxlen, 0, "buffer");
+            let fd = types::Fd(fd);
+            let receives =
+                |pointer, length| opcode::Recv::new(fd, pointer, length).flags(flags).build();
+            caller.told(fd.0)?;
+            if let Some(flow) = kept(&caller, fd.0, flags)? {
+                let rest =
+                    (flags & libc::MSG_WAITALL != 0).then_some(&receives as &dyn Fn(_, _) -> _);
+                let peeks = flags & libc::MSG_PEEK != 0;
+                return caller.fill_from(&flow, room()?, peeks, rest).map(number);
+            }
+            if flags & libc::MSG_TRUNC != 0 || (*caller.core).is_of_messages(fd.0) {
+                return receive(&caller, fd.0, room()?, flags, None).map(number);
+            }
+            let destination = room()?;
             let fixed = destination.fixed.filter(|_| flags == 0);
             let count = caller.fill(destination, |pointer, length| match fixed {
                 Some(index) => opcode::ReadFixed::new(fd, pointer, length, index)
                     .offset(arguments::CURRENT)
                     .build(),
-                None => opcode::Recv::new(fd, pointer, length).flags(flags).build(),
+                None => receives(pointer, length),
             })?;
             Ok(number(count))
         })
     }
 }
 
-/// Sends from a buffer to a socket, once. A peer that is gone is Errno::EPIPE, never a signal.
+/// What is to be received first, unless the flags ask for something else: urgent data, errors.
+unsafe fn kept(caller: &Caller, fd: i32, flags: i32) -> Result<Option<Arc<Flow>>, Failure> {
+    if flags & (libc::MSG_OOB | libc::MSG_ERRQUEUE) != 0 {
+        return Ok(None);
+    }
+    // SAFETY: see `switch`.
+    unsafe { caller.kept(fd) }
+}
+
+/// Sends from a buffer to a socket, once. A peer that is gone is Errno::EPIPE, never a signal. What others have begun
+/// to send comes before it.
 ///
 /// @method UringMachine#send(fd, buffer, len = nil, flags = 0)
 /// @param fd [Integer] file descriptor
@@ -185,7 +220,7 @@ unsafe extern "C" fn recv(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
 /// @param len [Integer, nil] how many of them; nil and -1 are all
 /// @param flags [Integer] UM::MSG_WAITALL has all of them sent, however long it takes
 /// @return [Integer] bytes sent
-/// @raise [SystemCallError] as send(2)
+/// @raise [SystemCallError] as send(2), also that of an earlier `write_async` or `shutdown_async`
 /// @raise [UringMachine::Error] if the buffer is no buffer
 /// @kernel 5.6
 /// @example
@@ -194,7 +229,7 @@ unsafe extern "C" fn send(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
     // SAFETY: Ruby passes `argc` arguments; `give` keeps the memory in place.
     unsafe {
         method(argc, argv, this, 2..=4, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let fd = arguments.fd(0, "fd")?;
             let len = length_or_all(&arguments, 2, "len")?;
             let flags = arguments.int_or(3, "flags", 0)? | libc::MSG_NOSIGNAL;
             let zero_copy = (*caller.core).machine.features().send_zc;
@@ -203,14 +238,8 @@ unsafe extern "C" fn send(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
                 let fixed = source
                     .fixed
                     .filter(|_| zero_copy && source.length >= ZERO_COPY_FROM);
-                let sent = caller.give(source, |pointer, length| match fixed {
-                    Some(index) => opcode::SendZc::new(fd, pointer, length)
-                        .flags(flags)
-                        .buf_index(Some(index))
-                        .build(),
-                    None => opcode::Send::new(fd, pointer, length).flags(flags).build(),
-                });
-                match sent {
+                let how = fixed.map_or(How::Copied, How::Fixed);
+                match send_source(&caller, fd, source, flags, how) {
                     Err(Failure::Raise(Raise::Errno(libc::EOPNOTSUPP))) if fixed.is_some() => {}
                     sent => return Ok(number(sent?)),
                 }
@@ -220,12 +249,52 @@ unsafe extern "C" fn send(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
     }
 }
 
+/// How bytes are sent.
+#[derive(Clone, Copy)]
+enum How {
+    Copied,
+    /// Not copied.
+    Uncopied,
+    /// Not copied, out of a registered buffer.
+    Fixed(u16),
+}
+
+unsafe fn send_source(
+    caller: &Caller,
+    fd: i32,
+    source: Source,
+    flags: i32,
+    how: How,
+) -> Result<i32, Failure> {
+    let entry = |pointer, length, flags| match how {
+        How::Copied => opcode::Send::new(types::Fd(fd), pointer, length)
+            .flags(flags)
+            .build(),
+        How::Uncopied => opcode::SendZc::new(types::Fd(fd), pointer, length)
+            .flags(flags)
+            .build(),
+        How::Fixed(index) => opcode::SendZc::new(types::Fd(fd), pointer, length)
+            .flags(flags)
+            .buf_index(Some(index))
+            .build(),
+    };
+    // SAFETY: `give` keeps the memory in place.
+    unsafe {
+        caller.give(source, |pointer, length| {
+            caller.in_turn(fd, || {
+                send_bytes(caller, fd, flags, (pointer, length), entry)
+            })
+        })
+    }
+}
+
 /// From this many bytes on, what lies in a registered buffer is sent without being copied: below, the
 /// second completion costs more than the copy.
 const ZERO_COPY_FROM: usize = 16 << 10;
 
 /// Sends a frozen String without copying it, once; returns when the network has taken the last byte of it.
-/// Worth it for large messages to other machines; on a socket or a kernel without it, it is a `send`.
+/// Worth it for large messages to other machines; on a socket or a kernel without it, it is a `send`. A time limit,
+/// and whatever else is raised in the fiber, ends it at once: the String is kept until the network has let go of it.
 ///
 /// @method UringMachine#send_zc(fd, string, flags = 0)
 /// @param fd [Integer] file descriptor
@@ -242,7 +311,7 @@ unsafe extern "C" fn send_zc(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
     // completion, which says that the network has let go of it.
     unsafe {
         method(argc, argv, this, 2..=3, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let fd = arguments.fd(0, "fd")?;
             let string = arguments::string(arguments.get(1), "string")?;
             if !sys::is_frozen(string) {
                 return Err(Raise::argument("string must be frozen").into());
@@ -251,16 +320,12 @@ unsafe extern "C" fn send_zc(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
             let zero_copy = (*caller.core).machine.features().send_zc;
             for zero_copy in [zero_copy, false] {
                 let source = Source::new(caller.core, string, None, "string")?;
-                let sent = caller.give(source, |pointer, length| {
-                    if zero_copy {
-                        opcode::SendZc::new(fd, pointer, length)
-                            .flags(flags)
-                            .build()
-                    } else {
-                        opcode::Send::new(fd, pointer, length).flags(flags).build()
-                    }
-                });
-                match sent {
+                let how = if zero_copy {
+                    How::Uncopied
+                } else {
+                    How::Copied
+                };
+                match send_source(&caller, fd, source, flags, how) {
                     Err(Failure::Raise(Raise::Errno(libc::EOPNOTSUPP))) if zero_copy => {}
                     sent => return Ok(number(sent?)),
                 }
@@ -270,7 +335,8 @@ unsafe extern "C" fn send_zc(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
     }
 }
 
-/// Sends several buffers to a socket, all of them.
+/// Sends several buffers to a socket, all of them: as one message to a socket that keeps messages apart. Nothing that
+/// other fibers of the machine send comes in between.
 ///
 /// @method UringMachine#sendv(fd, *buffers)
 /// @param fd [Integer] file descriptor
@@ -325,12 +391,23 @@ unsafe extern "C" fn sendto(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
             message.msg_iov = &raw mut piece;
             message.msg_iovlen = 1;
             let (piece, message) = (&raw mut piece, &raw const message);
+            let is_of_messages = (*caller.core).is_of_messages(fd);
             let count = caller.give(source, |pointer, length| {
                 (*piece).iov_base = pointer.cast_mut().cast();
                 (*piece).iov_len = length as usize;
-                opcode::SendMsg::new(types::Fd(fd), message)
-                    .flags(flags as u32)
-                    .build()
+                let send = || {
+                    send_once(&caller, fd, flags, |flags| {
+                        opcode::SendMsg::new(types::Fd(fd), message)
+                            .flags(flags as u32)
+                            .build()
+                    })
+                };
+                // Messages are whole by themselves, and one to a peer that takes none must not hold up the others.
+                if is_of_messages {
+                    caller.after_work(fd, send)
+                } else {
+                    caller.in_turn(fd, send)
+                }
             })?;
             Ok(number(count))
         })
@@ -346,7 +423,8 @@ unsafe extern "C" fn sendto(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
 /// @param flags [Integer]
 /// @return [Array(Integer, Array(String, Integer))] bytes received, and the sender as `[host, port]`: a path for
 ///   UNIX sockets, nil if it has no address
-/// @raise [SystemCallError] as recvfrom(2)
+/// @raise [SystemCallError] as recvfrom(2); Errno::EMSGSIZE for a datagram that is longer than there is room for,
+///   unless flags have UM::MSG_TRUNC, or UM::MSG_PEEK
 /// @raise [UringMachine::Error] if the buffer is no buffer, or in use by another operation
 /// @kernel 5.3
 /// @example
@@ -355,26 +433,20 @@ unsafe extern "C" fn recvfrom(argc: c_int, argv: *const VALUE, this: VALUE) -> V
     // SAFETY: Ruby passes `argc` arguments; the message and the address are on this frame.
     unsafe {
         method(argc, argv, this, 2..=4, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let fd = arguments.fd(0, "fd")?;
             let maxlen = super::transfer::length(&arguments, 2, "maxlen")?;
             let flags = arguments.int_or(3, "flags", 0)?;
             let mut address = Address::empty();
-            let mut piece: libc::iovec = std::mem::zeroed();
-            let mut message: libc::msghdr = std::mem::zeroed();
-            message.msg_namelen = address.length();
-            message.msg_name = address.as_mut_ptr().cast();
-            message.msg_iov = &raw mut piece;
-            message.msg_iovlen = 1;
-            let (piece, pointer_to_message) = (&raw mut piece, &raw mut message);
-            let destination = Destination::new(caller.core, arguments.get(1), maxlen, 0, "buffer")?;
-            let count = caller.fill(destination, |pointer, length| {
-                (*piece).iov_base = pointer.cast();
-                (*piece).iov_len = length as usize;
-                opcode::RecvMsg::new(fd, pointer_to_message)
-                    .flags(flags as u32)
-                    .build()
-            })?;
-            *address.length_mut() = (*pointer_to_message).msg_namelen;
+            let room = || Destination::new(caller.core, arguments.get(1), maxlen, 0, "buffer");
+            caller.told(fd)?;
+            let count = match kept(&caller, fd, flags)? {
+                Some(flow) => {
+                    // Of a stream, which tells no senders.
+                    *address.length_mut() = 0;
+                    caller.fill_from(&flow, room()?, flags & libc::MSG_PEEK != 0, None)?
+                }
+                None => receive(&caller, fd, room()?, flags, Some(&mut address))?,
+            };
             let answer = rb_sys::rb_ary_new();
             rb_sys::rb_ary_push(answer, number(count));
             rb_sys::rb_ary_push(answer, address.to_ruby());
@@ -383,7 +455,7 @@ unsafe extern "C" fn recvfrom(argc: c_int, argv: *const VALUE, this: VALUE) -> V
     }
 }
 
-/// Shuts down part or all of a connection.
+/// Shuts down part or all of a connection, after what was given to `write_async` before.
 ///
 /// @method UringMachine#shutdown(fd, how)
 /// @param fd [Integer] file descriptor
@@ -395,16 +467,22 @@ unsafe extern "C" fn recvfrom(argc: c_int, argv: *const VALUE, this: VALUE) -> V
 unsafe extern "C" fn shutdown(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments; the call touches no memory.
     unsafe {
-        method(argc, argv, this, 2..=2, |_, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            direct(libc::shutdown(fd, arguments.int(1, "how")?))?;
+        method(argc, argv, this, 2..=2, |caller, arguments| {
+            let (fd, how) = (arguments.fd(0, "fd")?, arguments.int(1, "how")?);
+            let shut_down = || Ok(direct(libc::shutdown(fd, how))?);
+            if how == libc::SHUT_RD {
+                shut_down()?;
+            } else {
+                caller.after_work(fd, shut_down)?;
+            }
             Ok(number(0))
         })
     }
 }
 
-/// Has a connection shut down without waiting for it. It is submitted with the machine's next operations,
-/// after those submitted before.
+/// Has a connection shut down without waiting for it: after what was given to `write_async` before, and after what
+/// fibers are writing. It is submitted with the machine's next operations. If it fails, the next operation on the
+/// descriptor raises the error.
 ///
 /// @method UringMachine#shutdown_async(fd, how)
 /// @param fd [Integer] file descriptor
@@ -417,9 +495,8 @@ unsafe extern "C" fn shutdown_async(argc: c_int, argv: *const VALUE, this: VALUE
     // SAFETY: Ruby passes `argc` arguments; a shutdown points to nothing.
     unsafe {
         method(argc, argv, this, 2..=2, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
-            let how = arguments.int(1, "how")?;
-            caller.launch(opcode::Shutdown::new(fd, how).build(), None)?;
+            let (fd, how) = (arguments.fd(0, "fd")?, arguments.int(1, "how")?);
+            (*caller.core).machine.add_work(fd, Work::Shutdown(how));
             Ok(arguments.get(0))
         })
     }
@@ -553,7 +630,7 @@ unsafe extern "C" fn send_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
             let entry = opcode::SendMsg::new(types::Fd(socket), &raw const message)
                 .flags(libc::MSG_NOSIGNAL as u32)
                 .build();
-            caller.operate(entry)?;
+            caller.in_turn(socket, || caller.operate(entry))?;
             Ok(arguments.get(1))
         })
     }
