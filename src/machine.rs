@@ -701,7 +701,8 @@ impl<T> Machine<T> {
 
     /// Cancels everything and waits at most `limit` nanoseconds; says whether the kernel has given
     /// everything back. If not, what it may write to must be leaked. Work that nobody waits for may go on for a
-    /// tenth of that time; what was to be closed then is.
+    /// tenth of that time; what was to be closed then is. Memory that it only reads, for a peer that takes its time
+    /// ([`Machine::take_early`]), is waited for no longer either, and must be kept.
     pub fn shut_down(&mut self, limit: u64) -> bool {
         let start = clock::now();
         let deadline = start + limit;
@@ -722,9 +723,12 @@ impl<T> Machine<T> {
         // SAFETY: a cancel points to nothing.
         let pushed = self.ring().and_then(|ring| unsafe { ring.push(&entry) });
         if pushed.is_ok() {
-            self.wait_until(deadline, |machine| machine.ops.in_flight() == 0);
+            let ended = |machine: &Self| machine.ops.in_flight() == machine.ops.lent();
+            self.wait_until(deadline, ended);
+            let until = deadline.min(clock::now() + limit / 10);
+            self.wait_until(until, |machine| !ended(machine) || machine.ops.lent() == 0);
         }
-        self.ops.in_flight() == 0
+        self.ops.in_flight() == self.ops.lent()
     }
 
     /// Submits and reaps, and runs no task, until something is so, or `deadline` has come.

@@ -317,6 +317,14 @@ impl Ops {
             .count()
     }
 
+    /// How many operations have ended but for their memory, which the kernel still has.
+    pub fn lent(&self) -> usize {
+        self.slab
+            .iter()
+            .filter(|(_, record)| matches!(record.life, Lifecycle::Lent))
+            .count()
+    }
+
     /// Whether the kernel has operations on memory that is not the machine's.
     pub fn any_on_others_memory(&self) -> bool {
         self.slab

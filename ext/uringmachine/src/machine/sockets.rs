@@ -281,8 +281,12 @@ unsafe fn send_source(
     // SAFETY: `give` keeps the memory in place.
     unsafe {
         caller.give(source, |pointer, length| {
-            caller.in_turn(fd, || {
-                send_bytes(caller, fd, flags, (pointer, length), entry)
+            caller.in_turn(fd, || match how {
+                How::Uncopied | How::Fixed(_) if !(*caller.core).is_of_messages(fd) => {
+                    // All at once: each part would wait until the network has let go of it.
+                    caller.operate(entry(pointer, length, flags))
+                }
+                _ => send_bytes(caller, fd, flags, (pointer, length), entry),
             })
         })
     }
