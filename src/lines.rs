@@ -96,6 +96,8 @@ pub struct Job {
     pub work: Work,
     /// Which of the files that have had this number it is about.
     generation: u32,
+    /// It has its turn in the line.
+    has_turn: bool,
 }
 
 impl Job {
@@ -165,6 +167,7 @@ impl Line {
                     fd,
                     work,
                     generation: self.generation,
+                    has_turn: true,
                 }))
             }
         }
@@ -260,6 +263,20 @@ impl Lines {
         }
     }
 
+    /// Work that is done at once, beside the line.
+    pub fn aside(&mut self, fd: RawFd, work: Work) -> Next {
+        let Some(line) = self.lines.of(fd) else {
+            return Next::Nothing;
+        };
+        self.works += 1;
+        Next::Start(Box::new(Job {
+            fd,
+            work,
+            generation: line.generation,
+            has_turn: false,
+        }))
+    }
+
     /// Takes the result of a job's operation: the job goes on, or the next turn begins.
     pub fn worked(&mut self, mut job: Box<Job>, result: i32) -> Next {
         let done = match &mut job.work {
@@ -281,8 +298,8 @@ impl Lines {
             return Next::Start(job);
         }
         self.works -= 1;
-        let Some(line) = (self.lines.get_mut(job.fd))
-            .filter(|line| line.generation == job.generation && line.holder == Holder::Work)
+        let Some(line) =
+            (self.lines.get_mut(job.fd)).filter(|line| line.generation == job.generation)
         else {
             return Next::Nothing;
         };
@@ -296,7 +313,11 @@ impl Lines {
                 self.works -= before - line.waiting.len();
             }
         }
-        line.next(job.fd)
+        if job.has_turn {
+            line.next(job.fd)
+        } else {
+            Next::Nothing
+        }
     }
 
     /// Whether there is work for a descriptor that is not done.
@@ -452,6 +473,20 @@ mod tests {
         assert!(matches!(lines.worked(job, 1), Next::Nothing));
         assert!(!lines.has_work(3));
         assert_eq!(lines.take_error(3), None);
+    }
+
+    #[test]
+    fn what_is_done_aside_takes_no_turn_and_tells_its_error() {
+        let mut lines = Lines::default();
+        assert!(lines.begin(3, wait(1).task));
+        let job = started(lines.aside(3, Work::Shutdown(0)));
+        assert!(!lines.has_work(3));
+        assert!(matches!(lines.worked(job, -libc::ENOTSOCK), Next::Nothing));
+        assert!(lines.is_turn(3, wait(1).task));
+        assert_eq!(
+            (lines.take_error(3), lines.works()),
+            (Some(libc::ENOTSOCK), 0)
+        );
     }
 
     #[test]

@@ -296,6 +296,12 @@ impl<T> Machine<T> {
         self.give_turn(fd, next);
     }
 
+    /// Has something done to a descriptor at once, whoever writes to it.
+    pub fn add_work_aside(&mut self, fd: RawFd, work: Work) {
+        let next = self.lines.aside(fd, work);
+        self.give_turn(fd, next);
+    }
+
     /// Whether there is work for a descriptor that is not done.
     #[inline]
     pub fn has_work(&self, fd: RawFd) -> bool {
@@ -707,6 +713,8 @@ impl<T> Machine<T> {
         let start = clock::now();
         let deadline = start + limit;
         if let Some(kernel) = &mut self.kernel {
+            // What is queued means the slots as they are.
+            let _ = kernel.ring.flush();
             kernel.files.clear(kernel.ring.uring());
         }
         if self.lines.works() > 0 {

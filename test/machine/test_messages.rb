@@ -237,6 +237,29 @@ class TestMachineMessages < MachineTest
     end
   end
 
+  def test_descriptors_in_messages
+    %i[dgram seqpacket].each do |kind|
+      one, other = pair(kind)
+      reader, writer = opened(UM.pipe)
+      nil until one.write_nonblock("full", exception: false) == :wait_writable
+      sender = machine.spin { machine.send_fd(one.fileno, writer) }
+      3.times { machine.submit && machine.snooze }
+      buffer = +""
+      machine.recv(other.fileno, buffer, 10) while other.recv(10, Socket::MSG_PEEK) == "full"
+      received = opened(machine.recv_fd(other.fileno))
+      machine.join(sender)
+      machine.write(received, "through")
+      machine.read(reader, buffer, 10)
+      assert_equal "through", buffer, kind
+      before = open_descriptors
+      one.sendmsg("longer", 0, nil, Socket::AncillaryData.unix_rights(IO.for_fd(writer, autoclose: false)))
+      assert_raises(Errno::EMSGSIZE) { machine.recv_fd(other.fileno) }
+      assert_equal before, open_descriptors
+      one.send("", 0)
+      assert_raises(Errno::EINVAL) { machine.recv_fd(other.fileno) }
+    end
+  end
+
   def test_what_no_message_holds_is_an_error_and_sends_nothing
     one, other = pair(:udp)
     SENDS.except(:write_async).each do |name, send|

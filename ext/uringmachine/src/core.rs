@@ -543,7 +543,7 @@ impl Core {
             for discarded in self.discards.take() {
                 match discarded {
                     // SAFETY: with the GVL; no other reference is held.
-                    Discarded::Flow(flow) => unsafe { (*flow.get()).leave_io(self) },
+                    Discarded::Flow(flow) => unsafe { (*flow.get()).let_go(self) },
                     Discarded::Buffers(region) => self.machine.unregister_buffers(region),
                 }
             }

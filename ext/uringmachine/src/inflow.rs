@@ -16,7 +16,7 @@ use uringmachine_runtime::stream::{Arrivals, Bytes};
 use uringmachine_runtime::{OpKey, Wake};
 
 use crate::addresses;
-use crate::core::Core;
+use crate::core::{Core, Discarded};
 use crate::machine::streams::Running;
 use crate::machine::Caller;
 use crate::memory::Destination;
@@ -185,6 +185,15 @@ impl Inflow {
         }
     }
 
+    /// Nobody has it any more, or its descriptor was closed.
+    pub fn let_go(&mut self, core: *mut Core) {
+        if self.closed {
+            self.end(core);
+        } else {
+            self.leave_io(core);
+        }
+    }
+
     /// No UM::IO reads any more.
     pub fn leave_io(&mut self, core: *mut Core) {
         if let Some(op) = self.op.take() {
@@ -262,12 +271,31 @@ impl Core {
     pub fn end_operations_on(&mut self, fd: RawFd) {
         self.descriptors.forget(fd);
         self.machine.unregister_file(fd);
+        self.drop_flow(fd);
+        self.machine.end_operations_on(fd);
+    }
+
+    /// The number is another file's than what was kept was of: that is dropped, and nothing else.
+    fn drop_flow(&mut self, fd: RawFd) {
         let reading = self.reading.get_mut(fd).map(std::mem::take);
         if let Some(flow) = reading.and_then(|reading| reading.flow) {
             // SAFETY: with the GVL; nobody waits while a reference is held.
             unsafe { (*flow.get()).end(self) };
         }
-        self.machine.end_operations_on(fd);
+    }
+
+    /// Forgets what was known of a descriptor that is being closed by another thread; its loops and streams end when
+    /// the machine's own thread looks.
+    pub fn forget_from_elsewhere(&mut self, fd: RawFd) {
+        self.descriptors.forget(fd);
+        let reading = self.reading.get_mut(fd).map(std::mem::take);
+        if let Some(flow) = reading.and_then(|reading| reading.flow) {
+            // SAFETY: with the GVL.
+            unsafe { (*flow.get()).closed = true };
+            self.discards.add(Discarded::Flow(flow));
+            self.notify();
+        }
+        self.machine.forget_line(fd);
     }
 
     /// As [`Core::end_operations_on`], for a close(2) that is made by others than the ring, right after: what has to be
@@ -310,7 +338,7 @@ impl Caller {
             let known = ((*core).reading.get(fd)).and_then(|reading| reading.flow.clone());
             match known {
                 Some(flow) if (*flow.get()).file == Some(file) => return Ok(flow),
-                Some(_) => (*core).end_operations_on(fd),
+                Some(_) => (*core).drop_flow(fd),
                 None => {}
             }
             let flow = Flow::new();
@@ -343,7 +371,7 @@ impl Caller {
                 return Ok(None);
             }
             if identity(fd) != (*flow.get()).file {
-                (*self.core).end_operations_on(fd);
+                (*self.core).drop_flow(fd);
                 return Ok(None);
             }
             self.settle(&flow)?;

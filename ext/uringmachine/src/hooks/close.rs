@@ -30,9 +30,10 @@ unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
         if let Some(core) = get(this).core_from_anywhere() {
             may_linger = !(*core).descriptors.is_no_socket(fd);
             is_slow = (*core).descriptors.is_slow_file(fd);
-            (*core).descriptors.forget(fd);
             if (*core).thread() == sys::rb_thread_current() {
                 (*core).let_go_of(fd);
+            } else {
+                (*core).forget_from_elsewhere(fd);
             }
         }
         if (is_slow || (may_linger && lingers(fd))) && sys::called_from(b"io_close", b"close") {

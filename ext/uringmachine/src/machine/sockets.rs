@@ -10,7 +10,7 @@ use super::transfer::{length_or_all, receive, send_bytes, send_once, write_all, 
 use super::{define_all, direct, method, number, Caller};
 use crate::addresses::{self, Address};
 use crate::arguments;
-use crate::inflow::Flow;
+use crate::inflow::{self, Flow};
 use crate::memory::{Destination, Source};
 use crate::resolver;
 use crate::switch::Failure;
@@ -484,9 +484,8 @@ unsafe extern "C" fn shutdown(argc: c_int, argv: *const VALUE, this: VALUE) -> V
     }
 }
 
-/// Has a connection shut down without waiting for it: after what was given to `write_async` before, and after what
-/// fibers are writing. It is submitted with the machine's next operations. If it fails, the next operation on the
-/// descriptor raises the error.
+/// Has a connection shut down without waiting for it, after what was given to `write_async` before. It is submitted with
+/// the machine's next operations. If it fails, the next operation on the descriptor raises the error.
 ///
 /// @method UringMachine#shutdown_async(fd, how)
 /// @param fd [Integer] file descriptor
@@ -631,10 +630,15 @@ unsafe extern "C" fn send_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
             (*header).cmsg_type = libc::SCM_RIGHTS;
             (*header).cmsg_len = libc::CMSG_LEN(4) as _;
             libc::CMSG_DATA(header).cast::<c_int>().write_unaligned(fd);
-            let entry = opcode::SendMsg::new(types::Fd(socket), &raw const message)
-                .flags(libc::MSG_NOSIGNAL as u32)
-                .build();
-            caller.in_turn(socket, || caller.operate(entry))?;
+            let message = &raw const message;
+            let send = || {
+                send_once(&caller, socket, libc::MSG_NOSIGNAL, |flags| {
+                    opcode::SendMsg::new(types::Fd(socket), message)
+                        .flags(flags as u32)
+                        .build()
+                })
+            };
+            caller.in_turn(socket, send)?;
             Ok(arguments.get(1))
         })
     }
@@ -646,6 +650,7 @@ unsafe extern "C" fn send_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
 /// @param sockfd [Integer] descriptor of the UNIX socket
 /// @return [Integer] the descriptor
 /// @raise [Errno::EINVAL] if the message has no descriptor
+/// @raise [Errno::EMSGSIZE] if a datagram has more than one byte: its descriptor is closed
 /// @raise [EOFError] if the peer has closed the connection
 /// @raise [SystemCallError] as recvmsg(2)
 /// @kernel 5.3
@@ -655,13 +660,14 @@ unsafe extern "C" fn recv_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
     // SAFETY: Ruby passes `argc` arguments; all the message points to is on this frame.
     unsafe {
         method(argc, argv, this, 1..=1, |caller, arguments| {
-            let socket = types::Fd(arguments.fd(0, "sockfd")?);
+            let socket = arguments.fd(0, "sockfd")?;
             let (mut byte, mut control) = (0_u8, Control([0; 24]));
             let mut piece = one_byte(&mut byte);
             let mut message = message_of(&mut piece, &mut control);
             // Not more: the alignment leaves room for a second descriptor, which would be nobody's.
             message.msg_controllen = libc::CMSG_LEN(4) as _;
-            let entry = opcode::RecvMsg::new(socket, &raw mut message)
+            caller.told(socket)?;
+            let entry = opcode::RecvMsg::new(types::Fd(socket), &raw mut message)
                 .flags(libc::MSG_CMSG_CLOEXEC as u32)
                 .build();
             // The kernel shortens the length to what it has put there.
@@ -676,9 +682,17 @@ unsafe extern "C" fn recv_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
                 }
                 _ => None,
             };
+            let is_cut = message.msg_flags & libc::MSG_TRUNC != 0;
             match (result, received) {
+                (Ok(_), Some(fd)) if is_cut => {
+                    libc::close(fd);
+                    Err(Raise::errno(libc::EMSGSIZE).into())
+                }
                 (Ok(_), Some(fd)) => Ok(number(fd)),
-                (Ok(0), None) => {
+                (Ok(_), None) if is_cut => Err(Raise::errno(libc::EMSGSIZE).into()),
+                (Ok(0), None)
+                    if !(*caller.core).is_of_messages(socket) || inflow::is_end(socket) =>
+                {
                     Err(Raise::new(rb_sys::rb_eEOFError, "end of file reached").into())
                 }
                 (Ok(_), None) => Err(Raise::errno(libc::EINVAL).into()),
