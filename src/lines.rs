@@ -101,6 +101,13 @@ pub struct Job {
 }
 
 impl Job {
+    /// Has it done to another descriptor of the same file, if it is about this one.
+    pub fn rename(&mut self, fd: RawFd, new: RawFd, (old, generation): (u32, u32)) {
+        if self.fd == fd && self.generation == old {
+            (self.fd, self.generation) = (new, generation);
+        }
+    }
+
     /// The operation that does it, or the next part of it. It points to the job's own bytes.
     pub fn entry(&self) -> Entry {
         let fd = types::Fd(self.fd);
@@ -378,6 +385,18 @@ impl Lines {
             }
         }
         waits
+    }
+
+    /// Has the work for a descriptor done to another one, of the same file. Returns the generations of both, for the
+    /// job that is under way.
+    pub fn rename(&mut self, fd: RawFd, new: RawFd) -> Option<(u32, u32)> {
+        let line = self.lines.get_mut(fd)?;
+        let waiting = std::mem::take(&mut line.waiting);
+        let holder = std::mem::take(&mut line.holder);
+        let old = line.generation;
+        let line = self.lines.of(new)?;
+        (line.waiting, line.holder) = (waiting, holder);
+        Some((old, line.generation))
     }
 
     /// Gives up all work that has not begun; returns the descriptors that were to be closed.

@@ -326,6 +326,23 @@ impl<T> Machine<T> {
         self.give_turn(fd, next);
     }
 
+    /// Sees to it that the work for a descriptor is done though others close it right after.
+    pub fn keep_work(&mut self, fd: RawFd) {
+        // What is queued means the file that the descriptor is now.
+        let flushed = self.ring().and_then(Ring::flush);
+        // SAFETY: fcntl takes any number; what it returns is new, and nobody else's.
+        let new = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+        if new < 0 || flushed.is_err() {
+            return;
+        }
+        if let Some(generations) = self.lines.rename(fd, new) {
+            for job in self.ops.jobs_mut() {
+                job.rename(fd, new, generations);
+            }
+        }
+        self.add_work(new, Work::Close);
+    }
+
     /// Whether the kernel has operations on a descriptor.
     pub fn has_operations_on(&self, fd: RawFd) -> bool {
         self.ops.any_on(fd)

@@ -147,6 +147,14 @@ impl Ops {
         self.open(Lifecycle::Work(job), NONE)
     }
 
+    /// The work that is under way.
+    pub fn jobs_mut(&mut self) -> impl Iterator<Item = &mut Job> {
+        (self.slab.iter_mut()).filter_map(|record| match &mut record.life {
+            Lifecycle::Work(job) => Some(&mut **job),
+            _ => None,
+        })
+    }
+
     /// Closes the record of an operation of work, and returns the work.
     pub fn take_job(&mut self, op: OpKey) -> Option<Box<Job>> {
         if !matches!(self.slab.get(op)?.life, Lifecycle::Work(_)) {

@@ -34,7 +34,7 @@ class UringMachine
         unless closed?
           Closing.interrupt(self)
           scheduler = Fiber.current_scheduler
-          scheduler.machine.unregister_file(fileno) if scheduler.is_a?(FiberScheduler)
+          scheduler.machine.__send__(:let_go_of, fileno) if scheduler.is_a?(FiberScheduler) && autoclose?
         end
         super
       end

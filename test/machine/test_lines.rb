@@ -291,6 +291,44 @@ class TestMachineLines < MachineTest
     assert_operator all_of(reader).bytesize, :<, 1_000_000
   end
 
+  # The IO's close comes before the number is another file's; what was given before is written all the same.
+  def test_the_close_of_an_io_under_the_scheduler
+    one, other = UNIXSocket.pair
+    bytes = Random.bytes(1 << 20)
+    received = nil
+    Thread.new do
+      Fiber.set_scheduler(UM::FiberScheduler.new)
+      Fiber.schedule do
+        machine = Fiber.scheduler.machine
+        fd = one.fileno
+        machine.write_async(fd, bytes)
+        one.close
+        third, fourth = UNIXSocket.pair
+        third, fourth = fourth, third if third.fileno == fd
+        assert_equal fd, fourth.fileno
+        received = other.read
+        assert_equal :wait_readable, third.read_nonblock(1, exception: false)
+        [third, fourth].each(&:close)
+      end
+    end.join
+    assert_equal bytes, received
+  end
+
+  def test_the_close_of_an_io_that_a_stream_has_read_from
+    one, other = UNIXSocket.pair
+    ended = nil
+    Thread.new do
+      Fiber.set_scheduler(UM::FiberScheduler.new)
+      Fiber.schedule do
+        one.write("one\ntwo\n")
+        assert_equal "one", Fiber.scheduler.machine.io(other.fileno, :socket).read_line
+        other.close
+        ended = (one.read(1) rescue $!.class)
+      end
+    end.join
+    assert_includes [nil, Errno::ECONNRESET], ended
+  end
+
   def test_a_child_of_fork_has_none_of_the_work
     reader, writer = pipe
     machine.write_async(writer, "x" * 300_000)

@@ -299,10 +299,14 @@ impl Core {
     }
 
     /// As [`Core::end_operations_on`], for a close(2) that is made by others than the ring, right after: what has to be
-    /// cancelled is so when this returns. On the machine's own thread only.
+    /// cancelled is so when this returns, and work that nobody waits for goes on with a descriptor of its own. On the
+    /// machine's own thread only.
     pub fn let_go_of(&mut self, fd: RawFd) {
         let before = self.machine.has_operations_on(fd);
         self.end_operations_on(fd);
+        if self.machine.has_work(fd) {
+            self.machine.keep_work(fd);
+        }
         self.machine.forget_line(fd);
         if before {
             self.poll();

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 
 use super::{define_all, define_all_singleton, direct, method, number};
 use crate::arguments;
-use crate::sys::{self, Outcome, Raise, VALUE};
+use crate::sys::{self, Outcome, Raise, NIL, VALUE};
 
 /// Two descriptors as a method returns them.
 unsafe fn pair(fds: [c_int; 2]) -> Outcome {
@@ -105,6 +105,17 @@ unsafe extern "C" fn unregister_file(argc: c_int, argv: *const VALUE, this: VALU
     }
 }
 
+/// Ends what a descriptor is in use for, and forgets it: an IO closes it right after.
+unsafe extern "C" fn let_go_of(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        method(argc, argv, this, 1..=1, |caller, arguments| {
+            (*caller.core).let_go_of(arguments.fd(0, "fd")?);
+            Ok(NIL)
+        })
+    }
+}
+
 /// Defines the methods.
 pub unsafe fn define(class: VALUE) {
     // SAFETY: the functions are methods.
@@ -117,5 +128,7 @@ pub unsafe fn define(class: VALUE) {
                 (c"unregister_file", unregister_file),
             ],
         );
+        let name = c"let_go_of";
+        sys::define_private_method(class, name, let_go_of as *const (), -1);
     }
 }
