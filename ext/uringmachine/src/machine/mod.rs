@@ -10,6 +10,7 @@ mod introspection;
 mod paths;
 pub mod processes;
 mod readiness;
+mod sending;
 mod sockets;
 pub mod streams;
 mod time;
@@ -340,6 +341,7 @@ pub unsafe fn define(class: VALUE) {
         paths::define(class);
         processes::define(class);
         readiness::define(class);
+        sending::define(class);
         sockets::define(class);
         streams::define(class);
         time::define(class);

@@ -4,15 +4,15 @@ use std::ffi::c_int;
 
 use uringmachine_runtime::lines::{Work, Write};
 use uringmachine_runtime::position::catch_up;
-use uringmachine_runtime::{opcode, types, Entry};
+use uringmachine_runtime::{opcode, types};
 
+use super::sending::send_once;
 use super::{count, define_all, method, number, Caller};
 use crate::addresses::Address;
 use crate::arguments::Arguments;
-use crate::core::Pending;
 use crate::inflow;
 use crate::memory::{self, Destination, Source};
-use crate::switch::{self, Ended, Failure, Yields};
+use crate::switch::{self, Failure, Yields};
 use crate::sys::{self, Raise, VALUE};
 
 /// A length argument that may be nil: at most so many bytes.
@@ -305,75 +305,6 @@ unsafe fn write_sources(
         }
         if left.is_empty() {
             return Ok(total);
-        }
-    }
-}
-
-/// Sends once. A message is never left to the kernel to send again when there is room for it: that one would be cut
-/// off, or empty, since the kernel goes on after the bytes that it has read for the first attempt.
-pub unsafe fn send_once(
-    caller: &Caller,
-    fd: i32,
-    flags: i32,
-    entry: impl Fn(i32) -> Entry,
-) -> Result<i32, Failure> {
-    // How long until the next attempt, in nanoseconds, where poll(2) does not tell when there is room: for a message
-    // to a UNIX socket that is not connected.
-    const LATER: u64 = 1_000_000;
-    let at_once = (flags & !libc::MSG_WAITALL) | libc::MSG_DONTWAIT;
-    let mut polled = false;
-    // SAFETY: the caller keeps what the entries point to.
-    unsafe {
-        loop {
-            let caller = caller.again();
-            let result = caller.operate(entry(at_once));
-            let is_full = matches!(result, Err(Failure::Raise(Raise::Errno(libc::EAGAIN))));
-            if !is_full || flags & libc::MSG_DONTWAIT != 0 {
-                return result;
-            }
-            if !(*caller.core).is_of_messages(fd) {
-                return caller.operate(entry(flags));
-            }
-            if std::mem::replace(&mut polled, true) {
-                let later = uringmachine_runtime::clock::now() + LATER;
-                if let Ended::Scheduled(value) = switch::pause(caller.core, caller.me, Some(later))?
-                {
-                    return Err(Failure::Scheduled(value));
-                }
-            }
-            let room = opcode::PollAdd::new(types::Fd(fd), libc::POLLOUT as u32).build();
-            caller.operate(room)?;
-        }
-    }
-}
-
-/// Sends bytes: once, or all of them with MSG_WAITALL.
-pub unsafe fn send_bytes(
-    caller: &Caller,
-    fd: i32,
-    flags: i32,
-    (pointer, length): (*const u8, u32),
-    entry: impl Fn(*const u8, u32, i32) -> Entry,
-) -> Result<i32, Failure> {
-    // SAFETY: as `send_once`; what is left of the bytes is within them.
-    unsafe {
-        let sent = send_once(caller, fd, flags, |flags| entry(pointer, length, flags))?;
-        let is_part = flags & libc::MSG_WAITALL != 0 && (1..length as i32).contains(&sent);
-        if !is_part || (*caller.core).waiter(caller.me).lent.is_some() {
-            return Ok(sent);
-        }
-        let caller = caller.again();
-        let rest = entry(pointer.add(sent as usize), length - sent as u32, flags);
-        match caller.operate(rest) {
-            Ok(more) => Ok(sent + more),
-            // The count says what went out; the next operation says why no more.
-            Err(Failure::Raise(Raise::Errno(_))) => Ok(sent),
-            Err(Failure::Raise(Raise::Exception(exception))) => {
-                let pending = &mut (*caller.core).waiter(caller.me).pending;
-                pending.push_front(Pending::Exception(exception));
-                Ok(sent)
-            }
-            Err(failure) => Err(failure),
         }
     }
 }
