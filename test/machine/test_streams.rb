@@ -267,6 +267,31 @@ class TestMachineStreams < MachineTest
     end
   end
 
+  def test_what_is_kept_can_be_waited_for_and_moved
+    one, other = pair
+    reader, writer = pipe
+    machine.send(one, "abcdef")
+    machine.recv_each(other) { break }
+    machine.send(one, "ghijkl")
+    io = machine.io(other, :socket)
+    assert_equal "gh", io.read(2)
+    machine.timeout(20, TooLate) do
+      assert_equal UM::POLLIN, machine.poll(other, UM::POLLIN)
+      assert_equal [[other], [one], []], machine.select([other, reader], [one], [])
+      assert_equal 3, machine.tee(other, writer, 3)
+      assert_equal 2, machine.splice(other, writer, 2)
+      assert_equal 2, machine.splice(other, writer, 100)
+      machine.read(reader, buffer = +"", 100)
+      assert_equal "ijkijkl", buffer
+    end
+    assert_raises(TooLate) { machine.timeout(0.002, TooLate) { machine.poll(other, UM::POLLIN) } }
+    machine.send(one, "x")
+    machine.shutdown(one, UM::SHUT_WR)
+    machine.recv_each(other) { break }
+    3.times { machine.submit && machine.snooze }
+    assert_equal 0, machine.splice(other, writer, 10)
+  end
+
   # Its bytes are not those of the file that has the number next.
   def test_what_is_kept_is_the_files_and_not_the_numbers
     { machine: ->(fd) { machine.close(fd) }, async: ->(fd) { machine.close_async(fd) && machine.submit }, elsewhere: ->(fd) { IO.for_fd(fd).close } }.each do |how, close|

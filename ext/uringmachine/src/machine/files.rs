@@ -9,6 +9,7 @@ use uringmachine_runtime::{opcode, types};
 
 use super::{count, define_all, method, number, Caller};
 use crate::arguments::{self, Arguments};
+use crate::inflow::Flow;
 use crate::memory;
 use crate::native;
 use crate::opening;
@@ -244,11 +245,51 @@ unsafe extern "C" fn splice(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
             let from_at = arguments.file_offset(3, "in_offset")? as i64;
             let to_at = arguments.file_offset(4, "out_offset")? as i64;
             let flags = splice_flags(&arguments, 5)?;
+            if from_at < 0 {
+                if let Some(flow) = caller.kept(from.0)? {
+                    return write_kept(&caller, &flow, (to, to_at), len, false).map(number);
+                }
+            }
             let entry = opcode::Splice::new(from, from_at, to, to_at, len)
                 .flags(flags)
                 .build();
-            caller.operate(entry).map(number)
+            caller
+                .after_work(to.0, || caller.operate(entry))
+                .map(number)
         })
+    }
+}
+
+/// Writes what has come from a descriptor before, and was not handed over, to another one: once. `stays` leaves it
+/// there.
+unsafe fn write_kept(
+    caller: &Caller,
+    flow: &Flow,
+    (to, at): (types::Fd, i64),
+    most: u32,
+    stays: bool,
+) -> Result<i32, Failure> {
+    // SAFETY: the bytes are copied to this frame, which `operate` does not leave before the kernel is done.
+    unsafe {
+        let inflow = flow.get();
+        let bytes = (*inflow).bytes.as_slice();
+        let bytes = bytes[..bytes.len().min(most as usize)].to_vec();
+        if bytes.is_empty() {
+            let ended = (*inflow).ended.filter(|_| most > 0);
+            if !stays && ended.is_some() {
+                (*inflow).ended = None;
+            }
+            return count(ended.unwrap_or(0));
+        }
+        let entry = opcode::Write::new(to, bytes.as_ptr(), bytes.len() as u32)
+            .offset(at as u64)
+            .build();
+        let written = caller.in_turn(to.0, || caller.operate(entry))?;
+        if !stays {
+            let left = (*inflow).bytes.len();
+            (*inflow).consume(left.min(written as usize));
+        }
+        Ok(written)
     }
 }
 
@@ -286,8 +327,13 @@ unsafe extern "C" fn tee(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE 
             let to = types::Fd(arguments.fd(1, "out_fd")?);
             let len = at_most(&arguments, 2, "len")?;
             let flags = splice_flags(&arguments, 3)?;
+            if let Some(flow) = caller.kept(from.0)? {
+                return write_kept(&caller, &flow, (to, -1), len, true).map(number);
+            }
             let entry = opcode::Tee::new(from, to, len).flags(flags).build();
-            caller.operate(entry).map(number)
+            caller
+                .after_work(to.0, || caller.operate(entry))
+                .map(number)
         })
     }
 }

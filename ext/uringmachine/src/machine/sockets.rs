@@ -421,6 +421,8 @@ unsafe extern "C" fn recv_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
             // Not more: the alignment leaves room for a second descriptor, which would be nobody's.
             message.msg_controllen = libc::CMSG_LEN(4) as _;
             caller.told(socket)?;
+            // What a stream receives meanwhile would lose its descriptor.
+            drop(caller.kept(socket)?);
             let entry = opcode::RecvMsg::new(types::Fd(socket), &raw mut message)
                 .flags(libc::MSG_CMSG_CLOEXEC as u32)
                 .build();
