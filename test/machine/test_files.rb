@@ -143,6 +143,7 @@ class TestMachineFiles < MachineTest
 
   def test_the_opens_that_wait_can_be_ended_and_leak_nothing
     path = fifo
+    GC.start
     before = open_descriptors
     [UM::O_RDONLY, UM::O_WRONLY].each do |flags|
       20.times { assert_raises(TooLate) { machine.timeout(0.001, TooLate) { machine.open(path, flags) } } }

@@ -129,6 +129,21 @@ class TestMachineLines < MachineTest
     end
   end
 
+  def test_what_was_given_before_is_in_the_file_that_is_synced_or_cut
+    %i[fsync fdatasync].each do |sync|
+      Tempfile.create do |file|
+        5.times { machine.write_async(file.fileno, "x" * 100_000) }
+        assert_equal 0, machine.public_send(sync, file.fileno)
+        assert_equal 500_000, File.size(file.path), sync
+      end
+    end
+    Tempfile.create do |file|
+      5.times { machine.write_async(file.fileno, "x" * 100_000) }
+      assert_equal 0, machine.ftruncate(file.fileno, 10)
+      assert_equal "x" * 10, File.read(file.path)
+    end
+  end
+
   def test_an_error_is_the_next_operations
     operations = {
       write: ->(fd) { machine.write(fd, "x") }, writev: ->(fd) { machine.writev(fd, "x") }, send: ->(fd) { machine.send(fd, "x") }, sendv: ->(fd) { machine.sendv(fd, "x") },
@@ -342,6 +357,55 @@ class TestMachineLines < MachineTest
     assert_equal "x" * 300_000, all_of(reader).delete("child")
     Process.wait(pid)
     assert_predicate $?, :success?
+  end
+
+  WRITES = [
+    ->(machine, fd, bytes) { machine.writev(fd, bytes[0, 5], bytes[5..]) }, ->(machine, fd, bytes) { machine.sendv(fd, bytes) }, ->(machine, fd, bytes) { machine.send(fd, bytes, nil, UM::MSG_WAITALL) },
+    ->(machine, fd, bytes) { machine.io(fd, :socket).write(bytes) }, ->(machine, fd, bytes) { machine.write_async(fd, bytes) }, ->(machine, fd, bytes) { machine.send_zc(fd, bytes.freeze, UM::MSG_WAITALL) }
+  ].freeze
+  # Each adds what it has read; true at the end.
+  READS = [
+    ->(machine, fd, got, most) { machine.recv(fd, bytes = "".b, most).zero? || !(got << bytes) }, ->(machine, fd, got, most) { machine.read(fd, bytes = "".b, most).zero? || !(got << bytes) },
+    ->(machine, fd, got, most) { machine.recvfrom(fd, bytes = "".b, most).first.zero? || !(got << bytes) }, ->(machine, fd, got, _) { machine.recv_each(fd) { |piece| (got << piece) && break(:left) }.nil? },
+    ->(machine, fd, got, _) { machine.recv_each(fd) { |piece| got << piece }.nil? }, ->(machine, fd, got, _) { machine.read_each(fd) { |piece| (got << piece) && raise(TooLate) }.nil? },
+    ->(machine, fd, got, most) { machine.io(fd, :socket) { |io| io.read(-most) }.then { |bytes| bytes.nil? || !(got << bytes) } }, ->(machine, fd, got, _) { machine.io(fd, :fd).read(0).then { |bytes| bytes.nil? || !(got << bytes) } },
+    ->(machine, fd, _, _) { machine.poll(fd, UM::POLLIN).zero? }
+  ].freeze
+
+  # Whole messages of many writers, by whatever way they are written and read, with time limits and loops that are left.
+  def test_every_byte_comes_once_and_in_order
+    random = Random.new(7)
+    60.times do |round|
+      one, other = opened(UNIXSocket.pair.map { |socket| socket.autoclose = false; socket.setsockopt(:SOCKET, :SNDBUF, [1, 200_000].sample(random:)); socket.fileno })
+      sent = []
+      writers = Array.new(random.rand(1..4)) do |number|
+        machine.spin do
+          random.rand(1..6).times do
+            sent << (message = "<#{number}:#{(65 + number).chr * random.rand(60_000)}>")
+            WRITES.sample(random:).call(machine, one, message.dup)
+            machine.snooze if random.rand(3).zero?
+          end
+        end
+      end
+      got = "".b
+      reader = machine.spin do
+        ended = false
+        until ended
+          begin
+            machine.timeout([0.0005, 0.01].sample(random:), TooLate) { ended = READS.sample(random:).call(machine, other, got, random.rand(1..30_000)) }
+          rescue TooLate
+            # Nothing is lost by that.
+          end
+        end
+      end
+      machine.join(*writers)
+      machine.shutdown_async(one, UM::SHUT_WR)
+      machine.timeout(PATIENCE / 2, RuntimeError, "round #{round} hangs") { machine.join(reader) }
+      assert_equal sent.sort, got.scan(/<.*?>/n).sort, round
+      assert_equal sent.sum(&:bytesize), got.bytesize
+      machine.close(one)
+      machine.close(other)
+    end
   end
 
   def test_many_descriptors_and_a_bad_one

@@ -251,6 +251,7 @@ class TestMachineMessages < MachineTest
       machine.write(received, "through")
       machine.read(reader, buffer, 10)
       assert_equal "through", buffer, kind
+      GC.start
       before = open_descriptors
       one.sendmsg("longer", 0, nil, Socket::AncillaryData.unix_rights(IO.for_fd(writer, autoclose: false)))
       assert_raises(Errno::EMSGSIZE) { machine.recv_fd(other.fileno) }

@@ -343,14 +343,14 @@ unsafe fn sync(argc: c_int, argv: *const VALUE, this: VALUE, flags: types::Fsync
     // SAFETY: Ruby passes `argc` arguments; an fsync points to nothing.
     unsafe {
         method(argc, argv, this, 1..=1, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
-            let entry = opcode::Fsync::new(fd).flags(flags).build();
-            caller.operate(entry).map(number)
+            let fd = arguments.fd(0, "fd")?;
+            let entry = opcode::Fsync::new(types::Fd(fd)).flags(flags).build();
+            caller.after_work(fd, || caller.operate(entry)).map(number)
         })
     }
 }
 
-/// Returns when everything that was written to a file is on its disk.
+/// Returns when everything that was written to a file is on its disk, what was given to `write_async` before too.
 ///
 /// @method UringMachine#fsync(fd)
 /// @param fd [Integer] file descriptor
@@ -402,8 +402,9 @@ unsafe extern "C" fn ftruncate(argc: c_int, argv: *const VALUE, this: VALUE) -> 
             let length = arguments.length(1, "length")?;
             if (*caller.core).machine.features().ftruncate {
                 let entry = opcode::Ftruncate::new(types::Fd(fd), length).build();
-                return caller.operate(entry).map(number);
+                return caller.after_work(fd, || caller.operate(entry)).map(number);
             }
+            caller.after_work(fd, || Ok(()))?;
             let result = native::call_on(caller.core, caller.me, fd, move |fd| {
                 native::result_of(libc::ftruncate64(fd, length as i64))
             });

@@ -385,7 +385,7 @@ unsafe fn each_message(caller: &Caller, fd: i32, flags: i32) -> Result<(), Failu
     // Longer ones are for sockets whose buffers somebody has made that large. Memory that no message reaches costs
     // nothing: nobody touches it.
     const LENGTH: usize = 1 << 20;
-    let mut memory = vec![0_u8; LENGTH];
+    let mut memory = Vec::<u8>::with_capacity(LENGTH);
     loop {
         // SAFETY: memory and message are on this frame, which `operate` does not leave before the kernel is done.
         unsafe {
@@ -406,7 +406,9 @@ unsafe fn each_message(caller: &Caller, fd: i32, flags: i32) -> Result<(), Failu
             if count == 0 && inflow::is_end(fd) {
                 return Ok(());
             }
-            yield_value(new_string(&memory[..count.min(LENGTH)]))?;
+            // The kernel has written as many.
+            memory.set_len(count.min(LENGTH));
+            yield_value(new_string(&memory))?;
         }
     }
 }
