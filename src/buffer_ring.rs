@@ -96,7 +96,8 @@ impl BufferRing {
             return &[];
         };
         let filled = self.filled[usize::from(buffer)] as usize;
-        debug_assert!(filled + length <= self.size as usize);
+        // What the kernel answers may be more than it has put there (MSG_TRUNC).
+        let length = length.min(self.size as usize - filled);
         // SAFETY: the kernel has filled these bytes of the buffer, and takes no more to them.
         unsafe { std::slice::from_raw_parts(self.buffer(buffer).add(filled), length) }
     }
@@ -108,7 +109,8 @@ impl BufferRing {
             return;
         };
         if self.incremental && cqueue::buffer_more(flags) {
-            self.filled[usize::from(buffer)] += result.max(0) as u32;
+            let filled = &mut self.filled[usize::from(buffer)];
+            *filled = filled.saturating_add(result.max(0) as u32).min(self.size);
             return;
         }
         self.filled[usize::from(buffer)] = 0;

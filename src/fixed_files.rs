@@ -100,6 +100,17 @@ impl FixedFiles {
         }
     }
 
+    /// Takes all files out of the ring.
+    pub fn clear(&mut self, uring: &IoUring) {
+        if self.count > 0 {
+            let _ = (uring.submitter()).register_files_update(0, &vec![FREE; self.slots.len()]);
+            self.slots.fill(FREE);
+            self.by_fd.clear();
+            self.abandoned.clear();
+            self.count = 0;
+        }
+    }
+
     /// Whether a descriptor's file is registered.
     #[inline]
     pub fn has(&self, fd: RawFd) -> bool {

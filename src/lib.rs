@@ -6,18 +6,22 @@
 //! * the [`ring`]: set-up, submission, waiting, reaping;
 //! * the [`ops`] slab: what the kernel was asked for, until its final completion, [`stream`]s
 //!   among them, which complete again and again into the [`buffer_ring`];
+//! * the [`lines`] of those who write to a descriptor, and the work on it that nobody waits for;
 //! * the [`tasks`] table and run queue: who waits for what, and who may go on;
 //! * the [`timers`]: deadlines in user space, one of them handed to the kernel per wait;
 //! * the [`waker`]: how another thread ends the machine's sleep.
 
 pub mod buffer_ring;
+pub mod by_descriptor;
 pub mod clock;
 pub mod error;
 pub mod features;
 pub mod fixed_buffers;
 pub mod fixed_files;
+pub mod lines;
 pub mod machine;
 pub mod ops;
+pub mod position;
 pub mod ring;
 pub mod slab;
 pub mod stream;

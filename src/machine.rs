@@ -13,13 +13,16 @@ use crate::error::SetupError;
 use crate::features::Features;
 use crate::fixed_buffers::{FixedBuffers, Mapping, RegionId};
 use crate::fixed_files::FixedFiles;
-use crate::ops::{Completion, Effect, OpKey, Ops};
+use crate::lines::Lines;
+use crate::ops::{descriptor_of, Completion, Effect, OpKey, Ops};
 use crate::ring::Ring;
 use crate::slab::Key;
 use crate::stream::{Arrivals, Stream};
 use crate::tasks::{Tasks, WaitId, Wake};
 use crate::timers::{TimerKey, Timers};
 use crate::waker::Waker;
+
+mod turns;
 
 /// `user_data` of the poll on the waker's eventfd. No operation has it: the slab would have to be
 /// full.
@@ -96,6 +99,7 @@ pub struct Machine<T> {
     /// The kernel's side: gone once the machine is closed.
     kernel: Option<Kernel>,
     ops: Ops,
+    lines: Lines,
     waker_polled: bool,
     expired: Vec<Key>,
     submitted: u64,
@@ -124,6 +128,7 @@ impl<T> Machine<T> {
                 files: FixedFiles::default(),
             }),
             ops: Ops::default(),
+            lines: Lines::default(),
             waker_polled: false,
             expired: Vec::new(),
             submitted: 0,
@@ -183,6 +188,7 @@ impl<T> Machine<T> {
         self.tasks.forget_ready();
         self.timers = Timers::default();
         self.expired = Vec::new();
+        self.lines = Lines::default();
     }
 
     /// Closes the ring and keeps its memory for ever: for one that the kernel may still write to.
@@ -229,10 +235,9 @@ impl<T> Machine<T> {
         self.ops.in_flight() == 0
     }
 
-    /// Whether the kernel has operations that somebody waits for, so that they may work on memory the
-    /// machine does not own.
+    /// Whether the kernel has operations that may work on memory the machine does not own.
     pub fn has_waited_operations(&self) -> bool {
-        self.ops.any_waited()
+        self.ops.any_on_others_memory()
     }
 
     /// Queues an operation whose completion ends `wait`.
@@ -242,7 +247,7 @@ impl<T> Machine<T> {
     /// the operation's result.
     #[inline]
     pub unsafe fn submit(&mut self, entry: Entry, wait: WaitId) -> io::Result<OpKey> {
-        let op = self.ops.start(wait);
+        let op = self.ops.start(wait, descriptor_of(&entry));
         // SAFETY: the caller's promise.
         unsafe { self.push(op, entry) }
     }
@@ -257,7 +262,7 @@ impl<T> Machine<T> {
         entry: Entry,
         memory: Option<Box<[u8]>>,
     ) -> io::Result<OpKey> {
-        let op = self.ops.start_orphan(memory);
+        let op = self.ops.start_orphan(memory, descriptor_of(&entry));
         // SAFETY: the caller's promise.
         unsafe { self.push(op, entry) }
     }
@@ -265,26 +270,30 @@ impl<T> Machine<T> {
     /// Starts a multishot operation. One that brings bytes must name the group of
     /// [`Machine::buffer_group`].
     pub fn start_stream(&mut self, entry: Entry, arrivals: Arrivals) -> io::Result<OpKey> {
-        let op = self.ops.start_stream(arrivals);
+        let op = (self.ops).start_stream(arrivals, descriptor_of(&entry));
         // SAFETY: a multishot operation points to no memory of its own.
         unsafe { self.push(op, entry) }
     }
 
     unsafe fn push(&mut self, op: OpKey, entry: Entry) -> io::Result<OpKey> {
-        let entry = entry.user_data(op.to_bits());
-        self.submitted += 1;
-        let pushed = match &mut self.kernel {
-            // SAFETY: the caller's promise.
-            Some(kernel) => unsafe { kernel.ring.push(&kernel.files.redirect(entry)) },
-            None => Err(io::Error::from_raw_os_error(libc::EBADF)),
-        };
-        match pushed {
+        // SAFETY: the caller's promise.
+        match unsafe { self.push_entry(op, entry) } {
             Ok(()) => Ok(op),
             Err(error) => {
-                // The entry never reached the queue, so the kernel does not have it.
                 self.ops.forget(op);
                 Err(error)
             }
+        }
+    }
+
+    /// On an error the entry has not reached the queue, so the kernel does not have it.
+    unsafe fn push_entry(&mut self, op: OpKey, entry: Entry) -> io::Result<()> {
+        let entry = entry.user_data(op.to_bits());
+        self.submitted += 1;
+        match &mut self.kernel {
+            // SAFETY: the caller's promise.
+            Some(kernel) => unsafe { kernel.ring.push(&kernel.files.redirect(entry)) },
+            None => Err(io::Error::from_raw_os_error(libc::EBADF)),
         }
     }
 
@@ -382,6 +391,12 @@ impl<T> Machine<T> {
         self.ops.take(op)
     }
 
+    /// Takes the result of an operation, though the kernel still has its memory: [`Machine::is_over`] says when
+    /// it has given it back.
+    pub fn take_early(&mut self, op: OpKey) -> Option<Completion> {
+        self.ops.take_early(op)
+    }
+
     /// Lets the completion of `op` end another wait.
     pub fn retarget(&mut self, op: OpKey, wait: WaitId) {
         self.ops.retarget(op, wait);
@@ -413,11 +428,20 @@ impl<T> Machine<T> {
     /// Submits and reaps without waiting, and fires the timers that are due.
     pub fn poll(&mut self) -> io::Result<()> {
         self.let_go_of_files()?;
-        let ring = self.ring()?;
-        if ring.wants_enter() {
-            ring.enter(0, None)?;
+        // Work goes on as long as it does so at once.
+        const ROUNDS: usize = 16;
+        for round in 0..ROUNDS {
+            let ring = self.ring()?;
+            if ring.wants_enter() {
+                ring.enter(0, None)?;
+            } else if round > 0 {
+                break;
+            }
+            self.reap();
+            if self.lines.works() == 0 {
+                break;
+            }
         }
-        self.reap();
         // The eventfd is polled only while the machine sleeps; one that never does looks here.
         if self.waker().is_some_and(Waker::has_completed) {
             self.take_handed_over();
@@ -512,6 +536,10 @@ impl<T> Machine<T> {
         let wait = match effect {
             Effect::None => None,
             Effect::Wakes(wait) => Some(wait),
+            Effect::Works => {
+                self.worked(op, result);
+                None
+            }
             Effect::Floods(wait) => {
                 // If it cannot be queued now, the stream is stopped when it brings more.
                 if self.cancel(op).is_err() {
@@ -590,17 +618,41 @@ impl<T> Machine<T> {
     }
 
     /// Cancels everything and waits at most `limit` nanoseconds; says whether the kernel has given
-    /// everything back. If not, what it may write to must be leaked.
+    /// everything back. If not, what it may write to must be leaked. Work that nobody waits for may go on for a
+    /// tenth of that time; what was to be closed then is. Memory that it only reads, for a peer that takes its time
+    /// ([`Machine::take_early`]), is waited for no longer either, and must be kept.
     pub fn shut_down(&mut self, limit: u64) -> bool {
+        let start = clock::now();
+        let deadline = start + limit;
+        if let Some(kernel) = &mut self.kernel {
+            // What is queued means the slots as they are.
+            let _ = kernel.ring.flush();
+            kernel.files.clear(kernel.ring.uring());
+        }
+        if self.lines.works() > 0 {
+            let until = start + limit / 10;
+            self.wait_until(until, |machine| machine.lines.works() == 0);
+            for fd in self.lines.give_up() {
+                // SAFETY: the machine was given the descriptor to close.
+                unsafe { libc::close(fd) };
+            }
+        }
         let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any().all())
             .build()
             .user_data(NOBODY);
-        let deadline = clock::now() + limit;
         // SAFETY: a cancel points to nothing.
         let pushed = self.ring().and_then(|ring| unsafe { ring.push(&entry) });
-        if pushed.is_err() {
-            return self.ops.in_flight() == 0;
+        if pushed.is_ok() {
+            let ended = |machine: &Self| machine.ops.in_flight() == machine.ops.lent();
+            self.wait_until(deadline, ended);
+            let until = deadline.min(clock::now() + limit / 10);
+            self.wait_until(until, |machine| !ended(machine) || machine.ops.lent() == 0);
         }
+        self.ops.in_flight() == self.ops.lent()
+    }
+
+    /// Submits and reaps, and runs no task, until something is so, or `deadline` has come.
+    fn wait_until(&mut self, deadline: u64, is_so: impl Fn(&Self) -> bool) {
         let mut wait = None;
         loop {
             let entered = self.ring().and_then(|ring| match wait {
@@ -609,12 +661,11 @@ impl<T> Machine<T> {
             });
             self.reap();
             let now = clock::now();
-            if entered.is_err() || self.ops.in_flight() == 0 || now >= deadline {
-                break;
+            if entered.is_err() || is_so(self) || now >= deadline {
+                return;
             }
-            wait = Some(deadline - now);
+            wait = (!self.ring().is_ok_and(|ring| ring.wants_enter())).then(|| deadline - now);
         }
-        self.ops.in_flight() == 0
     }
 }
 

@@ -10,6 +10,8 @@ use std::os::fd::RawFd;
 use io_uring::squeue::Entry;
 use io_uring::{cqueue, opcode};
 
+use crate::by_descriptor::ByDescriptor;
+use crate::lines::Job;
 use crate::slab::{Key, Slab};
 use crate::stream::{Arrivals, Stream};
 use crate::tasks::WaitId;
@@ -37,7 +39,21 @@ enum Lifecycle {
     Orphan(#[allow(dead_code)] Option<Box<[u8]>>),
     /// It completes again and again.
     Stream(Box<Stream>),
+    /// It is a part of work that nobody waits for.
+    Work(Box<Job>),
+    /// Its result was taken, and the kernel still has its memory (a zero-copy send).
+    Lent,
 }
+
+#[derive(Debug)]
+struct Record {
+    life: Lifecycle,
+    /// The descriptor that the kernel uses for it, or a negative number.
+    fd: RawFd,
+}
+
+/// No descriptor.
+const NONE: RawFd = -1;
 
 /// What a completion led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,15 +62,18 @@ pub enum Effect {
     None,
     /// It ends this wait.
     Wakes(WaitId),
+    /// It ends an operation of work that nobody waits for: see [`Ops::take_job`].
+    Works,
     /// It ends this wait, if there is one, and the stream has more than it wants: it is to be
     /// cancelled.
     Floods(Option<WaitId>),
 }
 
-/// The descriptor that an operation reads, writes, polls or changes the file of. Others have a directory there, or
-/// nothing, or are about the descriptor itself.
+/// The descriptor that an operation reads, writes, polls or changes the file of, so that the close of the one ends the
+/// other; a negative number if there is none. (Others have a directory there, or nothing, or are about the descriptor
+/// itself.)
 #[inline]
-pub fn descriptor_of(entry: &Entry) -> Option<RawFd> {
+pub fn descriptor_of(entry: &Entry) -> RawFd {
     const OPCODE: usize = 0;
     const DESCRIPTOR: usize = 4;
     // SAFETY: an Entry is a struct io_uring_sqe, with the 8-bit `opcode` at byte 0 and the 32-bit `fd` at byte 4
@@ -66,7 +85,11 @@ pub fn descriptor_of(entry: &Entry) -> Option<RawFd> {
             bytes.add(DESCRIPTOR).cast::<RawFd>().read(),
         )
     };
-    (ON_A_FILE >> operation & 1 == 1).then_some(fd)
+    if ON_A_FILE >> operation & 1 == 1 {
+        fd
+    } else {
+        NONE
+    }
 }
 
 /// The operations of [`descriptor_of`], a bit each.
@@ -107,35 +130,99 @@ const ON_A_FILE: u128 = {
 /// The operations of one machine.
 #[derive(Debug, Default)]
 pub struct Ops {
-    slab: Slab<Lifecycle>,
+    slab: Slab<Record>,
+    /// How many operations the kernel has on each descriptor.
+    on: ByDescriptor<u32>,
     /// The results of operations that have completed but still have their memory (a zero-copy
     /// send).
     first: Vec<(OpKey, i32)>,
 }
 
 impl Ops {
-    /// Opens the record of an operation whose completion ends `wait`.
+    fn open(&mut self, life: Lifecycle, fd: RawFd) -> OpKey {
+        if let Some(count) = self.on.of(fd) {
+            *count += 1;
+        }
+        self.slab.insert(Record { life, fd })
+    }
+
+    /// The kernel has given an operation on this descriptor back.
     #[inline]
-    pub fn start(&mut self, wait: WaitId) -> OpKey {
-        self.slab.insert(Lifecycle::InFlight(wait))
+    fn gave_back(on: &mut ByDescriptor<u32>, fd: RawFd) {
+        if let Some(count) = on.get_mut(fd) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    /// Opens the record of an operation on `fd` whose completion ends `wait`.
+    #[inline]
+    pub fn start(&mut self, wait: WaitId, fd: RawFd) -> OpKey {
+        self.open(Lifecycle::InFlight(wait), fd)
     }
 
     /// Opens the record of an operation whose result nobody will want, with the memory it works
     /// on.
-    pub fn start_orphan(&mut self, memory: Option<Box<[u8]>>) -> OpKey {
-        self.slab.insert(Lifecycle::Orphan(memory))
+    pub fn start_orphan(&mut self, memory: Option<Box<[u8]>>, fd: RawFd) -> OpKey {
+        self.open(Lifecycle::Orphan(memory), fd)
     }
 
     /// Opens the record of an operation that completes again and again.
-    pub fn start_stream(&mut self, arrivals: Arrivals) -> OpKey {
-        self.slab
-            .insert(Lifecycle::Stream(Box::new(Stream::new(arrivals))))
+    pub fn start_stream(&mut self, arrivals: Arrivals, fd: RawFd) -> OpKey {
+        self.open(Lifecycle::Stream(Box::new(Stream::new(arrivals))), fd)
+    }
+
+    /// Opens the record of an operation of work that nobody waits for. The close of the descriptor does not
+    /// end it.
+    pub fn start_job(&mut self, job: Box<Job>) -> OpKey {
+        self.open(Lifecycle::Work(job), NONE)
+    }
+
+    /// The work that is under way.
+    pub fn jobs_mut(&mut self) -> impl Iterator<Item = &mut Job> {
+        (self.slab.iter_mut()).filter_map(|record| match &mut record.life {
+            Lifecycle::Work(job) => Some(&mut **job),
+            _ => None,
+        })
+    }
+
+    /// Closes the record of an operation of work, and returns the work.
+    pub fn take_job(&mut self, op: OpKey) -> Option<Box<Job>> {
+        if !matches!(self.slab.get(op)?.life, Lifecycle::Work(_)) {
+            return None;
+        }
+        match self.slab.remove(op)?.life {
+            Lifecycle::Work(job) => Some(job),
+            _ => None,
+        }
+    }
+
+    /// Whether the kernel has operations on a descriptor.
+    pub fn any_on(&self, fd: RawFd) -> bool {
+        self.on.get(fd).is_some_and(|count| *count > 0)
+    }
+
+    /// The operations on a descriptor that the kernel has, those that nobody can be told of aside.
+    pub fn on(&self, fd: RawFd) -> Vec<OpKey> {
+        if !self.any_on(fd) {
+            return Vec::new();
+        }
+        (self.slab.iter())
+            .filter(|(_, record)| {
+                record.fd == fd
+                    && match &record.life {
+                        Lifecycle::InFlight(_) => true,
+                        Lifecycle::Stream(stream) => stream.ended.is_none(),
+                        _ => false,
+                    }
+            })
+            .map(|(op, _)| op)
+            .collect()
     }
 
     /// A stream, until it is removed.
     #[inline]
     pub fn stream(&mut self, op: OpKey) -> Option<&mut Stream> {
-        match self.slab.get_mut(op)? {
+        match &mut self.slab.get_mut(op)?.life {
             Lifecycle::Stream(stream) => Some(stream),
             _ => None,
         }
@@ -169,8 +256,12 @@ impl Ops {
 
     /// Lets the completion end another wait: a drain waits anew for the same operation.
     pub fn retarget(&mut self, op: OpKey, wait: WaitId) {
-        if let Some(record @ Lifecycle::InFlight(_)) = self.slab.get_mut(op) {
-            *record = Lifecycle::InFlight(wait);
+        if let Some(Record {
+            life: Lifecycle::InFlight(waiting),
+            ..
+        }) = self.slab.get_mut(op)
+        {
+            *waiting = wait;
         }
     }
 
@@ -182,7 +273,10 @@ impl Ops {
             return Effect::None;
         };
         let more = cqueue::more(completion.flags);
-        match record {
+        if !more {
+            Self::gave_back(&mut self.on, record.fd);
+        }
+        match &mut record.life {
             // The first completion of a zero-copy send: its memory is busy until the second.
             Lifecycle::InFlight(_) | Lifecycle::Orphan(_) if more => {
                 self.first.push((op, completion.result));
@@ -197,10 +291,10 @@ impl Ops {
                         flags: completion.flags,
                     },
                 };
-                *record = Lifecycle::Done(completion);
+                record.life = Lifecycle::Done(completion);
                 Effect::Wakes(wait)
             }
-            Lifecycle::Orphan(_) => {
+            Lifecycle::Orphan(_) | Lifecycle::Lent => {
                 self.first.retain(|(first, _)| *first != op);
                 self.slab.remove(op);
                 Effect::None
@@ -212,6 +306,7 @@ impl Ops {
                 }
                 effect
             }
+            Lifecycle::Work(_) => Effect::Works,
             Lifecycle::Done(_) => Effect::None,
         }
     }
@@ -219,9 +314,8 @@ impl Ops {
     /// Takes the result, which closes the record; `None` while the kernel has the operation.
     #[inline]
     pub fn take(&mut self, op: OpKey) -> Option<Completion> {
-        match self.slab.get(op)? {
+        match self.slab.get(op)?.life {
             Lifecycle::Done(completion) => {
-                let completion = *completion;
                 self.slab.remove(op);
                 Some(completion)
             }
@@ -229,19 +323,31 @@ impl Ops {
         }
     }
 
+    /// Takes the result of an operation whose memory the kernel still has: see [`Ops::is_over`].
+    pub fn take_early(&mut self, op: OpKey) -> Option<Completion> {
+        let place = self.first.iter().position(|(first, _)| *first == op)?;
+        let record = self.slab.get_mut(op)?;
+        if !matches!(record.life, Lifecycle::InFlight(_)) {
+            return None;
+        }
+        record.life = Lifecycle::Lent;
+        let (_, result) = self.first.swap_remove(place);
+        Some(Completion { result, flags: 0 })
+    }
+
     /// Whether the kernel has given the operation back.
     pub fn is_over(&self, op: OpKey) -> bool {
-        !matches!(
-            self.slab.get(op),
-            Some(Lifecycle::InFlight(_) | Lifecycle::Orphan(_) | Lifecycle::Stream(_))
-        )
+        match self.slab.get(op) {
+            Some(record) => matches!(record.life, Lifecycle::Done(_)),
+            None => true,
+        }
     }
 
     /// How many operations the kernel has.
     pub fn in_flight(&self) -> usize {
         self.slab
             .iter()
-            .filter(|(_, record)| match record {
+            .filter(|(_, record)| match &record.life {
                 Lifecycle::Done(_) => false,
                 Lifecycle::Stream(stream) => stream.ended.is_none(),
                 _ => true,
@@ -249,18 +355,26 @@ impl Ops {
             .count()
     }
 
-    /// Whether the kernel has operations that somebody waits for.
-    pub fn any_waited(&self) -> bool {
+    /// How many operations have ended but for their memory, which the kernel still has.
+    pub fn lent(&self) -> usize {
         self.slab
             .iter()
-            .any(|(_, record)| matches!(record, Lifecycle::InFlight(_)))
+            .filter(|(_, record)| matches!(record.life, Lifecycle::Lent))
+            .count()
+    }
+
+    /// Whether the kernel has operations on memory that is not the machine's.
+    pub fn any_on_others_memory(&self) -> bool {
+        self.slab
+            .iter()
+            .any(|(_, record)| matches!(record.life, Lifecycle::InFlight(_) | Lifecycle::Lent))
     }
 
     /// How many operations the kernel has that nobody waits for.
     pub fn orphans(&self) -> usize {
         self.slab
             .iter()
-            .filter(|(_, record)| matches!(record, Lifecycle::Orphan(_)))
+            .filter(|(_, record)| matches!(record.life, Lifecycle::Orphan(_) | Lifecycle::Work(_)))
             .count()
     }
 
@@ -270,15 +384,23 @@ impl Ops {
     }
 
     /// Closes the record of an operation that the kernel was never given.
-    pub(crate) fn forget(&mut self, op: OpKey) {
-        self.slab.remove(op);
+    pub(crate) fn forget(&mut self, op: OpKey) -> Option<Box<Job>> {
+        let record = self.slab.remove(op)?;
+        Self::gave_back(&mut self.on, record.fd);
+        match record.life {
+            Lifecycle::Work(job) => Some(job),
+            _ => None,
+        }
     }
 
     /// Gives up the result of an operation on no memory. Says whether the kernel still has it.
     pub fn orphan(&mut self, op: OpKey) -> bool {
         match self.slab.get_mut(op) {
-            Some(record @ Lifecycle::InFlight(_)) => {
-                *record = Lifecycle::Orphan(None);
+            Some(Record {
+                life: life @ Lifecycle::InFlight(_),
+                ..
+            }) => {
+                *life = Lifecycle::Orphan(None);
                 true
             }
             Some(_) => {
@@ -312,7 +434,7 @@ mod tests {
     #[test]
     fn a_result_waits_until_it_is_taken() {
         let mut ops = Ops::default();
-        let op = ops.start(wait());
+        let op = ops.start(wait(), 3);
         assert_eq!(ops.take(op), None);
         assert_eq!(ops.complete(op, DONE, &[]), Effect::Wakes(wait()));
         assert_eq!(ops.take(op), Some(DONE));
@@ -323,7 +445,7 @@ mod tests {
     #[test]
     fn an_orphan_ends_at_its_completion_and_wakes_nobody() {
         let mut ops = Ops::default();
-        let op = ops.start(wait());
+        let op = ops.start(wait(), 3);
         assert!(ops.orphan(op));
         assert_eq!(ops.len(), 1);
         assert_eq!(ops.complete(op, DONE, &[]), Effect::None);
@@ -333,7 +455,7 @@ mod tests {
     #[test]
     fn giving_up_a_result_that_is_there_closes_the_record() {
         let mut ops = Ops::default();
-        let op = ops.start(wait());
+        let op = ops.start(wait(), 3);
         ops.complete(op, DONE, &[]);
         assert!(!ops.orphan(op));
         assert!(ops.is_empty());
@@ -342,10 +464,10 @@ mod tests {
     #[test]
     fn a_late_completion_of_a_reused_place_is_nobodys() {
         let mut ops = Ops::default();
-        let old = ops.start(wait());
+        let old = ops.start(wait(), 3);
         ops.complete(old, DONE, &[]);
         ops.take(old);
-        let new = ops.start(wait());
+        let new = ops.start(wait(), 3);
         assert_eq!(new.index, old.index);
         assert_eq!(ops.complete(old, DONE, &[]), Effect::None);
         assert_eq!(ops.take(new), None);
@@ -356,7 +478,7 @@ mod tests {
     #[test]
     fn the_memory_of_a_zero_copy_send_is_busy_until_its_second_completion() {
         let mut ops = Ops::default();
-        let op = ops.start(wait());
+        let op = ops.start(wait(), 3);
         let sent = Completion {
             result: 42,
             flags: MORE,
@@ -373,9 +495,41 @@ mod tests {
     }
 
     #[test]
+    fn a_result_that_is_taken_early_leaves_the_memory_with_the_kernel() {
+        let mut ops = Ops::default();
+        let op = ops.start(wait(), 3);
+        assert_eq!(ops.take_early(op), None);
+        let sent = Completion {
+            result: 42,
+            flags: MORE,
+        };
+        ops.complete(op, sent, &[]);
+        assert_eq!(ops.take_early(op).map(|done| done.result), Some(42));
+        assert_eq!(ops.take_early(op), None);
+        assert!(!ops.is_over(op) && ops.any_on_others_memory());
+        assert_eq!(ops.complete(op, DONE, &[]), Effect::None);
+        assert!(ops.is_over(op) && ops.is_empty() && ops.first.is_empty());
+    }
+
+    #[test]
+    fn the_operations_on_a_descriptor_are_those_that_the_kernel_has() {
+        let mut ops = Ops::default();
+        let (one, two) = (ops.start(wait(), 3), ops.start(wait(), 3));
+        let stream = ops.start_stream(Arrivals::bytes(1 << 20), 3);
+        ops.start(wait(), 4);
+        assert_eq!(ops.on(3), [one, two, stream]);
+        ops.complete(one, DONE, &[]);
+        ops.complete(stream, DONE, b"abcde");
+        assert_eq!(ops.on(3), [two]);
+        ops.forget(two);
+        assert_eq!(ops.on.get(3), Some(&0));
+        assert!(ops.on(3).is_empty() && ops.on(-1).is_empty() && ops.on(9).is_empty());
+    }
+
+    #[test]
     fn a_discarded_stream_ends_at_its_final_completion() {
         let mut ops = Ops::default();
-        let op = ops.start_stream(Arrivals::bytes(1 << 20));
+        let op = ops.start_stream(Arrivals::bytes(1 << 20), 3);
         assert!(ops.discard_stream(op));
         let some = Completion {
             result: 3,

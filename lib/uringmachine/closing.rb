@@ -10,10 +10,13 @@ class UringMachine
     AGAIN = 0.001
     LOOKS = 250
 
-    # Runs the block, which closes one side of an IO, or all of it.
-    def self.around(io, side = nil, &close)
-      return yield if io.closed?
+    # Runs the block, which closes one side of an IO, or all of it; one without autoclose leaves its descriptor as it is.
+    def self.around_close(io, side = nil, &)
+      io.closed? || !io.autoclose? ? yield : around(io, side, &)
+    end
 
+    # Runs the block, which closes an IO's descriptor, or makes it another file's.
+    def self.around(io, side = nil, &close)
       fd = io.fileno
       case end_waits(io, side)
       when :others then LOOKS.times { end_waits(io, side) == :others ? sleep(AGAIN) : break }
@@ -61,16 +64,16 @@ class UringMachine
     # IO's.
     module Ending
       # As IO#close.
-      def close = Closing.around(self) { super() }
+      def close = Closing.around_close(self) { super() }
 
       # As IO#close_read.
-      def close_read = Closing.around(self, :read) { super() }
+      def close_read = Closing.around_close(self, :read) { super() }
 
       # As IO#close_write.
-      def close_write = Closing.around(self, :write) { super() }
+      def close_write = Closing.around_close(self, :write) { super() }
 
       # As IO#reopen.
-      def reopen(...) = Closing.around(self) { super }
+      def reopen(...) = closed? ? super : Closing.around(self) { super }
     end
 
     FiberScheduler.private_class_method(:end_waits, :forget)

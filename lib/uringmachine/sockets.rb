@@ -5,8 +5,8 @@ require "socket"
 class UringMachine
   autoload :DNSResolver, File.join(__dir__, "dns_resolver.rb")
 
-  # Makes a buffered stream over a descriptor or an SSLSocket. With a block, gives it to the block and clears it
-  # however the block ends.
+  # Makes a buffered stream over a descriptor or an SSLSocket. With a block, gives it to the block; what it has read
+  # ahead by the end of that is for whoever reads the descriptor next with this machine.
   #
   # @param target [Integer, OpenSSL::SSL::SSLSocket] file descriptor, or TLS connection
   # @param mode [:fd, :socket, :ssl, nil] as for UM::IO.new
@@ -22,7 +22,7 @@ class UringMachine
     begin
       yield io
     ensure
-      io.clear
+      io.__send__(:leave)
     end
   end
 

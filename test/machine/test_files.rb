@@ -121,6 +121,42 @@ class TestMachineFiles < MachineTest
     assert_raises(Errno::ENXIO) { machine.open("#{fifo}2".tap { |path| File.mkfifo(path) }, File::WRONLY | File::NONBLOCK) }
   end
 
+  def test_any_number_of_opens_may_wait_while_other_files_are_worked_on
+    paths = Array.new(40) { |number| File.join(@folder, "fifo#{number}").tap { |path| File.mkfifo(path) } }
+    readers = paths.map { |path| machine.spin { opened(machine.open(path, File::RDONLY)) } }
+    3.times { machine.submit && machine.snooze }
+    machine.timeout(20, TooLate) do
+      assert_equal 0, machine.statx(AT_FDCWD, @folder, 0, STATX_ALL)[:mode] & 0o100000
+      fd = opened(machine.open(@path, File::CREAT | File::RDWR | File::TRUNC))
+      machine.write(fd, "worked on")
+      machine.fsync(fd)
+      assert_equal "worked on", File.read(@path)
+      writers = paths.map { |path| opened(machine.open(path, File::WRONLY)) }
+      readers = machine.join(*readers)
+      writers.zip(readers).each_with_index do |(writer, reader), number|
+        machine.write(writer, number.to_s)
+        machine.read(reader, buffer = +"", 10)
+        assert_equal number.to_s, buffer
+      end
+    end
+  end
+
+  def test_the_opens_that_wait_can_be_ended_and_leak_nothing
+    path = fifo
+    GC.start
+    before = open_descriptors
+    [UM::O_RDONLY, UM::O_WRONLY].each do |flags|
+      20.times { assert_raises(TooLate) { machine.timeout(0.001, TooLate) { machine.open(path, flags) } } }
+    end
+    fibers = Array.new(20) { machine.spin { machine.open(path, File::RDONLY) } }
+    machine.snooze
+    fibers.each(&:kill)
+    machine.await(fibers)
+    assert_equal before, open_descriptors
+    assert_raises(Errno::ENOTDIR) { machine.open("#{path}/none", File::RDONLY) }
+    assert_raises(Errno::EEXIST) { machine.open(path, File::RDONLY | File::CREAT | File::EXCL) }
+  end
+
   def test_an_open_that_waits_can_be_ended
     assert_ends_by_timeout { machine.open(fifo, File::RDONLY) }
     assert_ends_by_timeout { machine.open(fifo, File::WRONLY) }

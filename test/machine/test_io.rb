@@ -145,6 +145,56 @@ class TestMachineIO < MachineTest
     assert_equal "baz", @io.read(3)
   end
 
+  def test_clear_begins_anew_after_the_end_and_after_an_error
+    Tempfile.create do |file|
+      io = machine.io(opened(machine.open(file.path, UM::O_RDONLY)))
+      File.write(file.path, "one\n")
+      assert_equal ["one", nil, nil, true], [io.read_line, io.read_line, io.read(1), io.eof?]
+      File.write(file.path, "two\nthr", mode: "a")
+      assert_nil io.read_line
+      refute_predicate io.clear, :eof?
+      assert_equal ["two", "thr", nil], [io.read_line, io.read_line, io.read_line]
+      File.write(file.path, "ee\n", mode: "a")
+      assert_equal ["ee", nil], [io.clear.read_line, io.read_line]
+    end
+    one, other = pair
+    io = machine.io(other, :socket)
+    machine.send(one, "last")
+    machine.shutdown(one, UM::SHUT_WR)
+    assert_equal ["last", nil], [io.read(4), io.read(1)]
+    assert_nil io.clear.read(1)
+  end
+
+  # A reset that is seen together with bytes: first the bytes, then the error, and never a clean end.
+  def test_a_line_that_a_reset_has_cut_off_is_no_line
+    reads = {
+      read_line: ->(io) { io.read_line }, read: ->(io) { io.read(10) }, read_to_delim: ->(io) { io.read_to_delim(";") }, skip: ->(io) { io.skip(100) }, resp_read: ->(io) { io.resp_read },
+      read_each: ->(io) { io.read_each { |buffer| assert_equal "pay 10", buffer.get_string } }, negative: ->(io) { io.read_to_delim(";", -100) }, many: ->(io) { 2.times { io.read(0) } }
+    }
+    reads.each do |name, read|
+      %i[fd socket].each do |mode|
+        [true, false].each do |armed|
+          server = opened(machine.tcp_listen("127.0.0.1", 0))
+          client = TCPSocket.new("127.0.0.1", machine.sockname(server).last)
+          peer = opened(machine.accept(server))
+          io = machine.io(peer, mode)
+          client.write("one\n")
+          assert_equal "one", io.read_line
+          if armed
+            reader = machine.spin { read.call(io) rescue $!.class }
+            3.times { machine.submit && machine.snooze }
+          end
+          client.write("pay 10")
+          client.setsockopt(:SOCKET, :LINGER, [1, 0].pack("ii"))
+          client.close
+          reader ||= machine.spin { read.call(io) rescue $!.class }
+          assert_equal Errno::ECONNRESET, machine.join(reader), "#{name} #{mode} #{armed}"
+          refute_predicate io, :eof?
+        end
+      end
+    end
+  end
+
   def test_every_byte_of_much_data_in_every_mode
     bytes = Random.bytes(2_000_000)
     [[@reader, @writer, :fd], [*pair, :fd], [*pair, :socket]].each do |from, to, mode|

@@ -114,6 +114,19 @@ class TestMachineResp < MachineTest
     assert_raises(FrozenError) { UM::IO.resp_encode("frozen", 1) }
   end
 
+  def test_a_hash_whose_to_a_gives_no_array_of_arrays
+    [5, nil, "ab", [1], [nil], [[1, 2], "ab"]].each do |answer|
+      hash = Class.new(Hash) { define_method(:to_a) { answer } }.new
+      string = +"as it was"
+      error = assert_raises(TypeError) { UM::IO.resp_encode(string, hash) }
+      assert_match(/to_a/, error.message)
+      assert_raises(TypeError) { machine.io(@writer).resp_write([hash]) }
+      assert_equal "as it was", string
+    end
+    mine = Class.new(Hash) { def to_a = [["a", 1], [], ["b"]] }.new
+    assert_equal "%3\r\n$1\r\na\r\n:1\r\n_\r\n_\r\n$1\r\nb\r\n_\r\n", UM::IO.resp_encode(+"", mine)
+  end
+
   def test_what_is_written_is_read
     objects = [nil, true, -7, 2**80, 1.25, "text", ["a", [1, [nil]]], { "k" => { "v" => [1.5] } }]
     objects.each { |object| machine.io(@writer).resp_write(object) }

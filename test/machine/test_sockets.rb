@@ -215,6 +215,89 @@ class TestMachineSockets < MachineTest
     assert_raises(Errno::EPIPE) { machine.send_zc(one, "x") }
   end
 
+  # A connection whose peer reads when it is told to.
+  def slow_pair
+    server = opened(machine.tcp_listen("127.0.0.1", 0))
+    client = opened(machine.tcp_connect("127.0.0.1", machine.sockname(server).last))
+    [client, opened(machine.accept(server))]
+  end
+
+  class TooLate < StandardError; end
+
+  def test_a_time_limit_ends_a_send_without_a_copy_and_its_bytes_stay
+    { timeout: ->(client, bytes) { machine.timeout(0.02, TooLate) { machine.send_zc(client, bytes, UM::MSG_WAITALL) } rescue :late },
+      kill: lambda { |client, bytes|
+        sent = nil
+        fiber = machine.spin { sent = machine.send_zc(client, bytes, UM::MSG_WAITALL) }
+        3.times { machine.submit && machine.snooze }
+        fiber.kill
+        machine.await([fiber])
+        sent || :late
+      } }.each do |how, send|
+      client, peer = slow_pair
+      letter = "A".ord + Random.rand(26)
+      sent = machine.spin { send.call(client, (letter.chr * (16 << 20)).freeze) }
+      machine.timeout(20, TooLate) { machine.join(sent) }
+      # Nobody but the machine has it any more.
+      3.times { GC.start && Array.new(5) { "z" * (16 << 20) } }
+      machine.shutdown(client, UM::SHUT_WR)
+      count = 0
+      machine.timeout(20, TooLate) { machine.recv_each(peer) { |piece| (count += piece.bytesize) && assert_equal(piece.bytesize, piece.count(letter.chr), how) } }
+      assert_operator count, :>, 0
+      eventually { machine.metrics[:ops_pending].zero? }
+    end
+  end
+
+  def test_a_registered_buffer_is_in_use_until_the_network_has_let_go_of_it
+    client, peer = slow_pair
+    pool = machine.register_buffers(count: 1, size: 16 << 20)
+    buffer = pool.acquire
+    buffer.set_string("x" * (16 << 20))
+    (machine.timeout(0.02, TooLate) { machine.send(client, buffer, nil, UM::MSG_WAITALL) } rescue nil)
+    assert_raises(UM::Error) { pool.release(buffer) }
+    assert_raises(IO::Buffer::LockedError) { buffer.free }
+    machine.shutdown(client, UM::SHUT_WR)
+    machine.timeout(20, TooLate) { machine.recv_each(peer) {} }
+    eventually { machine.metrics[:ops_pending].zero? }
+    machine.submit
+    pool.release(buffer)
+    pool.close
+  end
+
+  def test_a_child_of_fork_and_the_end_of_a_scheduler_while_the_network_has_a_string
+    output, status = ruby(<<~RUBY)
+      require "socket"
+      server = TCPServer.new("127.0.0.1", 0)
+      start = nil
+      peers = []
+      Thread.new do
+        Fiber.set_scheduler(scheduler = UM::FiberScheduler.new)
+        machine = scheduler.machine
+        Fiber.schedule do
+          fd = machine.tcp_connect("127.0.0.1", server.local_address.ip_port)
+          peers << server.accept
+          bytes = ("y" * (16 << 20)).freeze
+          machine.timeout(0.01, RuntimeError) { machine.send_zc(fd, bytes, UM::MSG_WAITALL) } rescue nil
+          bytes = nil
+          Process.wait(fork { GC.start; UM.new.sleep(0.001); exit!(0) })
+          puts $?.success?
+          start = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+          machine.close(fd)
+        end
+      end.join
+      puts Process.clock_gettime(Process::CLOCK_MONOTONIC) - start < 3
+      GC.start
+      junk = Array.new(5) { "z" * (16 << 20) }
+      count = 0
+      while (piece = (peers[0].readpartial(65_536) rescue nil))
+        count += piece.size
+        puts "changed" unless piece.count("y") == piece.size
+      end
+      puts count.positive?
+    RUBY
+    assert_equal ["true\ntrue\ntrue\n", true], [output, status.success?]
+  end
+
   def test_datagrams_with_addresses
     [["127.0.0.1", UM::AF_INET], ["::1", UM::AF_INET6]].each do |host, family|
       one, other = Array.new(2) { opened(machine.socket(family, UM::SOCK_DGRAM)).tap { |fd| machine.bind(fd, host, 0) } }

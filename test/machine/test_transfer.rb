@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require_relative "../test_helper"
+require "objspace"
 
 # read, write and their kin.
 class TestMachineTransfer < MachineTest
@@ -142,6 +143,35 @@ class TestMachineTransfer < MachineTest
     machine.snooze
   end
 
+  # What is over of its memory may hold the bytes that have just come.
+  def test_a_string_with_more_room_than_bytes_keeps_its_room
+    [10, 10_000].each do |length|
+      { read: [0, -1], recv: [] }.each do |method, offsets|
+        [nil, *offsets].each do |offset|
+          buffer = String.new("as it was", capacity: 1 << 20)
+          kept = buffer.dup if offset == -1
+          writer, reader = opened(UNIXSocket.pair.map { |socket| socket.autoclose = false; socket.fileno })
+          machine.write(writer, "bytes")
+          assert_equal 5, machine.public_send(method, reader, buffer, length, *offset)
+          assert_equal offset == -1 ? "as it wasbytes" : "bytes", buffer
+          assert_operator ObjectSpace.memsize_of(buffer), :>, 1 << 20 unless kept
+        end
+      end
+    end
+  end
+
+  def test_a_string_that_was_copied_while_it_is_read_into
+    [10, 10_000].each do |length|
+      buffer = String.new("as it was" * 1000, capacity: 1 << 20)
+      fiber = machine.spin { machine.read(@reader, buffer, length, -1) }
+      machine.snooze
+      copy = buffer.dup
+      machine.write(@writer, "bytes")
+      machine.join(fiber)
+      assert_equal ["as it was" * 1000, "#{"as it was" * 1000}bytes"], [copy, buffer]
+    end
+  end
+
   def test_a_string_that_is_read_into_cannot_be_changed_meanwhile
     [10, 10_000].each do |size|
       buffer = +"as it was"
@@ -228,6 +258,37 @@ class TestMachineTransfer < MachineTest
     assert_equal @reader, machine.close_async(@reader)
     machine.sleep(0)
     assert_raises(Errno::EBADF) { machine.read(@reader, +"", 1) }
+  end
+
+  # As write(2) leaves it: what fits is counted, and what is written later follows it.
+  def test_the_position_after_a_write_that_ended_short
+    output, = ruby(<<~RUBY)
+      require "tempfile"
+      trap(:XFSZ, "IGNORE")
+      Process.setrlimit(:FSIZE, 20, 1000)
+      m = UM.new
+      ways = {
+        write: ->(fd, bytes) { m.write(fd, bytes) }, writev: ->(fd, bytes) { m.writev(fd, bytes[0, 1], bytes[1..]) }, io: ->(fd, bytes) { m.io(fd, :fd).write(bytes) },
+        write_async: ->(fd, bytes) { m.write_async(fd, bytes); m.sleep(0.001) until m.metrics[:ops_pending].zero?; m.read(fd, +"", 0) }
+      }
+      ways.each do |name, way|
+        { "r+" => 5, "a+" => 8 }.each do |mode, start|
+          Tempfile.create do |file|
+            File.write(file.path, "as it is")
+            io = File.open(file.path, mode)
+            io.seek(5)
+            way.call(io.fileno, "0123456789" * 10) rescue Errno::EFBIG
+            way.call(io.fileno, "x") rescue puts $!.class
+            Process.setrlimit(:FSIZE, 1000, 1000)
+            way.call(io.fileno, "!")
+            Process.setrlimit(:FSIZE, 20, 1000)
+            wanted = "as it is"[0, start] + ("0123456789" * 10)[0, 20 - start] + "!"
+            puts [name, mode, File.binread(file.path)].join(" ") unless File.binread(file.path) == wanted
+          end
+        end
+      end
+    RUBY
+    assert_equal "Errno::EFBIG\n" * 8, output
   end
 
   def test_many_closes_are_one_submission

@@ -355,9 +355,13 @@ unsafe fn is_in_use(pool: *mut Pool, place: usize) -> bool {
     // SAFETY: an IO::Buffer. The machine's UM lives as long as the pool.
     unsafe {
         let index = (*pool).region as usize + place;
+        let core = crate::um::core((*pool).machine).ok();
+        let core = core.filter(|core| (**core).is_usable());
+        if let Some(core) = core.filter(|core| !(**core).loans.is_empty()) {
+            memory::take_back(&mut *core);
+        }
         memory::is_locked(at(pool, place))
-            || crate::um::core((*pool).machine)
-                .is_ok_and(|core| (*core).is_usable() && (*core).fixed_use.has(index as u16))
+            || core.is_some_and(|core| (*core).fixed_use.has(index as u16))
     }
 }
 

@@ -7,16 +7,18 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use uringmachine_runtime::by_descriptor::ByDescriptor;
 use uringmachine_runtime::fixed_buffers::RegionId;
 use uringmachine_runtime::machine::Timer;
 use uringmachine_runtime::slab::{Key, Slab};
 use uringmachine_runtime::tasks::State;
-use uringmachine_runtime::{clock, Machine, TaskId, Wake};
+use uringmachine_runtime::{clock, Machine, OpKey, TaskId, Wake};
 
 use crate::descriptors::Descriptors;
 use crate::forks;
+use crate::inflow::{Flow, Reading};
 use crate::interrupts;
-use crate::memory;
+use crate::memory::{self, Loan};
 use crate::sys::{self, Raise, FALSE, NIL, VALUE};
 
 /// How many switches may pass before the machine looks at the ring although fibers are runnable.
@@ -102,6 +104,8 @@ pub struct Waiter {
     pub outer: Option<TaskId>,
     /// The Ruby object whose memory its operation works on.
     pub held: VALUE,
+    /// Its last operation, if the kernel still has the memory of it (a zero-copy send that was cancelled).
+    pub lent: Option<OpKey>,
     /// Why its last wait ended.
     pub woken: Wake,
     /// It waits for the kernel to give memory back: nothing may interrupt that.
@@ -154,10 +158,9 @@ pub struct Timeout {
 }
 
 /// What nobody wants any more.
-#[derive(Clone, Copy, Debug)]
 pub enum Discarded {
-    /// A multishot operation.
-    Stream(Key),
+    /// What a UM::IO has read from.
+    Flow(Arc<Flow>),
     /// Registered buffers.
     Buffers(RegionId),
 }
@@ -227,6 +230,10 @@ type ByFiber = HashMap<u64, TaskId, BuildHasherDefault<AddressHasher>>;
 pub struct Core {
     pub machine: Machine<Waiter>,
     pub descriptors: Descriptors,
+    /// What is known of reading from each descriptor, and has come from it.
+    pub reading: ByDescriptor<Reading>,
+    /// What the kernel still has after its operations have ended (zero-copy sends).
+    pub loans: Vec<Loan>,
     pub waits: crate::waits::Waits,
     pub timeouts: Slab<Timeout>,
     /// What is to be raised in fibers that do not wait in this machine: `Fiber#raise` does it.
@@ -281,6 +288,8 @@ impl Core {
         Self {
             machine,
             descriptors: Descriptors::default(),
+            reading: ByDescriptor::default(),
+            loans: Vec::new(),
             waits: crate::waits::Waits::default(),
             timeouts: Slab::default(),
             raises: Vec::new(),
@@ -337,6 +346,8 @@ impl Core {
         self.holds = Slab::default();
         self.raises = Vec::new();
         self.descriptors = Descriptors::default();
+        self.reading = ByDescriptor::default();
+        self.loans = Vec::new();
         self.scratch = crate::memory::Scratch::default();
         (self.root, self.kept, self.home) = (None, None, NIL);
     }
@@ -515,6 +526,7 @@ impl Core {
             inside: false,
             outer: None,
             held: NIL,
+            lent: None,
             woken: Wake::Complete,
             draining: false,
             aside: false,
@@ -615,6 +627,9 @@ impl Core {
         self.give_up_discarded();
         // What enter refuses now it refuses again when the machine has to sleep, where it is raised.
         let _ = self.machine.poll();
+        if !self.loans.is_empty() {
+            memory::take_back(self);
+        }
         self.expire_timeouts();
     }
 
@@ -624,7 +639,8 @@ impl Core {
         if self.discards.any() {
             for discarded in self.discards.take() {
                 match discarded {
-                    Discarded::Stream(stream) => drop(self.machine.discard_stream(stream)),
+                    // SAFETY: with the GVL; no other reference is held.
+                    Discarded::Flow(flow) => unsafe { (*flow.get()).let_go(self) },
                     Discarded::Buffers(region) => self.machine.unregister_buffers(region),
                 }
             }

@@ -13,6 +13,7 @@ mod errors;
 mod file_systems;
 mod forks;
 mod hooks;
+mod inflow;
 mod interrupts;
 mod io;
 mod io_buffers;

@@ -16,6 +16,9 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use uringmachine_runtime::slab::Key;
+use uringmachine_runtime::OpKey;
+
 use crate::arguments::no_buffer;
 use crate::core::Core;
 use crate::errors;
@@ -154,6 +157,40 @@ impl Source {
     }
 }
 
+/// Memory that the kernel has for longer than the operation it was given for.
+pub struct Loan {
+    op: OpKey,
+    hold: Key,
+    source: Source,
+}
+
+impl Source {
+    /// Leaves the memory with the kernel until it is done with it. The object is marked by the core meanwhile.
+    pub unsafe fn lend(self, core: *mut Core, op: OpKey) {
+        // SAFETY: `core` is alive.
+        unsafe {
+            let hold = (*core).holds.insert(vec![self.held()]);
+            let source = self;
+            (*core).loans.push(Loan { op, hold, source });
+        }
+    }
+}
+
+/// Takes back what the kernel is done with.
+pub fn take_back(core: &mut Core) {
+    let mut place = 0;
+    while let Some(loan) = core.loans.get(place) {
+        if !core.machine.is_over(loan.op) {
+            place += 1;
+            continue;
+        }
+        let loan = core.loans.swap_remove(place);
+        core.holds.remove(loan.hold);
+        // SAFETY: the kernel is done with the memory.
+        unsafe { loan.source.release(core) };
+    }
+}
+
 /// The bytes of a String or an IO::Buffer, to be read.
 unsafe fn bytes_of(object: VALUE, name: &str) -> Result<(*const u8, usize), Raise> {
     // SAFETY: the type is checked; the accessor may raise, stopped here.
@@ -177,19 +214,15 @@ unsafe fn bytes_of(object: VALUE, name: &str) -> Result<(*const u8, usize), Rais
 }
 
 /// Copies of the bytes of an object, owned by whoever asks.
-pub unsafe fn copy_of(
-    object: VALUE,
-    length: Option<usize>,
-    name: &str,
-) -> Result<Box<[u8]>, Raise> {
+pub unsafe fn copy_of(object: VALUE, length: Option<usize>, name: &str) -> Result<Vec<u8>, Raise> {
     // SAFETY: the bytes are copied before Ruby runs again.
     unsafe {
         let (pointer, size) = bytes_of(object, name)?;
         let length = length.unwrap_or(size).min(size);
         if length == 0 {
-            return Ok(Box::default());
+            return Ok(Vec::new());
         }
-        Ok(std::slice::from_raw_parts(pointer, length).into())
+        Ok(std::slice::from_raw_parts(pointer, length).to_vec())
     }
 }
 
@@ -285,12 +318,12 @@ impl Destination {
             let length = length.unwrap_or(DEFAULT_LENGTH).min(MOST);
             let small = length <= COPIED;
             let wanted = if small {
-                0
+                size
             } else {
-                (offset + length).max(NEVER_EMBEDDED) - size.min(offset + length)
+                (offset + length).max(NEVER_EMBEDDED)
             };
             let locked = sys::protect(|| {
-                rb_sys::rb_str_modify_expand(object, wanted as _);
+                make_room(object, wanted);
                 rb_sys::rb_str_locktmp(object)
             });
             if let Err(state) = locked {
@@ -341,9 +374,10 @@ impl Destination {
         Ok(())
     }
 
-    /// Gives the memory back with the `count` bytes the kernel has put there; `None` leaves a String
-    /// as it was.
+    /// Gives the memory back with the `count` bytes the kernel has put there, or as many as there was room
+    /// for: what it answers may be more (MSG_TRUNC). `None` leaves a String as it was.
     pub unsafe fn finish(self, core: *mut Core, count: Option<usize>) -> Result<(), Raise> {
+        let count = count.map(|count| count.min(self.length));
         // SAFETY: the lock is this destination's; the kernel is done with the memory.
         unsafe {
             if (*core).is_forked() {
@@ -360,17 +394,15 @@ impl Destination {
                 };
             }
             rb_sys::rb_str_unlocktmp(self.object);
+            let wanted = self.offset + count.unwrap_or(0);
             let filled = match (self.backing, count) {
                 (Backing::Block(block), Some(count)) => {
-                    let wanted = self.offset + count;
-                    let size = rb_sys::RSTRING_LEN(self.object) as usize;
                     let result = sys::protect(|| {
-                        rb_sys::rb_str_modify_expand(self.object, wanted.saturating_sub(size) as _);
+                        make_room(self.object, wanted);
                         NIL
                     });
                     if result.is_ok() {
-                        let place = rb_sys::RSTRING_PTR(self.object).cast::<u8>().cast_mut();
-                        let place = place.add(self.offset);
+                        let place = place_in(self.object, self.offset);
                         std::ptr::copy_nonoverlapping(block.as_ptr(), place, count);
                         rb_sys::rb_str_set_len(self.object, wanted as _);
                     }
@@ -382,13 +414,10 @@ impl Destination {
                     Ok(NIL)
                 }
                 (_, Some(count)) => sys::protect(|| {
-                    let wanted = self.offset + count;
-                    let size = rb_sys::RSTRING_LEN(self.object) as usize;
-                    // A copy that was made meanwhile shares the memory, and keeps it.
-                    rb_sys::rb_str_modify_expand(self.object, wanted.saturating_sub(size) as _);
-                    let place = rb_sys::RSTRING_PTR(self.object).cast::<u8>().cast_mut();
-                    let place = place.add(self.offset);
-                    if place != self.pointer {
+                    if make_room(self.object, wanted) {
+                        // A copy was made meanwhile, which shares the memory, and keeps it: nothing that could
+                        // collect it runs before its bytes are here.
+                        let place = place_in(self.object, self.offset);
                         std::ptr::copy_nonoverlapping(self.pointer, place, count);
                     }
                     rb_sys::rb_str_set_len(self.object, wanted as _);
@@ -398,6 +427,31 @@ impl Destination {
             };
             filled.map(drop).map_err(Raise::Jump)
         }
+    }
+}
+
+/// Makes a String one that can be changed, with room for `wanted` bytes; says whether it had too little, so
+/// that its memory is another now, with no more than its own bytes in it. One that has more keeps it:
+/// rb_str_modify_expand alone would give back what is over. May raise.
+unsafe fn make_room(string: VALUE, wanted: usize) -> bool {
+    // SAFETY: the caller has a String.
+    unsafe {
+        if rb_sys::rb_str_capacity(string) as usize >= wanted {
+            rb_sys::rb_str_modify(string);
+            return false;
+        }
+        let size = rb_sys::RSTRING_LEN(string) as usize;
+        rb_sys::rb_str_modify_expand(string, (wanted - size) as _);
+        true
+    }
+}
+
+/// Where the bytes of a String are from `offset` on.
+unsafe fn place_in(string: VALUE, offset: usize) -> *mut u8 {
+    // SAFETY: the caller has a String that has so many bytes, or room for them.
+    unsafe {
+        let start = rb_sys::RSTRING_PTR(string).cast::<u8>().cast_mut();
+        start.add(offset)
     }
 }
 

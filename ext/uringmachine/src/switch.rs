@@ -603,9 +603,7 @@ pub unsafe fn operate_noting(
                 return Ok(-error.raw_os_error().unwrap_or(libc::EAGAIN));
             }
         };
-        if let Some(fd) = fd {
-            (*core).waits.begin(fd, me, Some(op));
-        }
+        (*core).waits.begin(fd, me, Some(op));
         let timer = deadline.map(|deadline| (*core).machine.wake_at(deadline, wait_id));
         let result = wait(core, me, None);
         if let Some(timer) = timer {
@@ -648,9 +646,7 @@ pub unsafe fn operate_noting(
                 Err(Failure::Raise(first_of(core, me, first, second)))
             }
         };
-        if let Some(fd) = fd {
-            (*core).waits.end(fd, me);
-        }
+        (*core).waits.end(fd, me);
         (*core).finish_wait(me);
         ended
     }
@@ -699,6 +695,13 @@ unsafe fn drain(
                     result: -libc::ECANCELED,
                     flags: 0,
                 };
+                return (completion, second);
+            }
+            if let Some(completion) = (*core).machine.take_early(op) {
+                // Only the peer decides when the kernel lets go of the memory: the fiber does not wait for that.
+                (*core).waiter(me).draining = false;
+                (*core).waiter(me).lent = Some(op);
+                *seen = completion.result;
                 return (completion, second);
             }
             if let Some(completion) = (*core).machine.take(op) {

@@ -365,21 +365,22 @@ pub unsafe fn end_waits(fd: RawFd) -> EndedWaits {
     unsafe {
         each_within_reach(|core| {
             let own = (*core).thread() == sys::rb_thread_current();
+            let is_waited_for = !(*core).waits.on(fd).is_empty();
             if own {
-                (*core).machine.unregister_file(fd);
-            } else if (*core).machine.forget_file(fd) {
-                (*core).notify();
-            }
-            if (*core).waits.on(fd).is_empty() {
-                return;
-            }
-            let exception = waits::closed();
-            if own {
-                waits::end_on(core, fd, exception);
-                ended.here = true;
+                if is_waited_for {
+                    waits::end_on(core, fd, waits::closed());
+                    ended.here = true;
+                }
+                (*core).let_go_of(fd);
             } else {
-                waits::interrupt_on(core, fd, exception);
-                ended.elsewhere = true;
+                if is_waited_for {
+                    waits::interrupt_on(core, fd, waits::closed());
+                    ended.elsewhere = true;
+                }
+                if (*core).machine.forget_file(fd) {
+                    (*core).notify();
+                }
+                (*core).forget_from_elsewhere(fd);
             }
         });
     }

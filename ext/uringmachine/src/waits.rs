@@ -10,6 +10,7 @@ use std::ffi::c_void;
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
 
+use uringmachine_runtime::by_descriptor::ByDescriptor;
 use uringmachine_runtime::{OpKey, TaskId};
 
 use crate::core::Core;
@@ -26,30 +27,21 @@ pub struct Wait {
 
 /// Waits by descriptor.
 #[derive(Default)]
-pub struct Waits {
-    by_fd: Vec<Vec<Wait>>,
-}
+pub struct Waits(ByDescriptor<Vec<Wait>>);
 
 impl Waits {
     /// A task is about to wait for a descriptor.
     #[inline]
     pub fn begin(&mut self, fd: RawFd, task: TaskId, operation: Option<OpKey>) {
-        let Ok(place) = usize::try_from(fd) else {
-            return;
-        };
-        if self.by_fd.len() <= place {
-            self.by_fd.resize_with(place + 1, Vec::new);
+        if let Some(waits) = self.0.of(fd) {
+            waits.push(Wait { task, operation });
         }
-        self.by_fd[place].push(Wait { task, operation });
     }
 
     /// It waits no more.
     #[inline]
     pub fn end(&mut self, fd: RawFd, task: TaskId) {
-        let waits = usize::try_from(fd)
-            .ok()
-            .and_then(|place| self.by_fd.get_mut(place));
-        if let Some(waits) = waits {
+        if let Some(waits) = self.0.get_mut(fd) {
             // Once: it may wait for the same within a longer operation.
             if let Some(place) = waits.iter().rposition(|wait| wait.task == task) {
                 waits.swap_remove(place);
@@ -60,10 +52,7 @@ impl Waits {
     /// What is done with a descriptor.
     #[inline]
     pub fn on(&self, fd: RawFd) -> &[Wait] {
-        usize::try_from(fd)
-            .ok()
-            .and_then(|place| self.by_fd.get(place))
-            .map_or(&[], Vec::as_slice)
+        self.0.get(fd).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -118,6 +107,12 @@ pub fn closed() -> VALUE {
         Raise::Exception(exception) => exception,
         _ => NIL,
     }
+}
+
+/// What a fiber raises whose descriptor a machine closes while it waits for it.
+pub fn cancelled() -> VALUE {
+    // SAFETY: makes an exception.
+    unsafe { sys::rb_syserr_new(libc::ECANCELED, std::ptr::null()) }
 }
 
 /// Does something that waits for an IO, so that the fiber raises IOError when the IO is closed meanwhile.

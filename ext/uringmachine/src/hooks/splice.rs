@@ -91,10 +91,11 @@ unsafe fn writer(io: VALUE) -> Outcome {
     }
 }
 
-/// What Ruby keeps of an IO (RB_IO_POINTER). May raise: IOError if it is closed.
+/// What Ruby keeps of an IO (RB_IO_POINTER). May raise: TypeError if it is none, IOError if it is closed.
 unsafe fn open_file(io: VALUE) -> *mut rb_sys::rb_io_t {
-    // SAFETY: the caller has an IO; one that is not initialized has NULL, which Ruby refuses.
+    // SAFETY: the type is checked; one that is not initialized has NULL, which Ruby refuses.
     unsafe {
+        rb_sys::rb_check_type(io, rb_sys::ruby_value_type::RUBY_T_FILE as c_int);
         let pointer = (*(io as *const rb_sys::RFile)).fptr;
         rb_sys::rb_io_check_closed(pointer);
         pointer

@@ -1,19 +1,21 @@
 //! UM::IO: a buffered stream over a descriptor or a TLS connection.
 //!
-//! Bytes come by multishot read or receive into the machine's provided buffers, and from there into the
-//! stream's own queue. A stream whose bytes are not consumed is stopped (see
+//! Bytes come by multishot read or receive into the machine's provided buffers, and from there into a queue that all
+//! reads of the descriptor share ([`crate::inflow`]). A stream whose bytes are not consumed is stopped (see
 //! [`crate::machine::streams`]), so a fast peer fills no memory.
 
 mod reading;
 mod resp;
 
 use std::ffi::{c_int, c_void};
+use std::sync::Arc;
 
 use uringmachine_runtime::stream::{Arrivals, Bytes};
-use uringmachine_runtime::{opcode, types, OpKey};
+use uringmachine_runtime::{opcode, types};
 
 use crate::arguments::{self, Arguments, CURRENT};
 use crate::core::{Discarded, Discards};
+use crate::inflow::{self, Flow, Inflow};
 use crate::machine::streams::{Running, NOT_POLLABLE};
 use crate::machine::transfer::{write_all, Sink};
 use crate::machine::{answer, define_all, Answer, Caller, Method};
@@ -41,18 +43,16 @@ struct Io {
     fd: i32,
     /// The SSLSocket of mode `Ssl`.
     ssl: VALUE,
-    /// What has been read and not consumed.
-    bytes: Bytes,
-    /// The multishot operation that reads, while there is one.
-    op: Option<OpKey>,
-    /// Where operations go that nobody will stop.
+    /// What has been read and not consumed, and the multishot operation that reads, while there is one.
+    flow: Arc<Flow>,
+    /// That is what all reads of the descriptor share.
+    shares: bool,
+    /// Where it goes when nobody will stop that.
     discards: Option<Discards>,
     ended: bool,
     /// Multishot reads are refused on it.
     single: bool,
     consumed: u64,
-    /// A fiber reads.
-    busy: bool,
 }
 
 static TYPE: DataType = DataType::new::<Io>(c"UM::IO", mark, free);
@@ -70,8 +70,10 @@ unsafe extern "C" fn free(data: *mut c_void) {
     // SAFETY: the object is dead.
     let io = unsafe { Box::from_raw(data.cast::<Io>()) };
     // Any thread may collect it; only the machine's own may stop the operation.
-    if let (Some(op), Some(discards)) = (io.op, &io.discards) {
-        discards.add(Discarded::Stream(op));
+    // SAFETY: with the GVL.
+    let reads = unsafe { (*io.flow.get()).op.is_some() };
+    if let (true, Some(discards)) = (reads, &io.discards) {
+        discards.add(Discarded::Flow(Arc::clone(&io.flow)));
     }
 }
 
@@ -81,13 +83,12 @@ unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
         mode: Mode::Fd,
         fd: -1,
         ssl: NIL,
-        bytes: Bytes::default(),
-        op: None,
+        flow: Flow::new(),
+        shares: false,
         discards: None,
         ended: false,
         single: false,
         consumed: 0,
-        busy: false,
     });
     // SAFETY: the box is given to the new object.
     unsafe { TYPE.wrap(class, Box::into_raw(io).cast()) }
@@ -108,6 +109,7 @@ unsafe fn get(value: VALUE) -> Result<*mut Io, Raise> {
 /// The stream of a method that reads: one fiber at a time.
 struct Reader {
     io: *mut Io,
+    inflow: *mut Inflow,
     caller: Caller,
 }
 
@@ -122,14 +124,14 @@ impl Reader {
     fn bytes(&self) -> &Bytes {
         // SAFETY: the object is on the method's frame, and a fiber reads alone; no reference is held
         // across a wait, or while the bytes are changed.
-        unsafe { &(*self.io).bytes }
+        unsafe { &(*self.inflow).bytes }
     }
 
     /// Takes the oldest bytes away.
     fn consume(&self, count: usize) {
         // SAFETY: as `bytes`.
         unsafe {
-            (*self.io).bytes.consume(count);
+            (*self.inflow).consume(count);
             (*self.io).consumed += count as u64;
         }
     }
@@ -153,43 +155,57 @@ impl Reader {
     }
 
     unsafe fn more_of_stream(&self) -> Result<More, Failure> {
-        let io = self.io;
-        // SAFETY: as `bytes`; an operation that the IO holds is this machine's.
+        let (io, inflow) = (self.io, self.inflow);
+        // SAFETY: as `bytes`; an operation that the flow holds is this machine's.
         unsafe {
+            if (*inflow).closed {
+                return Err(Raise::errno(libc::EBADF).into());
+            }
+            self.caller.told((*io).fd)?;
+            let had = (*inflow).bytes.len();
             loop {
-                if (*io).op.is_none() {
+                let caller = self.caller.again();
+                // What loops have left comes first.
+                caller.settle(&(*io).flow)?;
+                if (*inflow).bytes.len() > had {
+                    return Ok(More::Bytes);
+                }
+                match (*inflow).ended.take() {
+                    None => {}
+                    Some(0) => return Ok(More::End),
+                    Some(NOT_POLLABLE) if (*io).mode == Mode::Fd => (*io).single = true,
+                    Some(result) => return Err(Raise::errno(-result).into()),
+                }
+                if (*inflow).op.is_none() {
+                    if (*caller.core).is_of_messages((*io).fd) {
+                        return self.more_by_message();
+                    }
                     if (*io).single {
                         return self.more_by_single_read();
                     }
                     let receive = ((*io).mode == Mode::Socket).then_some(0);
-                    match Running::bytes(&self.caller, (*io).fd, receive)? {
-                        Some(running) => (*io).op = Some(running.op()),
+                    match Running::bytes(&caller, (*io).fd, receive)? {
+                        Some(running) => (*inflow).op = Some(running.op()),
                         None => (*io).single = true,
                     }
                 }
-                let Some(op) = (*io).op else { continue };
+                let Some(op) = (*inflow).op else { continue };
                 let running = Running::of(op);
-                let stream = running.state(&self.caller);
-                let resumable = stream.is_resumable();
-                let ended = stream.ended;
-                let had = (*io).bytes.len();
-                take_bytes(&mut stream.arrivals, &mut (*io).bytes);
-                if ended.is_some() {
-                    (*io).op = None;
-                    Running::of(op).stop(&self.caller);
-                    if ended == Some(0) {
-                        (*io).ended = true;
+                let stream = running.state(&caller)?;
+                let ended = stream.ended.is_some();
+                (*inflow).take(&mut stream.arrivals);
+                if ended {
+                    // Its end, or its error, comes after the bytes.
+                    (*inflow).leave_io(caller.core);
+                } else if (*inflow).bytes.len() == had {
+                    running.wait(&caller)?;
+                    if (*inflow).closed {
+                        return Err(Raise::errno(libc::ECANCELED).into());
                     }
+                    continue;
                 }
-                if (*io).bytes.len() > had {
+                if (*inflow).bytes.len() > had {
                     return Ok(More::Bytes);
-                }
-                match ended {
-                    Some(_) if resumable => {}
-                    Some(NOT_POLLABLE) if (*io).mode == Mode::Fd => (*io).single = true,
-                    Some(0) => return Ok(More::End),
-                    Some(result) => return Err(Raise::errno(-result).into()),
-                    None => running.wait(&self.caller.again())?,
                 }
             }
         }
@@ -202,12 +218,42 @@ impl Reader {
         // which lives as long as the IO: on the method's frame. `operate` returns when the kernel is
         // done with it.
         unsafe {
-            let room = (*self.io).bytes.reserve(LENGTH as usize);
+            let room = (*self.inflow).bytes.reserve(LENGTH as usize);
             let fd = types::Fd((*self.io).fd);
             let entry = opcode::Read::new(fd, room, LENGTH).offset(CURRENT).build();
             let count = self.caller.again().operate(entry)?;
-            (*self.io).bytes.commit(count as usize);
+            (*self.inflow).bytes.commit(count as usize);
             Ok(if count == 0 { More::End } else { More::Bytes })
+        }
+    }
+
+    /// For a socket that keeps messages apart: the next one's bytes. An empty one has none, and is not the end.
+    unsafe fn more_by_message(&self) -> Result<More, Failure> {
+        const LENGTH: usize = 64 << 10;
+        // SAFETY: as `more_by_single_read`; the message is on this frame.
+        unsafe {
+            loop {
+                let fd = (*self.io).fd;
+                let mut piece = libc::iovec {
+                    iov_base: (*self.inflow).bytes.reserve(LENGTH).cast(),
+                    iov_len: LENGTH,
+                };
+                let mut message: libc::msghdr = std::mem::zeroed();
+                message.msg_iov = &raw mut piece;
+                message.msg_iovlen = 1;
+                let entry = opcode::RecvMsg::new(types::Fd(fd), &raw mut message).build();
+                let count = self.caller.again().operate(entry)? as usize;
+                if message.msg_flags & libc::MSG_TRUNC != 0 {
+                    return Err(Raise::errno(libc::EMSGSIZE).into());
+                }
+                if count > 0 {
+                    (*self.inflow).bytes.commit(count.min(LENGTH));
+                    return Ok(More::Bytes);
+                }
+                if inflow::is_end(fd) {
+                    return Ok(More::End);
+                }
+            }
         }
     }
 
@@ -216,23 +262,10 @@ impl Reader {
         const LENGTH: usize = 16 << 10;
         // SAFETY: as `more_by_single_read`; the socket is marked by the IO.
         unsafe {
-            let room = (*self.io).bytes.reserve(LENGTH);
+            let room = (*self.inflow).bytes.reserve(LENGTH);
             let count = tls::read(&self.caller.again(), (*self.io).ssl, room, LENGTH)?;
-            (*self.io).bytes.commit(count);
+            (*self.inflow).bytes.commit(count);
             Ok(if count == 0 { More::End } else { More::Bytes })
-        }
-    }
-}
-
-/// Moves what a stream has brought to the end of a queue.
-fn take_bytes(arrivals: &mut Arrivals, to: &mut Bytes) {
-    if let Arrivals::Bytes { bytes, chunks, .. } = arrivals {
-        chunks.clear();
-        if to.is_empty() {
-            std::mem::swap(bytes, to);
-        } else {
-            to.push(bytes.as_slice());
-            bytes.consume(bytes.len());
         }
     }
 }
@@ -251,11 +284,15 @@ unsafe fn reading(
             let arguments = Arguments::new(argc, argv, expected)?;
             let io = get(this)?;
             let caller = Caller::new((*io).machine)?;
-            if std::mem::replace(&mut (*io).busy, true) {
+            share(io, &caller);
+            let flow = Arc::clone(&(*io).flow);
+            let inflow = flow.get();
+            if std::mem::replace(&mut (*inflow).busy, true) {
                 return Err(Raise::misuse("another fiber is reading from this UM::IO"));
             }
-            let result = body(&Reader { io, caller }, arguments);
-            (*io).busy = false;
+            let reader = Reader { io, inflow, caller };
+            let result = body(&reader, arguments);
+            (*inflow).busy = false;
             std::hint::black_box(this);
             answer(result)
         })
@@ -296,14 +333,17 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
                     return Err(arguments::wrong_type(target, "target", wanted));
                 }
             };
+            (*io).mode = mode;
             match mode {
                 Mode::Ssl if !is_ssl_socket(target) => {
                     return Err(arguments::wrong_type(target, "target", "an SSLSocket"))
                 }
                 Mode::Ssl => (*io).ssl = target,
-                Mode::Fd | Mode::Socket => (*io).fd = arguments::int(target, "target")?,
+                Mode::Fd | Mode::Socket => {
+                    (*io).fd = arguments::int(target, "target")?;
+                    share(io, &caller);
+                }
             }
-            (*io).mode = mode;
             (*io).machine = machine;
             (*io).discards = Some((*caller.core).discards.clone());
             if mode == Mode::Ssl {
@@ -311,6 +351,18 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
             }
             Ok(this)
         })
+    }
+}
+
+/// Has a UM::IO share in what comes from its descriptor. One that is closed is an error of the methods that use it.
+unsafe fn share(io: *mut Io, caller: &Caller) {
+    // SAFETY: as `get`.
+    unsafe {
+        if !(*io).shares && (*io).mode != Mode::Ssl {
+            if let Ok(flow) = caller.flow((*io).fd) {
+                ((*io).flow, (*io).shares) = (flow, true);
+            }
+        }
     }
 }
 
@@ -408,14 +460,16 @@ unsafe extern "C" fn is_eof(_argc: c_int, _argv: *const VALUE, this: VALUE) -> V
     unsafe {
         sys::method(|| {
             let io = get(this)?;
-            let mut ended = (*io).ended;
-            if let (false, Some(op)) = (ended, (*io).op) {
+            let inflow = (*io).flow.get();
+            let mut ended = (*io).ended || (*inflow).ended == Some(0);
+            if let (false, Some(op)) = (ended, (*inflow).op) {
                 let caller = Caller::new((*io).machine)?;
                 let _ = (*caller.core).machine.poll();
-                let stream = Running::of(op).state(&caller);
-                ended = stream.ended == Some(0) && arrived(&stream.arrivals) == 0;
+                if let Ok(stream) = Running::of(op).state(&caller) {
+                    ended = stream.ended == Some(0) && arrived(&stream.arrivals) == 0;
+                }
             }
-            Ok(sys::boolean(ended && (*io).bytes.is_empty()))
+            Ok(sys::boolean(ended && (*inflow).bytes.is_empty()))
         })
     }
 }
@@ -445,17 +499,21 @@ unsafe extern "C" fn pending(_argc: c_int, _argv: *const VALUE, this: VALUE) -> 
     unsafe {
         sys::method(|| {
             let io = get(this)?;
-            let mut count = (*io).bytes.len();
-            if let Some(op) = (*io).op {
+            let inflow = (*io).flow.get();
+            let mut count = (*inflow).bytes.len();
+            if let Some(op) = (*inflow).op {
                 let caller = Caller::new((*io).machine)?;
-                count += arrived(&Running::of(op).state(&caller).arrivals);
+                if let Ok(stream) = Running::of(op).state(&caller) {
+                    count += arrived(&stream.arrivals);
+                }
             }
             Ok(sys::fixnum(count as i64))
         })
     }
 }
 
-/// Throws away what has come and is not consumed, and stops reading; the next method that reads starts anew.
+/// Throws away what has come and is not consumed, and stops reading; the next method that reads starts anew, also
+/// after the end: of a file that grows it gives what was appended since.
 ///
 /// @method UringMachine::IO#clear
 /// @return [UringMachine::IO] self
@@ -466,11 +524,20 @@ unsafe extern "C" fn clear(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
     // SAFETY: as `reading`.
     unsafe {
         reading(argc, argv, this, 0..=0, |reader, _| {
-            let io = reader.io;
-            if let Some(op) = (*io).op.take() {
-                Running::of(op).stop(&reader.caller);
-            }
-            (*io).bytes = Bytes::default();
+            (*reader.inflow).clear(reader.caller.core);
+            (*reader.io).ended = false;
+            Ok(this)
+        })
+    }
+}
+
+/// Stops reading; what has come and is not consumed is for whoever reads the descriptor next.
+unsafe extern "C" fn leave(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: as `reading`.
+    unsafe {
+        reading(argc, argv, this, 0..=0, |reader, _| {
+            (*reader.inflow).leave_io(reader.caller.core);
+            ((*reader.io).flow, (*reader.io).shares) = (Flow::new(), false);
             Ok(this)
         })
     }
@@ -492,6 +559,8 @@ pub unsafe fn define(module: VALUE) {
             (c"clear", clear),
         ];
         define_all(class, methods);
+        let name = c"leave";
+        sys::define_private_method(class, name, leave as *const (), -1);
         reading::define(class);
         resp::define(class);
     }

@@ -229,7 +229,7 @@ unsafe fn each(reader: &Reader) -> Answer {
     // view was freed, which ends every slice of it.
     unsafe {
         while reader.any()? {
-            let bytes = std::mem::take(&mut (*reader.io).bytes);
+            let bytes = (*reader.inflow).take_all();
             (*reader.io).consumed += bytes.len() as u64;
             let (base, size) = (bytes.as_slice().as_ptr(), bytes.len());
             let mut freed = false;

@@ -324,10 +324,12 @@ unsafe fn encode(object: VALUE, to: &mut Vec<u8>, depth: usize) -> Result<(), Ra
         } else if sys::is_hash(object) {
             let pairs =
                 sys::protect(|| sys::funcall(object, sys::id("to_a"), &[])).map_err(Raise::Jump)?;
+            check_array(pairs, object)?;
             let count = rb_sys::RARRAY_LEN(pairs);
             to.extend_from_slice(format!("%{count}\r\n").as_bytes());
             for place in 0..count {
                 let pair = rb_sys::rb_ary_entry(pairs, place as _);
+                check_array(pair, object)?;
                 encode(rb_sys::rb_ary_entry(pair, 0), to, depth + 1)?;
                 encode(rb_sys::rb_ary_entry(pair, 1), to, depth + 1)?;
             }
@@ -340,6 +342,19 @@ unsafe fn encode(object: VALUE, to: &mut Vec<u8>, depth: usize) -> Result<(), Ra
         }
     }
     Ok(())
+}
+
+/// What a Hash's to_a, which may be the program's own, has answered must be an Array, and so must its elements.
+unsafe fn check_array(value: VALUE, hash: VALUE) -> Result<(), Raise> {
+    // SAFETY: a type check, and a class that is set once Ruby runs.
+    unsafe {
+        if sys::is_array(value) {
+            return Ok(());
+        }
+        let (class, got) = (arguments::class_name(hash), arguments::class_name(value));
+        let text = format!("{class}#to_a must give an Array of Arrays, not {got}");
+        Err(Raise::new(rb_sys::rb_eTypeError, &text))
+    }
 }
 
 fn bulk(bytes: &[u8], to: &mut Vec<u8>) {

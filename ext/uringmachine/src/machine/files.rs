@@ -1,15 +1,19 @@
 //! open, statx, splice, fsync and their kin: files by descriptor.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, CStr, CString};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::Arc;
 
 use io_uring::squeue::Flags;
 use uringmachine_runtime::{opcode, types};
 
-use super::{count, define_all, method, number};
+use super::{count, define_all, method, number, Caller};
 use crate::arguments::{self, Arguments};
+use crate::inflow::Flow;
 use crate::memory;
 use crate::native;
 use crate::opening;
+use crate::switch::Failure;
 use crate::sys::{self, Raise, NIL, VALUE};
 
 /// Permissions that may be left out.
@@ -31,7 +35,8 @@ fn at_most(arguments: &Arguments, place: usize, name: &str) -> Result<u32, Raise
 }
 
 /// Opens a file. The descriptor is close-on-exec. An open that waits, as of a FIFO without a peer, can be
-/// ended; if it has succeeded by then, it returns the descriptor.
+/// ended; if it has succeeded by then, it returns the descriptor. A FIFO or a terminal is opened on a thread of its own,
+/// so that any number of them may wait.
 ///
 /// @method UringMachine#open(path, flags, mode = 0666, &block)
 /// @param path [String, #to_path]
@@ -56,17 +61,23 @@ unsafe extern "C" fn open(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
                 let path = arguments.path(0, "path")?;
                 let flags = arguments.int(1, "flags")? | libc::O_CLOEXEC;
                 let mode = mode(&arguments, 2, 0o666)?;
-                let here = types::Fd(libc::AT_FDCWD);
-                let mut entry = opcode::OpenAt::new(here, path.as_ptr())
-                    .flags(flags)
-                    .mode(mode)
-                    .build();
                 // The ring tries with O_NONBLOCK first, and takes the answer: a FIFO would be opened, or
                 // refused by ENXIO, without its peer (io_uring/openclose.c).
-                if flags & libc::O_NONBLOCK == 0 && !opening::opens_at_once(path.as_ptr(), flags) {
-                    entry = entry.flags(Flags::ASYNC);
+                let at_once =
+                    flags & libc::O_NONBLOCK != 0 || opening::opens_at_once(path.as_ptr(), flags);
+                if !at_once && waits_for_others(&path) {
+                    open_on_thread(&caller, path, flags, mode)?
+                } else {
+                    let here = types::Fd(libc::AT_FDCWD);
+                    let mut entry = opcode::OpenAt::new(here, path.as_ptr())
+                        .flags(flags)
+                        .mode(mode)
+                        .build();
+                    if !at_once {
+                        entry = entry.flags(Flags::ASYNC);
+                    }
+                    caller.open(entry)?
                 }
-                caller.open(entry)?
             };
             if rb_sys::rb_block_given_p() == 0 {
                 return Ok(number(fd));
@@ -75,6 +86,49 @@ unsafe extern "C" fn open(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
             caller.close(fd);
             Ok(result.map_err(Raise::Jump)?)
         })
+    }
+}
+
+/// Whether a path is of a file whose open(2) may wait for ever: a FIFO without a peer, a device such as a serial line
+/// without a carrier. The kernel's workers that the ring hands files to are few, four for a processor: such opens would
+/// hold up all other work on files.
+fn waits_for_others(path: &CStr) -> bool {
+    /// Those of null, zero, random and their kin.
+    const MEMORY_DEVICES: u32 = 1;
+    // SAFETY: the path ends with NUL; the struct may be all zero, and is filled by the call.
+    unsafe {
+        let mut status: libc::statx = std::mem::zeroed();
+        let how = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+        let (here, wanted) = (libc::AT_FDCWD, libc::STATX_TYPE);
+        libc::statx(here, path.as_ptr(), how, wanted, &mut status) == 0
+            && match u32::from(status.stx_mode) & libc::S_IFMT {
+                libc::S_IFIFO => true,
+                libc::S_IFCHR => status.stx_rdev_major != MEMORY_DEVICES,
+                _ => false,
+            }
+    }
+}
+
+/// Opens a file on a thread of its own.
+unsafe fn open_on_thread(
+    caller: &Caller,
+    path: CString,
+    flags: i32,
+    mode: libc::mode_t,
+) -> Result<i32, Failure> {
+    let opened = Arc::new(AtomicI32::new(-1));
+    let unwanted = Arc::clone(&opened);
+    // SAFETY: see `switch`; the path is the job's own. A descriptor that nobody can be given is nobody else's.
+    unsafe {
+        let open = move || {
+            let fd = native::result_of(libc::open(path.as_ptr(), flags, mode));
+            opened.store(fd, Ordering::Release);
+            fd
+        };
+        let close = move || {
+            libc::close(unwanted.load(Ordering::Acquire));
+        };
+        count(native::call(caller.core, caller.me, open, close)?)
     }
 }
 
@@ -191,11 +245,51 @@ unsafe extern "C" fn splice(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
             let from_at = arguments.file_offset(3, "in_offset")? as i64;
             let to_at = arguments.file_offset(4, "out_offset")? as i64;
             let flags = splice_flags(&arguments, 5)?;
+            if from_at < 0 {
+                if let Some(flow) = caller.kept(from.0)? {
+                    return write_kept(&caller, &flow, (to, to_at), len, false).map(number);
+                }
+            }
             let entry = opcode::Splice::new(from, from_at, to, to_at, len)
                 .flags(flags)
                 .build();
-            caller.operate(entry).map(number)
+            caller
+                .after_work(to.0, || caller.operate(entry))
+                .map(number)
         })
+    }
+}
+
+/// Writes what has come from a descriptor before, and was not handed over, to another one: once. `stays` leaves it
+/// there.
+unsafe fn write_kept(
+    caller: &Caller,
+    flow: &Flow,
+    (to, at): (types::Fd, i64),
+    most: u32,
+    stays: bool,
+) -> Result<i32, Failure> {
+    // SAFETY: the bytes are copied to this frame, which `operate` does not leave before the kernel is done.
+    unsafe {
+        let inflow = flow.get();
+        let bytes = (*inflow).bytes.as_slice();
+        let bytes = bytes[..bytes.len().min(most as usize)].to_vec();
+        if bytes.is_empty() {
+            let ended = (*inflow).ended.filter(|_| most > 0);
+            if !stays && ended.is_some() {
+                (*inflow).ended = None;
+            }
+            return count(ended.unwrap_or(0));
+        }
+        let entry = opcode::Write::new(to, bytes.as_ptr(), bytes.len() as u32)
+            .offset(at as u64)
+            .build();
+        let written = caller.in_turn(to.0, || caller.operate(entry))?;
+        if !stays {
+            let left = (*inflow).bytes.len();
+            (*inflow).consume(left.min(written as usize));
+        }
+        Ok(written)
     }
 }
 
@@ -233,8 +327,13 @@ unsafe extern "C" fn tee(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE 
             let to = types::Fd(arguments.fd(1, "out_fd")?);
             let len = at_most(&arguments, 2, "len")?;
             let flags = splice_flags(&arguments, 3)?;
+            if let Some(flow) = caller.kept(from.0)? {
+                return write_kept(&caller, &flow, (to, -1), len, true).map(number);
+            }
             let entry = opcode::Tee::new(from, to, len).flags(flags).build();
-            caller.operate(entry).map(number)
+            caller
+                .after_work(to.0, || caller.operate(entry))
+                .map(number)
         })
     }
 }
@@ -244,14 +343,14 @@ unsafe fn sync(argc: c_int, argv: *const VALUE, this: VALUE, flags: types::Fsync
     // SAFETY: Ruby passes `argc` arguments; an fsync points to nothing.
     unsafe {
         method(argc, argv, this, 1..=1, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
-            let entry = opcode::Fsync::new(fd).flags(flags).build();
-            caller.operate(entry).map(number)
+            let fd = arguments.fd(0, "fd")?;
+            let entry = opcode::Fsync::new(types::Fd(fd)).flags(flags).build();
+            caller.after_work(fd, || caller.operate(entry)).map(number)
         })
     }
 }
 
-/// Returns when everything that was written to a file is on its disk.
+/// Returns when everything that was written to a file is on its disk, what was given to `write_async` before too.
 ///
 /// @method UringMachine#fsync(fd)
 /// @param fd [Integer] file descriptor
@@ -303,8 +402,9 @@ unsafe extern "C" fn ftruncate(argc: c_int, argv: *const VALUE, this: VALUE) -> 
             let length = arguments.length(1, "length")?;
             if (*caller.core).machine.features().ftruncate {
                 let entry = opcode::Ftruncate::new(types::Fd(fd), length).build();
-                return caller.operate(entry).map(number);
+                return caller.after_work(fd, || caller.operate(entry)).map(number);
             }
+            caller.after_work(fd, || Ok(()))?;
             let result = native::call_on(caller.core, caller.me, fd, move |fd| {
                 native::result_of(libc::ftruncate64(fd, length as i64))
             });

@@ -10,6 +10,7 @@ mod introspection;
 mod paths;
 pub mod processes;
 mod readiness;
+mod sending;
 mod sockets;
 pub mod streams;
 mod time;
@@ -22,10 +23,11 @@ pub use fibers::{end_unstarted, kill, tell_listeners};
 use std::ffi::{c_int, CStr};
 use std::ops::RangeInclusive;
 
-use uringmachine_runtime::{opcode, types, Entry, TaskId};
+use uringmachine_runtime::lines::Work;
+use uringmachine_runtime::{Entry, TaskId, Wake};
 
 use crate::arguments::Arguments;
-use crate::core::Core;
+use crate::core::{Core, Resumption};
 use crate::memory::{Destination, Source};
 use crate::switch::{self, Failure, Yields};
 use crate::sys::{self, Raise, NIL, VALUE};
@@ -85,58 +87,120 @@ impl Caller {
         count(unsafe { switch::operate_for(self.core, self.me, entry, None, yields) }?)
     }
 
-    /// Submits an operation whose result nobody will want, with the memory it works on.
-    ///
-    /// # Safety
-    /// The entry points to nothing but `memory`.
-    pub unsafe fn launch(&self, entry: Entry, memory: Option<Box<[u8]>>) -> Result<(), Raise> {
-        // SAFETY: the caller's promise.
-        match unsafe { (*self.core).machine.submit_orphan(entry, memory) } {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Raise::errno(error.raw_os_error().unwrap_or(libc::EAGAIN))),
-        }
-    }
-
-    /// Closes a descriptor, without waiting for anything that could raise.
+    /// Closes a descriptor, after the work that was given before, without waiting for anything that could raise.
     pub fn close(&self, fd: i32) {
-        self.forget_descriptor(fd);
-        let entry = opcode::Close::new(types::Fd(fd)).build();
-        // SAFETY: a close points to nothing, and the core is alive while one of its fibers runs a method.
-        unsafe {
-            match self.launch(entry, None) {
-                // What is refused now is submitted with the next operations.
-                Ok(()) => drop((*self.core).machine.poll()),
-                Err(_) => drop(libc::close(fd)),
-            }
-        }
-    }
-
-    /// Drops what the machine remembers of a descriptor that is being closed.
-    pub fn forget_descriptor(&self, fd: i32) {
         // SAFETY: the core is alive while one of its fibers runs a method.
         unsafe {
-            (*self.core).descriptors.forget(fd);
-            (*self.core).machine.unregister_file(fd);
+            (*self.core).end_operations_on(fd);
+            (*self.core).machine.add_work(fd, Work::Close);
+            // What is refused now is submitted with the next operations.
+            drop((*self.core).machine.poll());
         }
     }
 
-    /// Runs an operation that reads an object's memory.
+    /// Does something that writes to a descriptor when it is this fiber's turn, so that what it writes stays
+    /// together. The error of work that nobody waited for is raised instead, once.
     #[inline]
-    pub unsafe fn give(
+    pub unsafe fn in_turn<T>(
+        &self,
+        fd: i32,
+        body: impl FnOnce() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        // SAFETY: the core is alive while one of its fibers runs a method.
+        unsafe {
+            if !(*self.core).machine.begin_turn(fd, self.me) {
+                self.wait_for_turn(fd)?;
+            }
+            let result = self.told(fd).and_then(|()| body());
+            (*self.core).machine.end_turn(fd, self.me);
+            result
+        }
+    }
+
+    /// As [`Caller::in_turn`], for what need not keep together: it comes after the work that was given before.
+    #[inline]
+    pub unsafe fn after_work<T>(
+        &self,
+        fd: i32,
+        body: impl FnOnce() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        // SAFETY: as above.
+        unsafe {
+            if (*self.core).machine.has_work(fd) {
+                return self.in_turn(fd, body);
+            }
+            self.told(fd)?;
+            body()
+        }
+    }
+
+    /// Raises the error of work on a descriptor that nobody waited for.
+    #[inline]
+    pub unsafe fn told(&self, fd: i32) -> Result<(), Failure> {
+        // SAFETY: as above.
+        match unsafe { (*self.core).machine.take_error(fd) } {
+            None => Ok(()),
+            Some(errno) => Err(Raise::errno(errno).into()),
+        }
+    }
+
+    /// Waits for the turn; Errno::EBADF if the descriptor is closed first. A signal's handler that writes in the middle of its own fiber's turn does not.
+    #[cold]
+    pub unsafe fn wait_for_turn(&self, fd: i32) -> Result<(), Failure> {
+        // SAFETY: see `switch`.
+        unsafe {
+            let (core, me) = (self.core, self.me);
+            let mut outer = (*core).waiter(me).outer;
+            while let Some(task) = outer {
+                if (*core).machine.is_turn(fd, task) {
+                    return Ok(());
+                }
+                outer = (*core).waiter(task).outer;
+            }
+            if let Some(raise) = (*core).take_pending(me) {
+                return Err(raise.into());
+            }
+            let wait = (*core).machine.tasks.begin_wait(me);
+            (*core).machine.wait_for_turn(fd, wait);
+            let ended = match switch::wait(core, me, None) {
+                Ok(Wake::Interrupt) => match (*core).take_resumption(me) {
+                    Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
+                    Some(Resumption::Raise(raise)) => Err(raise.into()),
+                    None => Err(Raise::errno(libc::EINTR).into()),
+                },
+                Ok(_) if (*core).machine.is_turn(fd, me) => Ok(()),
+                // The descriptor was closed.
+                Ok(_) => Err(Raise::errno(libc::EBADF).into()),
+                Err(state) => Err(Raise::Jump(state).into()),
+            };
+            if ended.is_err() {
+                (*core).machine.leave_line(fd, wait);
+            }
+            (*core).finish_wait(me);
+            ended
+        }
+    }
+
+    /// Runs operations that read an object's memory, which `body` makes of its bytes.
+    #[inline]
+    pub unsafe fn give<T>(
         &self,
         source: Source,
-        make: impl FnOnce(*const u8, u32) -> Entry,
-    ) -> Result<i32, Failure> {
+        body: impl FnOnce(*const u8, u32) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         // SAFETY: the source keeps the memory in place until it is released, and the waiter marks its
-        // object; `operate` returns when the kernel is done with it.
+        // object; an operation returns when the kernel is done with it, or notes that it is lent.
         unsafe {
             let length = source.length.min(crate::memory::MOST) as u32;
             (*self.core).fixed += u64::from(source.fixed.is_some());
             (*self.core).waiter(self.me).held = source.held();
-            let result = switch::operate(self.core, self.me, make(source.pointer, length), None);
+            let result = body(source.pointer, length);
             (*self.core).waiter(self.me).held = NIL;
-            source.release(self.core);
-            count(result?)
+            match (*self.core).waiter(self.me).lent.take() {
+                Some(op) if !(*self.core).is_forked() => source.lend(self.core, op),
+                _ => source.release(self.core),
+            }
+            result
         }
     }
 
@@ -147,6 +211,18 @@ impl Caller {
         destination: Destination,
         make: impl FnOnce(*mut u8, u32) -> Entry,
     ) -> Result<i32, Failure> {
+        // SAFETY: the caller's promise.
+        unsafe { self.fill_part(destination, make, |count| count) }
+    }
+
+    /// As [`Caller::fill`], for an operation that puts fewer bytes there than it answers: `part` says how many.
+    #[inline]
+    pub unsafe fn fill_part(
+        &self,
+        destination: Destination,
+        make: impl FnOnce(*mut u8, u32) -> Entry,
+        part: impl FnOnce(usize) -> usize,
+    ) -> Result<i32, Failure> {
         // SAFETY: as `give`.
         unsafe {
             let length = destination.length as u32;
@@ -155,7 +231,7 @@ impl Caller {
             let entry = make(destination.pointer, length);
             let result = switch::operate(self.core, self.me, entry, None);
             let filled = match result {
-                Ok(count) if count >= 0 => Some(count as usize),
+                Ok(count) if count >= 0 => Some(part(count as usize)),
                 _ => None,
             };
             let finished = destination.finish(self.core, filled);
@@ -265,6 +341,7 @@ pub unsafe fn define(class: VALUE) {
         paths::define(class);
         processes::define(class);
         readiness::define(class);
+        sending::define(class);
         sockets::define(class);
         streams::define(class);
         time::define(class);

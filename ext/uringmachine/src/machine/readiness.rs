@@ -11,7 +11,7 @@ use crate::hooks::select::{selects, wait_for_any};
 use crate::switch::Failure;
 use crate::sys::{self, Raise, VALUE};
 
-/// Waits until a descriptor is ready.
+/// Waits until a descriptor is ready: at once, if bytes have come before that nobody was given.
 ///
 /// @method UringMachine#poll(fd, mask)
 /// @param fd [Integer] file descriptor
@@ -29,6 +29,9 @@ unsafe extern "C" fn poll(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
         method(argc, argv, this, 2..=2, |caller, arguments| {
             let fd = types::Fd(arguments.fd(0, "fd")?);
             let mask = arguments.unsigned(1, "mask")?;
+            if mask & READS != 0 && caller.kept(fd.0)?.is_some() {
+                return Ok(number((mask & READS) as i32));
+            }
             let wanted = wakes_for(mask);
             let entry = opcode::PollAdd::new(fd, wanted).build();
             let mut answer = caller.operate(entry)?;
@@ -44,6 +47,9 @@ unsafe extern "C" fn poll(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
         })
     }
 }
+
+/// The events of a descriptor that has bytes to read.
+const READS: u32 = (libc::POLLIN | libc::POLLRDNORM) as u32;
 
 /// The events that the three sets of `select` wait for.
 const EVENTS: [libc::c_short; 3] = [libc::POLLIN, libc::POLLOUT, libc::POLLPRI];
@@ -108,15 +114,32 @@ unsafe fn wait_for_ready(caller: &Caller, sets: &Sets) -> Result<Sets, Failure> 
         return Ok(Sets::default());
     }
     loop {
-        // SAFETY: see `switch`.
-        unsafe {
-            wait_for_any(caller.core, caller.me, &wanted, None, |events| {
-                selects(events) | i32::from(ALWAYS)
-            })?
-        };
+        // What was read ahead can be read at once.
+        let mut kept = Vec::new();
+        for fd in &sets[0] {
+            // SAFETY: see `switch`.
+            if unsafe { caller.again().kept(*fd)? }.is_some() {
+                kept.push(*fd);
+            }
+        }
+        if kept.is_empty() {
+            // SAFETY: see `switch`.
+            unsafe {
+                let caller = caller.again();
+                wait_for_any(caller.core, caller.me, &wanted, None, |events| {
+                    selects(events) | i32::from(ALWAYS)
+                })?;
+            }
+        }
         let mut ready = Sets::default();
         for (place, fds) in sets.iter().enumerate() {
             ready[place] = ready_now(fds, EVENTS[place])?;
+        }
+        if !kept.is_empty() {
+            let now = std::mem::take(&mut ready[0]);
+            ready[0] = (sets[0].iter().copied())
+                .filter(|fd| kept.contains(fd) || now.contains(fd))
+                .collect();
         }
         if ready.iter().any(|fds| !fds.is_empty()) {
             return Ok(ready);

@@ -1,14 +1,17 @@
-//! Sockets: made, bound, connected, accepted, sent to and received from.
+//! Sockets: made, bound, connected, accepted, received from and shut down.
 
 use std::ffi::c_int;
+use std::sync::Arc;
 
+use uringmachine_runtime::lines::Work;
 use uringmachine_runtime::{opcode, types};
 
-use super::transfer::{length_or_all, write_all, Sink};
-use super::{define_all, direct, method, number};
+use super::transfer::receive;
+use super::{define_all, direct, method, number, Caller};
 use crate::addresses::{self, Address};
 use crate::arguments;
-use crate::memory::{Destination, Source};
+use crate::inflow::{self, Flow};
+use crate::memory::Destination;
 use crate::resolver;
 use crate::switch::Failure;
 use crate::sys::{self, Raise, VALUE};
@@ -121,7 +124,7 @@ unsafe extern "C" fn connect(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
     }
 }
 
-/// Accepts a connection, close-on-exec.
+/// Accepts a connection, close-on-exec. One that was accepted before, when an `accept_each` was left, comes first.
 ///
 /// @method UringMachine#accept(fd)
 /// @param fd [Integer] descriptor of a listening socket
@@ -135,6 +138,11 @@ unsafe extern "C" fn accept(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
     unsafe {
         method(argc, argv, this, 1..=1, |caller, arguments| {
             let fd = types::Fd(arguments.fd(0, "fd")?);
+            if let Some(flow) = caller.kept(fd.0)? {
+                if let Some(connection) = (*flow.get()).descriptors.pop_front() {
+                    return Ok(number(connection));
+                }
+            }
             let null = std::ptr::null_mut();
             let entry = opcode::Accept::new(fd, null, std::ptr::null_mut())
                 .flags(libc::SOCK_CLOEXEC)
@@ -144,15 +152,17 @@ unsafe extern "C" fn accept(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
     }
 }
 
-/// Receives from a socket into a buffer, once.
+/// Receives from a socket into a buffer, once. What has come before, and was not handed over when a loop was left
+/// (`recv_each`, UM::IO), comes first.
 ///
 /// @method UringMachine#recv(fd, buffer, maxlen, flags = 0)
 /// @param fd [Integer] file descriptor
 /// @param buffer [String, IO::Buffer] as for `read`
 /// @param maxlen [Integer, nil] as for `read`
-/// @param flags [Integer] UM::MSG_PEEK and the like
-/// @return [Integer] bytes received; 0 at the end
-/// @raise [SystemCallError] as recv(2)
+/// @param flags [Integer] UM::MSG_PEEK and the like; with UM::MSG_TRUNC a datagram may be longer than there is room
+///   for: the number returned is its length then
+/// @return [Integer] bytes received; 0 at the end, and for an empty datagram
+/// @raise [SystemCallError] as recv(2); Errno::EMSGSIZE for a datagram that is longer than there is room for
 /// @raise [UringMachine::Error] if the buffer is no buffer, or in use by another operation
 /// @kernel 5.6
 /// @example
@@ -161,180 +171,44 @@ unsafe extern "C" fn recv(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
     // SAFETY: Ruby passes `argc` arguments; `fill` keeps the memory in place.
     unsafe {
         method(argc, argv, this, 2..=4, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let fd = arguments.fd(0, "fd")?;
             let maxlen = super::transfer::length(&arguments, 2, "maxlen")?;
             let flags = arguments.int_or(3, "flags", 0)?;
-            let destination = Destination::new(caller.core, arguments.get(1), maxlen, 0, "buffer")?;
+            let buffer = arguments.get(1);
+            let room = || Destination::new(caller.core, buffer, maxlen, 0, "buffer");
+            let fd = types::Fd(fd);
+            let receives =
+                |pointer, length| opcode::Recv::new(fd, pointer, length).flags(flags).build();
+            caller.told(fd.0)?;
+            if let Some(flow) = kept(&caller, fd.0, flags)? {
+                let rest =
+                    (flags & libc::MSG_WAITALL != 0).then_some(&receives as &dyn Fn(_, _) -> _);
+                let peeks = flags & libc::MSG_PEEK != 0;
+                return caller.fill_from(&flow, room()?, peeks, rest).map(number);
+            }
+            if flags & libc::MSG_TRUNC != 0 || (*caller.core).is_of_messages(fd.0) {
+                return receive(&caller, fd.0, room()?, flags, None).map(number);
+            }
+            let destination = room()?;
             let fixed = destination.fixed.filter(|_| flags == 0);
             let count = caller.fill(destination, |pointer, length| match fixed {
                 Some(index) => opcode::ReadFixed::new(fd, pointer, length, index)
                     .offset(arguments::CURRENT)
                     .build(),
-                None => opcode::Recv::new(fd, pointer, length).flags(flags).build(),
+                None => receives(pointer, length),
             })?;
             Ok(number(count))
         })
     }
 }
 
-/// Sends from a buffer to a socket, once. A peer that is gone is Errno::EPIPE, never a signal.
-///
-/// @method UringMachine#send(fd, buffer, len = nil, flags = 0)
-/// @param fd [Integer] file descriptor
-/// @param buffer [String, IO::Buffer] the bytes
-/// @param len [Integer, nil] how many of them; nil and -1 are all
-/// @param flags [Integer] UM::MSG_WAITALL has all of them sent, however long it takes
-/// @return [Integer] bytes sent
-/// @raise [SystemCallError] as send(2)
-/// @raise [UringMachine::Error] if the buffer is no buffer
-/// @kernel 5.6
-/// @example
-///   machine.send(fd, "Hello", 5, UM::MSG_WAITALL) #=> 5
-unsafe extern "C" fn send(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; `give` keeps the memory in place.
-    unsafe {
-        method(argc, argv, this, 2..=4, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
-            let len = length_or_all(&arguments, 2, "len")?;
-            let flags = arguments.int_or(3, "flags", 0)? | libc::MSG_NOSIGNAL;
-            let zero_copy = (*caller.core).machine.features().send_zc;
-            for zero_copy in [zero_copy, false] {
-                let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
-                let fixed = source
-                    .fixed
-                    .filter(|_| zero_copy && source.length >= ZERO_COPY_FROM);
-                let sent = caller.give(source, |pointer, length| match fixed {
-                    Some(index) => opcode::SendZc::new(fd, pointer, length)
-                        .flags(flags)
-                        .buf_index(Some(index))
-                        .build(),
-                    None => opcode::Send::new(fd, pointer, length).flags(flags).build(),
-                });
-                match sent {
-                    Err(Failure::Raise(Raise::Errno(libc::EOPNOTSUPP))) if fixed.is_some() => {}
-                    sent => return Ok(number(sent?)),
-                }
-            }
-            Ok(number(0))
-        })
+/// What is to be received first, unless the flags ask for something else: urgent data, errors.
+unsafe fn kept(caller: &Caller, fd: i32, flags: i32) -> Result<Option<Arc<Flow>>, Failure> {
+    if flags & (libc::MSG_OOB | libc::MSG_ERRQUEUE) != 0 {
+        return Ok(None);
     }
-}
-
-/// From this many bytes on, what lies in a registered buffer is sent without being copied: below, the
-/// second completion costs more than the copy.
-const ZERO_COPY_FROM: usize = 16 << 10;
-
-/// Sends a frozen String without copying it, once; returns when the network has taken the last byte of it.
-/// Worth it for large messages to other machines; on a socket or a kernel without it, it is a `send`.
-///
-/// @method UringMachine#send_zc(fd, string, flags = 0)
-/// @param fd [Integer] file descriptor
-/// @param string [String] frozen
-/// @param flags [Integer] as for `send`
-/// @return [Integer] bytes sent
-/// @raise [SystemCallError] as send(2)
-/// @raise [ArgumentError] if the String is not frozen
-/// @kernel 6.0
-/// @example
-///   machine.send_zc(fd, page.freeze, UM::MSG_WAITALL)
-unsafe extern "C" fn send_zc(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; `give` keeps the memory in place until the operation's last
-    // completion, which says that the network has let go of it.
-    unsafe {
-        method(argc, argv, this, 2..=3, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
-            let string = arguments::string(arguments.get(1), "string")?;
-            if !sys::is_frozen(string) {
-                return Err(Raise::argument("string must be frozen").into());
-            }
-            let flags = arguments.int_or(2, "flags", 0)? | libc::MSG_NOSIGNAL;
-            let zero_copy = (*caller.core).machine.features().send_zc;
-            for zero_copy in [zero_copy, false] {
-                let source = Source::new(caller.core, string, None, "string")?;
-                let sent = caller.give(source, |pointer, length| {
-                    if zero_copy {
-                        opcode::SendZc::new(fd, pointer, length)
-                            .flags(flags)
-                            .build()
-                    } else {
-                        opcode::Send::new(fd, pointer, length).flags(flags).build()
-                    }
-                });
-                match sent {
-                    Err(Failure::Raise(Raise::Errno(libc::EOPNOTSUPP))) if zero_copy => {}
-                    sent => return Ok(number(sent?)),
-                }
-            }
-            Ok(number(0))
-        })
-    }
-}
-
-/// Sends several buffers to a socket, all of them.
-///
-/// @method UringMachine#sendv(fd, *buffers)
-/// @param fd [Integer] file descriptor
-/// @param buffers [Array<String, IO::Buffer>] the bytes
-/// @return [Integer] bytes sent
-/// @raise [SystemCallError] as sendmsg(2); what was sent before stays sent
-/// @raise [UringMachine::Error] if a buffer is no buffer
-/// @kernel 5.3
-/// @example
-///   machine.sendv(fd, headers, body) #=> 120
-unsafe extern "C" fn sendv(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; `write_all` keeps the memory in place.
-    unsafe {
-        method(argc, argv, this, 1..=usize::MAX, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let sink = Sink::Send(libc::MSG_NOSIGNAL | libc::MSG_WAITALL);
-            let total = write_all(&caller, fd, &arguments.all()[1..], sink)?;
-            Ok(sys::fixnum(total as i64))
-        })
-    }
-}
-
-/// Sends a message to an address.
-///
-/// @method UringMachine#sendto(fd, buffer, len, flags, host, port = nil)
-/// @param fd [Integer] file descriptor
-/// @param buffer [String, IO::Buffer] the bytes
-/// @param len [Integer, nil] how many of them; nil and -1 are all
-/// @param flags [Integer]
-/// @param host [String] as for `bind`
-/// @param port [Integer] 0 to 65535; not for UNIX sockets
-/// @return [Integer] bytes sent
-/// @raise [SystemCallError] as sendto(2)
-/// @raise [UringMachine::Error] if the buffer is no buffer
-/// @kernel 5.3
-/// @example
-///   machine.sendto(fd, "ping", nil, 0, "127.0.0.1", 5353)
-unsafe extern "C" fn sendto(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the message and the address are on this frame, the bytes in
-    // the source.
-    unsafe {
-        method(argc, argv, this, 5..=6, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let len = length_or_all(&arguments, 2, "len")?;
-            let flags = arguments.int_or(3, "flags", 0)? | libc::MSG_NOSIGNAL;
-            let mut address = addresses::read(&caller, fd, &arguments, 4)?[0];
-            let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
-            let mut piece: libc::iovec = std::mem::zeroed();
-            let mut message: libc::msghdr = std::mem::zeroed();
-            message.msg_namelen = address.length();
-            message.msg_name = address.as_mut_ptr().cast();
-            message.msg_iov = &raw mut piece;
-            message.msg_iovlen = 1;
-            let (piece, message) = (&raw mut piece, &raw const message);
-            let count = caller.give(source, |pointer, length| {
-                (*piece).iov_base = pointer.cast_mut().cast();
-                (*piece).iov_len = length as usize;
-                opcode::SendMsg::new(types::Fd(fd), message)
-                    .flags(flags as u32)
-                    .build()
-            })?;
-            Ok(number(count))
-        })
-    }
+    // SAFETY: see `switch`.
+    unsafe { caller.kept(fd) }
 }
 
 /// Receives a message, and who sent it.
@@ -346,7 +220,8 @@ unsafe extern "C" fn sendto(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
 /// @param flags [Integer]
 /// @return [Array(Integer, Array(String, Integer))] bytes received, and the sender as `[host, port]`: a path for
 ///   UNIX sockets, nil if it has no address
-/// @raise [SystemCallError] as recvfrom(2)
+/// @raise [SystemCallError] as recvfrom(2); Errno::EMSGSIZE for a datagram that is longer than there is room for,
+///   unless flags have UM::MSG_TRUNC, or UM::MSG_PEEK
 /// @raise [UringMachine::Error] if the buffer is no buffer, or in use by another operation
 /// @kernel 5.3
 /// @example
@@ -355,26 +230,20 @@ unsafe extern "C" fn recvfrom(argc: c_int, argv: *const VALUE, this: VALUE) -> V
     // SAFETY: Ruby passes `argc` arguments; the message and the address are on this frame.
     unsafe {
         method(argc, argv, this, 2..=4, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let fd = arguments.fd(0, "fd")?;
             let maxlen = super::transfer::length(&arguments, 2, "maxlen")?;
             let flags = arguments.int_or(3, "flags", 0)?;
             let mut address = Address::empty();
-            let mut piece: libc::iovec = std::mem::zeroed();
-            let mut message: libc::msghdr = std::mem::zeroed();
-            message.msg_namelen = address.length();
-            message.msg_name = address.as_mut_ptr().cast();
-            message.msg_iov = &raw mut piece;
-            message.msg_iovlen = 1;
-            let (piece, pointer_to_message) = (&raw mut piece, &raw mut message);
-            let destination = Destination::new(caller.core, arguments.get(1), maxlen, 0, "buffer")?;
-            let count = caller.fill(destination, |pointer, length| {
-                (*piece).iov_base = pointer.cast();
-                (*piece).iov_len = length as usize;
-                opcode::RecvMsg::new(fd, pointer_to_message)
-                    .flags(flags as u32)
-                    .build()
-            })?;
-            *address.length_mut() = (*pointer_to_message).msg_namelen;
+            let room = || Destination::new(caller.core, arguments.get(1), maxlen, 0, "buffer");
+            caller.told(fd)?;
+            let count = match kept(&caller, fd, flags)? {
+                Some(flow) => {
+                    // Of a stream, which tells no senders.
+                    *address.length_mut() = 0;
+                    caller.fill_from(&flow, room()?, flags & libc::MSG_PEEK != 0, None)?
+                }
+                None => receive(&caller, fd, room()?, flags, Some(&mut address))?,
+            };
             let answer = rb_sys::rb_ary_new();
             rb_sys::rb_ary_push(answer, number(count));
             rb_sys::rb_ary_push(answer, address.to_ruby());
@@ -383,7 +252,7 @@ unsafe extern "C" fn recvfrom(argc: c_int, argv: *const VALUE, this: VALUE) -> V
     }
 }
 
-/// Shuts down part or all of a connection.
+/// Shuts down part or all of a connection, after what was given to `write_async` before.
 ///
 /// @method UringMachine#shutdown(fd, how)
 /// @param fd [Integer] file descriptor
@@ -395,16 +264,21 @@ unsafe extern "C" fn recvfrom(argc: c_int, argv: *const VALUE, this: VALUE) -> V
 unsafe extern "C" fn shutdown(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments; the call touches no memory.
     unsafe {
-        method(argc, argv, this, 2..=2, |_, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            direct(libc::shutdown(fd, arguments.int(1, "how")?))?;
+        method(argc, argv, this, 2..=2, |caller, arguments| {
+            let (fd, how) = (arguments.fd(0, "fd")?, arguments.int(1, "how")?);
+            let shut_down = || Ok(direct(libc::shutdown(fd, how))?);
+            if how == libc::SHUT_RD {
+                shut_down()?;
+            } else {
+                caller.after_work(fd, shut_down)?;
+            }
             Ok(number(0))
         })
     }
 }
 
-/// Has a connection shut down without waiting for it. It is submitted with the machine's next operations,
-/// after those submitted before.
+/// Has a connection shut down without waiting for it, after what was given to `write_async` before. It is submitted with
+/// the machine's next operations. If it fails, the next operation on the descriptor raises the error.
 ///
 /// @method UringMachine#shutdown_async(fd, how)
 /// @param fd [Integer] file descriptor
@@ -417,9 +291,8 @@ unsafe extern "C" fn shutdown_async(argc: c_int, argv: *const VALUE, this: VALUE
     // SAFETY: Ruby passes `argc` arguments; a shutdown points to nothing.
     unsafe {
         method(argc, argv, this, 2..=2, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
-            let how = arguments.int(1, "how")?;
-            caller.launch(opcode::Shutdown::new(fd, how).build(), None)?;
+            let (fd, how) = (arguments.fd(0, "fd")?, arguments.int(1, "how")?);
+            (*caller.core).machine.add_work(fd, Work::Shutdown(how));
             Ok(arguments.get(0))
         })
     }
@@ -523,41 +396,7 @@ unsafe fn name(argc: c_int, argv: *const VALUE, this: VALUE, get: GetName) -> VA
 
 /// Room for the control message of one descriptor (cmsg(3)).
 #[repr(C, align(8))]
-struct Control([u8; 24]);
-
-/// Sends a descriptor to the process at the other end of a UNIX socket.
-///
-/// @method UringMachine#send_fd(sockfd, fd)
-/// @param sockfd [Integer] descriptor of the UNIX socket
-/// @param fd [Integer] the descriptor to send
-/// @return [Integer] fd
-/// @raise [SystemCallError] as sendmsg(2)
-/// @kernel 5.3
-/// @example
-///   machine.send_fd(socket, fd)
-unsafe extern "C" fn send_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; all the message points to is on this frame.
-    unsafe {
-        method(argc, argv, this, 2..=2, |caller, arguments| {
-            let socket = arguments.fd(0, "sockfd")?;
-            let fd = arguments.fd(1, "fd")?;
-            let (mut byte, mut control) = (0_u8, Control([0; 24]));
-            let mut piece = one_byte(&mut byte);
-            let mut message = message_of(&mut piece, &mut control);
-            message.msg_controllen = libc::CMSG_SPACE(4) as _;
-            let header = libc::CMSG_FIRSTHDR(&raw const message);
-            (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(4) as _;
-            libc::CMSG_DATA(header).cast::<c_int>().write_unaligned(fd);
-            let entry = opcode::SendMsg::new(types::Fd(socket), &raw const message)
-                .flags(libc::MSG_NOSIGNAL as u32)
-                .build();
-            caller.operate(entry)?;
-            Ok(arguments.get(1))
-        })
-    }
-}
+pub struct Control(pub [u8; 24]);
 
 /// Receives a descriptor that the process at the other end of a UNIX socket has sent; close-on-exec.
 ///
@@ -565,6 +404,7 @@ unsafe extern "C" fn send_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
 /// @param sockfd [Integer] descriptor of the UNIX socket
 /// @return [Integer] the descriptor
 /// @raise [Errno::EINVAL] if the message has no descriptor
+/// @raise [Errno::EMSGSIZE] if a datagram has more than one byte: its descriptor is closed
 /// @raise [EOFError] if the peer has closed the connection
 /// @raise [SystemCallError] as recvmsg(2)
 /// @kernel 5.3
@@ -574,13 +414,16 @@ unsafe extern "C" fn recv_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
     // SAFETY: Ruby passes `argc` arguments; all the message points to is on this frame.
     unsafe {
         method(argc, argv, this, 1..=1, |caller, arguments| {
-            let socket = types::Fd(arguments.fd(0, "sockfd")?);
+            let socket = arguments.fd(0, "sockfd")?;
             let (mut byte, mut control) = (0_u8, Control([0; 24]));
             let mut piece = one_byte(&mut byte);
             let mut message = message_of(&mut piece, &mut control);
             // Not more: the alignment leaves room for a second descriptor, which would be nobody's.
             message.msg_controllen = libc::CMSG_LEN(4) as _;
-            let entry = opcode::RecvMsg::new(socket, &raw mut message)
+            caller.told(socket)?;
+            // What a stream receives meanwhile would lose its descriptor.
+            drop(caller.kept(socket)?);
+            let entry = opcode::RecvMsg::new(types::Fd(socket), &raw mut message)
                 .flags(libc::MSG_CMSG_CLOEXEC as u32)
                 .build();
             // The kernel shortens the length to what it has put there.
@@ -595,9 +438,17 @@ unsafe extern "C" fn recv_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
                 }
                 _ => None,
             };
+            let is_cut = message.msg_flags & libc::MSG_TRUNC != 0;
             match (result, received) {
+                (Ok(_), Some(fd)) if is_cut => {
+                    libc::close(fd);
+                    Err(Raise::errno(libc::EMSGSIZE).into())
+                }
                 (Ok(_), Some(fd)) => Ok(number(fd)),
-                (Ok(0), None) => {
+                (Ok(_), None) if is_cut => Err(Raise::errno(libc::EMSGSIZE).into()),
+                (Ok(0), None)
+                    if !(*caller.core).is_of_messages(socket) || inflow::is_end(socket) =>
+                {
                     Err(Raise::new(rb_sys::rb_eEOFError, "end of file reached").into())
                 }
                 (Ok(_), None) => Err(Raise::errno(libc::EINVAL).into()),
@@ -612,14 +463,14 @@ unsafe extern "C" fn recv_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
     }
 }
 
-fn one_byte(byte: &mut u8) -> libc::iovec {
+pub fn one_byte(byte: &mut u8) -> libc::iovec {
     libc::iovec {
         iov_base: std::ptr::from_mut(byte).cast(),
         iov_len: 1,
     }
 }
 
-fn message_of(piece: &mut libc::iovec, control: &mut Control) -> libc::msghdr {
+pub fn message_of(piece: &mut libc::iovec, control: &mut Control) -> libc::msghdr {
     // SAFETY: an all-zero message is an empty one.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = piece;
@@ -664,17 +515,12 @@ pub unsafe fn define(class: VALUE) {
                 (c"accept", accept),
                 (c"recv", recv),
                 (c"recvfrom", recvfrom),
-                (c"send", send),
-                (c"send_zc", send_zc),
-                (c"sendv", sendv),
-                (c"sendto", sendto),
                 (c"shutdown", shutdown),
                 (c"shutdown_async", shutdown_async),
                 (c"getsockopt", getsockopt),
                 (c"setsockopt", setsockopt),
                 (c"sockname", sockname),
                 (c"peername", peername),
-                (c"send_fd", send_fd),
                 (c"recv_fd", recv_fd),
             ],
         );

@@ -9,6 +9,7 @@ use super::{define_all, method, Caller};
 use crate::addresses;
 use crate::core::Resumption;
 use crate::descriptors::{self, Kind};
+use crate::inflow::{self, Flow};
 use crate::memory::COPIED;
 use crate::queue;
 use crate::switch::{self, Failure};
@@ -17,7 +18,7 @@ use crate::sys::{self, Raise, NIL, VALUE};
 /// How many bytes a stream may bring before it is stopped until they are consumed.
 pub const BYTES_AHEAD: usize = 256 << 10;
 
-/// A multishot operation of a fiber; given up with [`Running::stop`], in every case.
+/// A multishot operation of a fiber; given up with [`Inflow::leave`](crate::inflow::Inflow::leave), in every case.
 pub struct Running {
     op: OpKey,
 }
@@ -77,16 +78,12 @@ impl Running {
         self.op
     }
 
-    /// What it has brought.
-    pub unsafe fn state<'a>(&self, caller: &Caller) -> &'a mut Stream {
-        // SAFETY: the record lives until the stream is stopped, and no reference to it is held across a
+    /// What it has brought; Errno::ECANCELED if the descriptor was closed meanwhile.
+    pub unsafe fn state<'a>(&self, caller: &Caller) -> Result<&'a mut Stream, Raise> {
+        // SAFETY: the record lives until the stream is discarded, and no reference to it is held across a
         // wait.
-        unsafe {
-            (*caller.core)
-                .machine
-                .stream(self.op)
-                .expect("a running stream has a record")
-        }
+        let stream = unsafe { (*caller.core).machine.stream(self.op) };
+        stream.ok_or_else(|| Raise::errno(libc::ECANCELED))
     }
 
     /// Waits until it has brought something, or has ended.
@@ -98,9 +95,13 @@ impl Running {
                 return Err(raise.into());
             }
             let wait = (*core).machine.tasks.begin_wait(caller.me);
-            self.state(caller).wait = Some(wait);
+            if let Some(stream) = (*core).machine.stream(self.op) {
+                stream.wait = Some(wait);
+            }
             let result = switch::wait(core, caller.me, None);
-            self.state(caller).wait = None;
+            if let Some(stream) = (*core).machine.stream(self.op) {
+                stream.wait = None;
+            }
             let ended = match result {
                 Ok(Wake::Interrupt) => match (*core).take_resumption(caller.me) {
                     Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
@@ -112,14 +113,6 @@ impl Running {
             };
             (*core).finish_wait(caller.me);
             ended
-        }
-    }
-
-    /// Ends it; what it still brings is thrown away, descriptors closed.
-    pub unsafe fn stop(self, caller: &Caller) {
-        // SAFETY: the core is alive while one of its fibers runs a method.
-        unsafe {
-            let _ = (*caller.core).machine.discard_stream(self.op);
         }
     }
 }
@@ -134,18 +127,25 @@ unsafe fn accept_all(
     fd: i32,
     take: impl Fn(i32) -> Result<(), Raise>,
 ) -> Result<(), Failure> {
-    // SAFETY: see `switch`; the stream is stopped in every case.
+    // SAFETY: see `switch`; the stream is left in every case.
     unsafe {
         // A socket that is shut down answers EINVAL too, which is the end; one that never listened is
         // told from it here.
         if addresses::option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? == 0 {
             return Err(Raise::errno(libc::EINVAL).into());
         }
+        let flow = caller.flow(fd)?;
         loop {
             let caller = &caller.again();
+            caller.settle(&flow)?;
+            while let Some(connection) = (*flow.get()).descriptors.pop_front() {
+                take(connection)?;
+            }
+            let caller = &caller.again();
             let running = Running::accept(caller, fd)?;
+            (*flow.get()).begin(running.op());
             let ended = accept_each_of(caller, &running, &take);
-            running.stop(caller);
+            (*flow.get()).leave(caller.core, running.op());
             match ended {
                 // Ended without an error, or by a connection that was gone before it was accepted.
                 Ok(Some(result)) if result >= 0 || result == -libc::ECONNABORTED => {}
@@ -167,7 +167,7 @@ unsafe fn accept_each_of(
     // SAFETY: see `switch`.
     unsafe {
         loop {
-            let stream = running.state(caller);
+            let stream = running.state(caller)?;
             let next = match &mut stream.arrivals {
                 Arrivals::Descriptors(descriptors) => descriptors.pop_front(),
                 Arrivals::Bytes { .. } => None,
@@ -182,7 +182,7 @@ unsafe fn accept_each_of(
 }
 
 /// Accepts connections, close-on-exec, and gives each to the block, until the socket is shut down or the
-/// block breaks. A connection that was accepted and not given to the block is closed.
+/// block breaks. Connections that were accepted and not given to the block are for whoever accepts next.
 ///
 /// @method UringMachine#accept_each(fd, &block)
 /// @param fd [Integer] descriptor of a listening socket
@@ -236,7 +236,8 @@ unsafe extern "C" fn accept_into_queue(argc: c_int, argv: *const VALUE, this: VA
     }
 }
 
-/// Reads until the end of the file and gives each piece to the block as it comes.
+/// Reads until the end of the file and gives each piece to the block as it comes. Bytes that have come when the
+/// block breaks or raises are for whoever reads the descriptor next with this machine.
 ///
 /// @method UringMachine#read_each(fd, &block)
 /// @param fd [Integer] file descriptor
@@ -260,14 +261,15 @@ unsafe extern "C" fn read_each(argc: c_int, argv: *const VALUE, this: VALUE) -> 
 }
 
 /// Receives until the peer is done and gives each piece to the block as it comes; of a datagram socket, each
-/// datagram.
+/// datagram, also an empty one. What has come when the block breaks or raises is for whoever reads the descriptor next
+/// with this machine.
 ///
 /// @method UringMachine#recv_each(fd, flags = 0, &block)
 /// @param fd [Integer] file descriptor
 /// @param flags [Integer] as for `recv`
 /// @yieldparam bytes [String] binary
 /// @return [nil] at the end
-/// @raise [SystemCallError] as recv(2)
+/// @raise [SystemCallError] as recv(2); Errno::EMSGSIZE if a datagram is longer than 1 MiB
 /// @raise [ArgumentError] without a block
 /// @kernel 6.0
 /// @example
@@ -297,34 +299,60 @@ fn need_block(method: &str) -> Result<(), Raise> {
 pub const NOT_POLLABLE: i32 = -libc::EBADFD;
 
 unsafe fn each(caller: &Caller, fd: i32, receive: Option<i32>) -> Result<(), Failure> {
-    // SAFETY: see `switch`; the stream is stopped in every case.
+    // SAFETY: see `switch`; the stream is left in every case.
     unsafe {
-        if receive.is_some() && is_of_messages(fd) {
-            return each_by_single_reads(caller, fd, receive);
-        }
+        let flow = caller.flow(fd)?;
+        let is_of_messages = (*caller.core).is_of_messages(fd);
         loop {
-            let Some(running) = Running::bytes(caller, fd, receive)? else {
+            let caller = &caller.again();
+            caller.settle(&flow)?;
+            if each_kept(&flow)? {
+                return Ok(());
+            }
+            let caller = &caller.again();
+            if is_of_messages {
+                return each_message(caller, fd, receive.unwrap_or(0));
+            }
+            // What is received with it may be thrown away, or not be as much as the kernel says.
+            let is_single = receive.is_some_and(|flags| flags & libc::MSG_TRUNC != 0);
+            let running = match is_single {
+                true => None,
+                false => Running::bytes(caller, fd, receive)?,
+            };
+            let Some(running) = running else {
                 return each_by_single_reads(caller, fd, receive);
             };
+            (*flow.get()).begin(running.op());
             let ended = each_of(caller, &running);
-            running.stop(caller);
+            (*flow.get()).leave(caller.core, running.op());
             match ended? {
-                Some(0) => return Ok(()),
+                // It is kept with what came last.
                 Some(NOT_POLLABLE) if receive.is_none() => {
-                    return each_by_single_reads(caller, fd, receive)
+                    (*flow.get()).ended = None;
+                    return each_by_single_reads(caller, fd, receive);
                 }
-                Some(result) => return Err(Raise::errno(-result).into()),
-                None => {}
+                Some(_) | None => {}
             }
         }
     }
 }
 
-/// Whether a socket keeps messages apart: one that does not fit into what is left of a provided buffer would
-/// be cut off.
-fn is_of_messages(fd: i32) -> bool {
-    addresses::option(fd, libc::SOL_SOCKET, libc::SO_TYPE)
-        .is_ok_and(|kind| kind != libc::SOCK_STREAM)
+/// Yields what has come before; says whether it has ended.
+unsafe fn each_kept(flow: &Flow) -> Result<bool, Failure> {
+    // SAFETY: the String is made of the bytes before Ruby runs; no reference is held while it does.
+    unsafe {
+        let inflow = flow.get();
+        while let Some(length) = (*inflow).next_piece().filter(|_| !(*inflow).busy) {
+            let string = new_string(&(*inflow).bytes.as_slice()[..length]);
+            (*inflow).consume_piece();
+            yield_value(string)?;
+        }
+        match (*inflow).ended.take() {
+            None => Ok(false),
+            Some(0) => Ok(true),
+            Some(result) => Err(Raise::errno(-result).into()),
+        }
+    }
 }
 
 /// Yields what a stream brings until it ends: the result of its last completion, `None` if it is to be
@@ -333,7 +361,7 @@ unsafe fn each_of(caller: &Caller, running: &Running) -> Result<Option<i32>, Fai
     // SAFETY: the String is made of the bytes before Ruby runs.
     unsafe {
         loop {
-            let stream = running.state(caller);
+            let stream = running.state(caller)?;
             let resumable = stream.is_resumable();
             if let Arrivals::Bytes { bytes, chunks, .. } = &mut stream.arrivals {
                 if let Some(length) = chunks.pop_front() {
@@ -352,13 +380,48 @@ unsafe fn each_of(caller: &Caller, running: &Running) -> Result<Option<i32>, Fai
     }
 }
 
-/// For what cannot be read by multishot: regular files, messages, and older kernels.
+/// Yields each message of a socket that keeps them apart, whole.
+unsafe fn each_message(caller: &Caller, fd: i32, flags: i32) -> Result<(), Failure> {
+    // Longer ones are for sockets whose buffers somebody has made that large. Memory that no message reaches costs
+    // nothing: nobody touches it.
+    const LENGTH: usize = 1 << 20;
+    let mut memory = Vec::<u8>::with_capacity(LENGTH);
+    loop {
+        // SAFETY: memory and message are on this frame, which `operate` does not leave before the kernel is done.
+        unsafe {
+            let mut piece = libc::iovec {
+                iov_base: memory.as_mut_ptr().cast(),
+                iov_len: LENGTH,
+            };
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = &raw mut piece;
+            message.msg_iovlen = 1;
+            let entry = opcode::RecvMsg::new(types::Fd(fd), &raw mut message)
+                .flags(flags as u32)
+                .build();
+            let count = caller.again().operate(entry)? as usize;
+            if message.msg_flags & libc::MSG_TRUNC != 0 {
+                return Err(Raise::errno(libc::EMSGSIZE).into());
+            }
+            if count == 0 && inflow::is_end(fd) {
+                return Ok(());
+            }
+            // The kernel has written as many.
+            memory.set_len(count.min(LENGTH));
+            yield_value(new_string(&memory))?;
+        }
+    }
+}
+
+/// For what cannot be read by multishot: regular files, and older kernels.
 unsafe fn each_by_single_reads(
     caller: &Caller,
     fd: i32,
     receive: Option<i32>,
 ) -> Result<(), Failure> {
     const LENGTH: usize = 16 * COPIED;
+    let discards =
+        receive.is_some_and(|flags| flags & libc::MSG_TRUNC != 0) && inflow::discards_truncated(fd);
     let mut memory = vec![0_u8; LENGTH];
     loop {
         // SAFETY: the vector is on this frame, which `operate` does not leave before the kernel is done.
@@ -373,9 +436,10 @@ unsafe fn each_by_single_reads(
                     .offset(crate::arguments::CURRENT)
                     .build(),
             };
-            match caller.again().operate(entry)? {
+            match caller.again().operate(entry)? as usize {
                 0 => return Ok(()),
-                count => yield_value(new_string(&memory[..count as usize]))?,
+                _ if discards => yield_value(new_string(&[]))?,
+                count => yield_value(new_string(&memory[..count.min(LENGTH)]))?,
             }
         }
     }

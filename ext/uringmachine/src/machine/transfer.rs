@@ -2,10 +2,15 @@
 
 use std::ffi::c_int;
 
+use uringmachine_runtime::lines::{Work, Write};
+use uringmachine_runtime::position::catch_up;
 use uringmachine_runtime::{opcode, types};
 
+use super::sending::send_once;
 use super::{count, define_all, method, number, Caller};
+use crate::addresses::Address;
 use crate::arguments::Arguments;
+use crate::inflow;
 use crate::memory::{self, Destination, Source};
 use crate::switch::{self, Failure, Yields};
 use crate::sys::{self, Raise, VALUE};
@@ -30,7 +35,8 @@ pub fn length_or_all(
     }
 }
 
-/// Reads from a descriptor into a buffer, once: it returns as soon as there is something.
+/// Reads from a descriptor into a buffer, once: it returns as soon as there is something. What has come before, and
+/// was not handed over when a loop was left (`read_each`, UM::IO), comes first.
 ///
 /// @method UringMachine#read(fd, buffer, maxlen, buffer_offset = 0, file_offset = -1)
 /// @param fd [Integer] file descriptor
@@ -41,7 +47,7 @@ pub fn length_or_all(
 /// @param buffer_offset [Integer] where in the buffer, in bytes; negative ones count from the end, -1 being it
 /// @param file_offset [Integer] where in the file, in bytes; -1 is its current position
 /// @return [Integer] bytes read; 0 at the end of the file
-/// @raise [SystemCallError] as read(2)
+/// @raise [SystemCallError] as read(2); Errno::EMSGSIZE for a datagram that is longer than there is room for
 /// @raise [UringMachine::Error] if the buffer is no buffer, or in use by another operation
 /// @kernel 5.6
 /// @example
@@ -60,7 +66,23 @@ unsafe extern "C" fn read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
             };
             let position = arguments.file_offset(4, "file_offset")?;
             let buffer = arguments.get(1);
-            let destination = Destination::new(caller.core, buffer, maxlen, offset, "buffer")?;
+            let room = || Destination::new(caller.core, buffer, maxlen, offset, "buffer");
+            if position == crate::arguments::CURRENT {
+                caller.told(fd.0)?;
+                if let Some(flow) = caller.kept(fd.0)? {
+                    return caller.fill_from(&flow, room()?, false, None).map(number);
+                }
+                if (*caller.core).is_of_messages(fd.0) {
+                    match receive(&caller, fd.0, room()?, 0, None) {
+                        // It is another file's by now.
+                        Err(Failure::Raise(Raise::Errno(libc::ENOTSOCK))) => {
+                            (*caller.core).forget_messages(fd.0);
+                        }
+                        result => return result.map(number),
+                    }
+                }
+            }
+            let destination = room()?;
             let fixed = destination.fixed;
             let count = caller.fill(destination, |pointer, length| match fixed {
                 Some(index) => opcode::ReadFixed::new(fd, pointer, length, index)
@@ -75,7 +97,8 @@ unsafe extern "C" fn read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
     }
 }
 
-/// Writes from a buffer to a descriptor, once: it may write less than was asked for.
+/// Writes from a buffer to a descriptor, once: it may write less than was asked for. What others have begun to write
+/// comes before it, and what was given to `write_async` before.
 ///
 /// @method UringMachine#write(fd, buffer, len = nil, file_offset = -1)
 /// @param fd [Integer] file descriptor
@@ -83,7 +106,7 @@ unsafe extern "C" fn read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
 /// @param len [Integer, nil] how many of them; nil and -1 are all
 /// @param file_offset [Integer] where in the file, in bytes; -1 is its current position
 /// @return [Integer] bytes written
-/// @raise [SystemCallError] as write(2)
+/// @raise [SystemCallError] as write(2), also that of an earlier `write_async` or `shutdown_async`
 /// @raise [UringMachine::Error] if the buffer is no buffer
 /// @kernel 5.6
 /// @example
@@ -96,25 +119,39 @@ unsafe extern "C" fn write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
             let len = length_or_all(&arguments, 2, "len")?;
             let position = arguments.file_offset(3, "file_offset")?;
             let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
-            if source.length == 0 {
+            if source.length == 0 && !(*caller.core).is_of_messages(fd.0) {
                 source.release(caller.core);
                 return Ok(number(0));
             }
             let fixed = source.fixed;
-            let count = caller.give(source, |pointer, length| match fixed {
-                Some(index) => opcode::WriteFixed::new(fd, pointer, length, index)
-                    .offset(position)
-                    .build(),
-                None => opcode::Write::new(fd, pointer, length)
-                    .offset(position)
-                    .build(),
+            let count = caller.give(source, |pointer, length| {
+                let entry = match fixed {
+                    Some(index) => opcode::WriteFixed::new(fd, pointer, length, index)
+                        .offset(position)
+                        .build(),
+                    None => opcode::Write::new(fd, pointer, length)
+                        .offset(position)
+                        .build(),
+                };
+                if position == crate::arguments::CURRENT {
+                    caller.in_turn(fd.0, || {
+                        let count = caller.operate(entry)?;
+                        if (count as u32) < length {
+                            catch_up(fd.0, count as usize);
+                        }
+                        Ok(count)
+                    })
+                } else {
+                    caller.after_work(fd.0, || caller.operate(entry))
+                }
             })?;
             Ok(number(count))
         })
     }
 }
 
-/// Writes several buffers to a descriptor, all of them, in as many writes as it takes.
+/// Writes several buffers to a descriptor, all of them, in as many writes as it takes. Nothing that other fibers of
+/// the machine write comes in between.
 ///
 /// @method UringMachine#writev(fd, *buffers, file_offset = nil)
 /// @param fd [Integer] file descriptor
@@ -159,7 +196,7 @@ pub enum Sink {
 /// The most pieces that one call takes (UIO_MAXIOV).
 const MOST_PIECES: usize = 1024;
 
-/// Writes every byte of every buffer. An error after progress is raised, as writev(2)'s callers do.
+/// Writes every byte of every buffer, together. An error after progress is raised, as writev(2)'s callers do.
 pub unsafe fn write_all(
     caller: &Caller,
     fd: i32,
@@ -186,7 +223,11 @@ pub unsafe fn write_all(
             None => {
                 let held = sources.iter().map(Source::held).collect();
                 let hold = (*core).holds.insert(held);
-                let result = write_sources(caller, fd, &sources, sink);
+                let write = || write_sources(caller, fd, &sources, sink);
+                let result = match sink {
+                    Sink::Write(Some(_)) => caller.after_work(fd, write),
+                    _ => caller.in_turn(fd, write),
+                };
                 (*core).holds.remove(hold);
                 result
             }
@@ -204,7 +245,6 @@ unsafe fn write_sources(
     sources: &[Source],
     sink: Sink,
 ) -> Result<u64, Failure> {
-    let fd = types::Fd(fd);
     let mut pieces: Vec<libc::iovec> = sources
         .iter()
         .filter(|source| source.length > 0)
@@ -213,35 +253,105 @@ unsafe fn write_sources(
             iov_len: source.length,
         })
         .collect();
+    if pieces.is_empty() || pieces.len() > MOST_PIECES {
+        // SAFETY: the core is alive while one of its fibers runs a method.
+        if !unsafe { (*caller.core).is_of_messages(fd) } {
+            if pieces.is_empty() {
+                return Ok(0);
+            }
+        } else if !pieces.is_empty() {
+            // They are one message.
+            return Err(Raise::errno(libc::EMSGSIZE).into());
+        }
+    }
     let mut left = pieces.as_mut_slice();
     let mut total = 0_u64;
-    while !left.is_empty() {
+    loop {
         let count = left.len().min(MOST_PIECES);
         // SAFETY: the pieces and the message are on this frame, which `operate` does not leave before
         // the kernel is done with them.
         let moved = unsafe {
-            let mut message: libc::msghdr = std::mem::zeroed();
-            let entry = match sink {
+            match sink {
                 Sink::Write(position) => {
                     let offset = position.map_or(crate::arguments::CURRENT, |at| at + total);
-                    opcode::Writev::new(fd, left.as_ptr(), count as u32)
+                    let entry = opcode::Writev::new(types::Fd(fd), left.as_ptr(), count as u32)
                         .offset(offset)
-                        .build()
+                        .build();
+                    caller.operate(entry)? as usize
                 }
                 Sink::Send(flags) => {
+                    let mut message: libc::msghdr = std::mem::zeroed();
                     message.msg_iov = left.as_mut_ptr();
                     message.msg_iovlen = count;
-                    opcode::SendMsg::new(fd, &message)
-                        .flags(flags as u32)
-                        .build()
+                    let message = &raw const message;
+                    let entry = |flags: i32| {
+                        opcode::SendMsg::new(types::Fd(fd), message)
+                            .flags(flags as u32)
+                            .build()
+                    };
+                    if total == 0 {
+                        send_once(caller, fd, flags, entry)? as usize
+                    } else {
+                        // A stream, since it took a part.
+                        caller.operate(entry(flags))? as usize
+                    }
                 }
-            };
-            caller.operate(entry)? as usize
+            }
         };
         total += moved as u64;
         left = advance(left, moved);
+        if matches!(sink, Sink::Write(None)) && !left.is_empty() {
+            catch_up(fd, moved);
+        }
+        if left.is_empty() {
+            return Ok(total);
+        }
     }
-    Ok(total)
+}
+
+/// Receives a message, or what has come of a stream, into a buffer. A message that is longer is an error, unless the
+/// flags say that the caller reckons with it (MSG_TRUNC, MSG_PEEK).
+pub unsafe fn receive(
+    caller: &Caller,
+    fd: i32,
+    destination: Destination,
+    flags: i32,
+    address: Option<&mut Address>,
+) -> Result<i32, Failure> {
+    // SAFETY: piece and message are on this frame, which `fill_part` does not leave before the kernel is done.
+    unsafe {
+        let mut piece: libc::iovec = std::mem::zeroed();
+        let mut message: libc::msghdr = std::mem::zeroed();
+        let mut address = address;
+        if let Some(address) = &mut address {
+            message.msg_namelen = address.length();
+            message.msg_name = address.as_mut_ptr().cast();
+        }
+        message.msg_iov = &raw mut piece;
+        message.msg_iovlen = 1;
+        let (piece, message) = (&raw mut piece, &raw mut message);
+        let discards = flags & libc::MSG_TRUNC != 0 && inflow::discards_truncated(fd);
+        let count = caller.fill_part(
+            destination,
+            |pointer, length| {
+                (*piece).iov_base = pointer.cast();
+                (*piece).iov_len = length as usize;
+                opcode::RecvMsg::new(types::Fd(fd), message)
+                    .flags(flags as u32)
+                    .build()
+            },
+            |count| if discards { 0 } else { count },
+        )?;
+        if (*message).msg_flags & libc::MSG_TRUNC != 0
+            && flags & (libc::MSG_TRUNC | libc::MSG_PEEK) == 0
+        {
+            return Err(Raise::errno(libc::EMSGSIZE).into());
+        }
+        if let Some(address) = address {
+            *address.length_mut() = (*message).msg_namelen;
+        }
+        Ok(count)
+    }
 }
 
 /// The pieces without their first `moved` bytes.
@@ -259,8 +369,9 @@ fn advance(mut left: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec]
     left
 }
 
-/// Writes without waiting and without telling how it ended. The bytes are copied first, so the buffer may
-/// be changed at once.
+/// Writes without waiting: all of the bytes, after what was given before, and before whatever is asked for later. They
+/// are copied first, so the buffer may be changed at once. If it fails, the next operation on the descriptor raises
+/// the error.
 ///
 /// @method UringMachine#write_async(fd, buffer, len = nil, file_offset = -1)
 /// @param fd [Integer] file descriptor
@@ -276,31 +387,29 @@ unsafe extern "C" fn write_async(argc: c_int, argv: *const VALUE, this: VALUE) -
     // SAFETY: Ruby passes `argc` arguments; the machine owns the copy until it is written.
     unsafe {
         method(argc, argv, this, 2..=4, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
+            let fd = arguments.fd(0, "fd")?;
             let buffer = arguments.get(1);
             let len = length_or_all(&arguments, 2, "len")?;
             let position = arguments.file_offset(3, "file_offset")?;
             let bytes = memory::copy_of(buffer, len, "buffer")?;
-            if bytes.is_empty() {
-                return Ok(buffer);
+            let is_message = (*caller.core).is_of_messages(fd);
+            if !bytes.is_empty() || is_message {
+                let write = Write::new(bytes, position, is_message);
+                (*caller.core).machine.add_work(fd, Work::Write(write));
             }
-            let length = bytes.len().min(memory::MOST) as u32;
-            let entry = opcode::Write::new(fd, bytes.as_ptr(), length)
-                .offset(position)
-                .build();
-            caller.launch(entry, Some(bytes))?;
             Ok(buffer)
         })
     }
 }
 
-/// Closes a descriptor, and returns when it is closed. Whatever is raised in the fiber meanwhile, or was before
-/// and waits for the fiber's next wait, it is closed: an `ensure` block may rely on it.
+/// Closes a descriptor, and returns when it is closed: after what was given to `write_async` before is written.
+/// Whatever else waits for the descriptor in this machine ends before, by Errno::ECANCELED. Whatever is raised in the
+/// fiber meanwhile, or was before and waits for the fiber's next wait, it is closed: an `ensure` block may rely on it.
 ///
 /// @method UringMachine#close(fd)
 /// @param fd [Integer] file descriptor
 /// @return [Integer] fd
-/// @raise [SystemCallError] as close(2)
+/// @raise [SystemCallError] as close(2), also that of an earlier `write_async`: it is closed all the same
 /// @kernel 5.6
 /// @example
 ///   machine.close(fd)
@@ -309,26 +418,51 @@ unsafe extern "C" fn close(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
     unsafe {
         method(argc, argv, this, 1..=1, |caller, arguments| {
             let fd = arguments.fd(0, "fd")?;
-            caller.forget_descriptor(fd);
             if (*caller.core).waiter(caller.me).is_to_raise() {
                 // At its next wait, which this is not. The ring closes it after what was submitted before.
                 caller.close(fd);
                 return Ok(arguments.get(0));
             }
-            let entry = opcode::Close::new(types::Fd(fd)).build();
-            let mut seen = 0;
-            let (core, me) = (caller.core, caller.me);
-            let closed = switch::operate_noting(core, me, entry, None, Yields::Count, &mut seen);
-            if closed.is_err() && seen == -libc::ECANCELED {
-                libc::close(fd);
+            (*caller.core).end_operations_on(fd);
+            if (*caller.core).machine.has_work(fd) {
+                match caller.wait_for_turn(fd) {
+                    Ok(()) => {}
+                    // Another fiber has closed it.
+                    Err(Failure::Raise(Raise::Errno(libc::EBADF))) => {
+                        return Err(Raise::errno(libc::EBADF).into());
+                    }
+                    Err(failure) => {
+                        (*caller.core).machine.add_work(fd, Work::Close);
+                        return Err(failure);
+                    }
+                }
             }
-            count(closed?)?;
+            let told = caller.told(fd);
+            close_now(&caller.again(), fd)?;
+            told?;
             Ok(arguments.get(0))
         })
     }
 }
 
-/// Has a descriptor closed without waiting for it. It is submitted with the machine's next operations.
+unsafe fn close_now(caller: &Caller, fd: i32) -> Result<(), Failure> {
+    // SAFETY: a close points to nothing.
+    unsafe {
+        let (core, me) = (caller.core, caller.me);
+        (*core).machine.forget_line(fd);
+        let entry = opcode::Close::new(types::Fd(fd)).build();
+        let mut seen = 0;
+        let closed = switch::operate_noting(core, me, entry, None, Yields::Count, &mut seen);
+        if closed.is_err() && seen == -libc::ECANCELED {
+            libc::close(fd);
+        }
+        count(closed?).map(drop)
+    }
+}
+
+/// Has a descriptor closed without waiting for it, after what was given to `write_async` and `shutdown_async` before.
+/// It is submitted with the machine's next operations. Whatever else waits for the descriptor in this machine ends
+/// before, by Errno::ECANCELED.
 ///
 /// @method UringMachine#close_async(fd)
 /// @param fd [Integer] file descriptor
@@ -341,8 +475,8 @@ unsafe extern "C" fn close_async(argc: c_int, argv: *const VALUE, this: VALUE) -
     unsafe {
         method(argc, argv, this, 1..=1, |caller, arguments| {
             let fd = arguments.fd(0, "fd")?;
-            caller.forget_descriptor(fd);
-            caller.launch(opcode::Close::new(types::Fd(fd)).build(), None)?;
+            (*caller.core).end_operations_on(fd);
+            (*caller.core).machine.add_work(fd, Work::Close);
             Ok(arguments.get(0))
         })
     }
