@@ -46,7 +46,25 @@ pub enum State {
 struct Task<T> {
     state: State,
     serial: u64,
+    /// A wake-up of the same wait that came after an interrupt.
+    missed: Option<Wake>,
     payload: T,
+}
+
+impl<T> Task<T> {
+    /// Keeps a wake-up for a wait that was ended by a lesser one.
+    #[cold]
+    fn miss(&mut self, why: Wake) {
+        match self.state {
+            State::Ready(Wake::Interrupt | Wake::Timeout) if why == Wake::Complete => {
+                self.missed = Some(why);
+            }
+            State::Ready(Wake::Interrupt) if why == Wake::Timeout && self.missed.is_none() => {
+                self.missed = Some(why);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// The tasks of one machine, each with the embedder's payload.
@@ -75,6 +93,7 @@ impl<T> Tasks<T> {
         self.tasks.insert(Task {
             state: State::Running,
             serial: 0,
+            missed: None,
             payload,
         })
     }
@@ -168,6 +187,7 @@ impl<T> Tasks<T> {
         }
         task.state = State::Waiting;
         task.serial = self.serial;
+        task.missed = None;
         WaitId {
             task: id,
             serial: self.serial,
@@ -203,6 +223,9 @@ impl<T> Tasks<T> {
             return false;
         };
         if task.state != State::Waiting || task.serial != wait.serial {
+            if task.serial == wait.serial {
+                task.miss(why);
+            }
             return false;
         }
         task.state = State::Ready(why);
@@ -212,6 +235,28 @@ impl<T> Tasks<T> {
             self.queue.push_back(wait);
         }
         true
+    }
+
+    /// Goes on with a wait that an interrupt has ended, for a task that is to pay no heed to it: what has come for the
+    /// wait since ends it at once, and is returned.
+    pub fn go_on_waiting(&mut self, id: TaskId) -> Option<Wake> {
+        let task = self.tasks.get_mut(id)?;
+        if let Some(missed) = task.missed.take() {
+            return Some(missed);
+        }
+        if task.state == State::Running {
+            self.waiting += 1;
+        }
+        task.state = State::Waiting;
+        None
+    }
+
+    /// Whether what the task waited for came after all, after its wait had been ended by something else.
+    #[inline]
+    pub fn take_completion(&mut self, id: TaskId) -> bool {
+        self.tasks.get_mut(id).is_some_and(|task| {
+            task.state == State::Ready(Wake::Complete) || task.missed.take() == Some(Wake::Complete)
+        })
     }
 
     /// Takes the next ready task off the run queue; it runs from now on.

@@ -175,10 +175,90 @@ class TestBlock < SchedulerTest
     end
   end
 
+  # As what is left of a deadline that has passed.
+  def test_a_limit_that_is_over_is_over_whatever_the_number
+    limits = [-0.001, -1, -(2**70), -0.5r, -Float::INFINITY, 0]
+    limits.each do |limit|
+      in_fiber do |scheduler|
+        full = Thread::SizedQueue.new(1)
+        full << 1
+        assert_nil Thread::Queue.new.pop(timeout: limit), limit
+        assert_nil full.push(2, timeout: limit), limit
+        assert_equal false, scheduler.block(:x, limit), limit
+      end
+    end
+    in_fiber { assert_nil Thread.new { IO.pipe.first.read(1) }.join(-1) }
+  end
+
+  # A fiber whose time is up is still first in line when the lock is given up; another waits behind it.
+  def test_a_wake_up_for_a_fiber_whose_time_is_up_is_not_lost
+    given = {
+      mutex: [-> { Mutex.new.tap(&:lock) }, ->(mutex) { mutex.synchronize { :got } }, ->(mutex) { mutex.unlock }],
+      queue: [-> { Thread::Queue.new }, ->(queue) { queue.pop }, ->(queue) { queue << 1 }],
+      sized_queue: [-> { Thread::SizedQueue.new(1).tap { |queue| queue << 1 } }, ->(queue) { queue << 2 }, ->(queue) { queue.pop }],
+      monitor: [-> { Monitor.new.tap(&:enter) }, ->(monitor) { monitor.synchronize { :got } }, ->(monitor) { monitor.exit }]
+    }
+    given.each do |name, (make, wait, give)|
+      # The giver runs before, or after, the one whose time is up.
+      [true, false].each do |first|
+        served = 0
+        scheduled do
+          object = nil
+          owner = Fiber.schedule do
+            object = make.call
+            Fiber.scheduler.yield
+            compute(0.02) if first
+            give.call(object)
+            compute(0.02) unless first
+          end
+          2.times do |number|
+            Fiber.schedule do
+              number.zero? ? Timeout.timeout(0.01) { wait.call(object) } : wait.call(object)
+              served += 1
+              # What it was given it gives on, where it is a lock or room.
+              give.call(object) if %i[queue sized_queue].include?(name) && number.zero?
+            rescue Timeout::Error
+              # Then the other is served.
+            end
+          end
+          owner
+        end
+        assert_operator served, :>, 0, [name, first]
+      end
+    end
+  end
+
+  def compute(seconds)
+    limit = Process.clock_gettime(Process::CLOCK_MONOTONIC) + seconds
+    nil while Process.clock_gettime(Process::CLOCK_MONOTONIC) < limit
+  end
+
+  # Fiber#raise does not wait until a fiber that was woken goes on: what it was given is the next one's.
+  def test_a_wake_up_for_a_fiber_that_is_raised_in_is_passed_on
+    given = {
+      mutex: [-> { Mutex.new.tap(&:lock) }, ->(mutex) { mutex.synchronize { :got } }, ->(mutex) { mutex.unlock }],
+      queue: [-> { Thread::Queue.new }, ->(queue) { queue.pop }, ->(queue) { queue << 1 }]
+    }
+    given.each do |name, (make, wait, give)|
+      log = []
+      scheduled do
+        object = first = nil
+        Fiber.schedule do
+          object = make.call
+          Fiber.scheduler.yield
+          give.call(object)
+          first.raise(ArgumentError)
+        end
+        first = Fiber.schedule { log << (wait.call(object) rescue $!.class) }
+        Fiber.schedule { wait.call(object) && log << :served }
+      end
+      assert_equal [ArgumentError, :served], log, name
+    end
+  end
+
   def test_bad_arguments_raise
     in_fiber do |scheduler|
       assert_raises(ArgumentError) { scheduler.block }
-      assert_raises(ArgumentError) { scheduler.block(:x, -1) }
       assert_raises(TypeError) { scheduler.block(:x, "soon") }
     end
   end

@@ -5,22 +5,58 @@ class UringMachine
   # are: what the kernel would otherwise do with the old file, or a fiber with the number, is another file's by then.
   # Ruby 3.4 wakes threads only (thread.c, rb_notify_fd_close); Ruby 4.0 whoever waits through the same IO object.
   module Closing
-    # How long a close waits between two looks at fibers of another thread, which must end what they do by themselves.
+    # How long a close waits between two looks at fibers of another thread, which must end what they do by themselves, and
+    # how often. A thread that looks after none of its fibers meanwhile (it joins this one, say) is not waited for.
     AGAIN = 0.001
+    LOOKS = 250
 
     # Runs the block, which closes one side of an IO, or all of it.
-    def self.around(io, side = nil)
+    def self.around(io, side = nil, &close)
       return yield if io.closed?
 
       fd = io.fileno
-      sleep(AGAIN) while FiberScheduler.__send__(:end_waits, io, side)
-      begin
-        yield
-      ensure
-        # A last flush has learnt of the old file.
-        FiberScheduler.__send__(:forget, fd)
+      case end_waits(io, side)
+      when :others then LOOKS.times { end_waits(io, side) == :others ? sleep(AGAIN) : break }
+      when :own then return in_a_fiber(fd, &close) if waits_for_fibers?
       end
+      finish(fd, &close)
     end
+
+    def self.end_waits(io, side) = FiberScheduler.__send__(:end_waits, io, side)
+
+    def self.finish(fd)
+      yield
+    ensure
+      # A last flush has learnt of the old file.
+      FiberScheduler.__send__(:forget, fd)
+    end
+
+    # Whether Ruby's own close waits until fibers have left the IO, and stalls them all: it does in a blocking fiber, as
+    # the root fiber is one (Ruby 4.0, thread.c, rb_thread_io_close_wait).
+    def self.waits_for_fibers?
+      FiberScheduler.interface_version > 2 && Fiber.current.blocking? && FiberScheduler.behind(Fiber.scheduler)
+    end
+
+    # Has a fiber of the scheduler close, and lets all of them go on until it has.
+    def self.in_a_fiber(fd, &close)
+      machine = FiberScheduler.behind(Fiber.scheduler).machine
+      caller = Fiber.current
+      result = error = nil
+      waits = done = false
+      Fiber.schedule do
+        result = finish(fd, &close)
+      rescue Exception => e # rubocop:disable Lint/RescueException -- it is the caller's
+        error = e
+      ensure
+        done = true
+        machine.schedule(caller, nil) if waits
+      end
+      waits = true
+      machine.yield until done
+      error ? raise(error) : result
+    end
+
+    private_class_method :end_waits, :finish, :waits_for_fibers?, :in_a_fiber
 
     # IO's.
     module Ending

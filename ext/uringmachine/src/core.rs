@@ -15,6 +15,7 @@ use uringmachine_runtime::{clock, Machine, TaskId, Wake};
 
 use crate::descriptors::Descriptors;
 use crate::forks;
+use crate::interrupts;
 use crate::memory;
 use crate::sys::{self, Raise, FALSE, NIL, VALUE};
 
@@ -47,6 +48,8 @@ pub enum Pending {
     Timeout(Key),
     /// This value is not raised: a machine's `schedule` gives it to the fiber.
     Value(VALUE),
+    /// The fiber is to end.
+    Unwind,
 }
 
 impl Pending {
@@ -54,7 +57,7 @@ impl Pending {
     fn object(&self) -> Option<VALUE> {
         match self {
             Self::Exception(object) | Self::Value(object) => Some(*object),
-            Self::Timeout(_) => None,
+            Self::Timeout(_) | Self::Unwind => None,
         }
     }
 }
@@ -103,6 +106,10 @@ pub struct Waiter {
     pub woken: Wake,
     /// It waits for the kernel to give memory back: nothing may interrupt that.
     pub draining: bool,
+    /// It waits in a finalizer or a handler: what it is to raise is for its own waits.
+    aside: bool,
+    /// The masks of Thread.handle_interrupt that hold its timeouts back, the innermost last.
+    pub masks: Vec<VALUE>,
     /// In the middle of an operation of several steps: the close of its descriptor counts between two of them, too.
     pub stepping: bool,
     /// What the operation that it is in is to raise, or its next step, for a descriptor that is being closed; or
@@ -112,6 +119,8 @@ pub struct Waiter {
     taken: Option<(VALUE, Key)>,
     /// The wait may be ended by `unblock`.
     pub blocked: bool,
+    /// What it waits for then, if that is known; or `NIL`. Whoever waits keeps it.
+    pub blocker: VALUE,
     /// An `unblock` that came before the `block` it was for.
     pub unblocked_by: VALUE,
     /// What it is to raise, or be given, at its next waits.
@@ -119,6 +128,11 @@ pub struct Waiter {
 }
 
 impl Waiter {
+    /// Whether the fiber's body is one of ours, which an unwinding ends in: that of one that has begun.
+    pub fn unwinds(&self) -> bool {
+        self.scheduled && !self.fresh
+    }
+
     /// Whether its next wait raises.
     pub fn is_to_raise(&self) -> bool {
         self.pending
@@ -135,6 +149,8 @@ pub struct Timeout {
     pub message: VALUE,
     /// `exception` is not raised: the wait returns it.
     pub is_value: bool,
+    /// What has been raised, once it was made.
+    pub made: VALUE,
 }
 
 /// What nobody wants any more.
@@ -243,6 +259,10 @@ pub struct Core {
     pub profile: Option<Profile>,
     /// The thread sleeps without the GVL.
     pub asleep: bool,
+    /// The fibers are being unwound, since the thread ends or was interrupted.
+    pub ending: bool,
+    /// What interrupted that: raised when it is over.
+    pub late: Option<Raise>,
     by_fiber: ByFiber,
     /// The task of an unscheduled fiber that waited last: kept, since it likely waits again.
     kept: Option<TaskId>,
@@ -281,6 +301,8 @@ impl Core {
             pipes: crate::splicing::Pipes::default(),
             profile: None,
             asleep: false,
+            ending: false,
+            late: None,
             by_fiber: ByFiber::default(),
             kept: None,
             thread: NIL,
@@ -452,6 +474,23 @@ impl Core {
         first
     }
 
+    /// Wakes the fiber that has waited for a blocker longest; says whether there is one.
+    pub fn wake_blocked_by(&mut self, blocker: VALUE) -> bool {
+        let first = self
+            .machine
+            .tasks
+            .iter()
+            .filter(|(_, state, waiter)| {
+                *state == State::Waiting && waiter.blocked && waiter.blocker == blocker
+            })
+            .filter_map(|(task, ..)| self.machine.tasks.current_wait(task))
+            .min_by_key(|wait| wait.serial);
+        first.is_some_and(|wait| {
+            self.notify();
+            self.machine.tasks.wake(wait, Wake::Complete)
+        })
+    }
+
     /// The task of a fiber, made if it has none.
     pub fn task_of(&mut self, fiber: VALUE) -> TaskId {
         match self.find(fiber) {
@@ -478,10 +517,13 @@ impl Core {
             held: NIL,
             woken: Wake::Complete,
             draining: false,
+            aside: false,
+            masks: Vec::new(),
             stepping: false,
             closed_by: NIL,
             taken: None,
             blocked: false,
+            blocker: NIL,
             unblocked_by: FALSE,
             pending: VecDeque::new(),
         });
@@ -524,6 +566,8 @@ impl Core {
         self.machine.tasks.end_wait(task);
         let waiter = self.waiter(task);
         waiter.blocked = false;
+        waiter.blocker = NIL;
+        waiter.aside = false;
         if !waiter.stepping {
             waiter.closed_by = NIL;
         }
@@ -613,12 +657,28 @@ impl Core {
     /// Ends a wait by something to raise or to be given; one that is draining, or over, raises at
     /// its next wait.
     pub fn interrupt(&mut self, task: TaskId, pending: Pending) {
-        if !self.waiter(task).draining {
+        let waiter = self.waiter(task);
+        if !waiter.draining && !waiter.aside && !self.is_held_back(task, &pending) {
             if let Some(wait) = self.machine.tasks.current_wait(task) {
                 self.machine.tasks.wake(wait, Wake::Interrupt);
             }
         }
         self.defer(task, pending);
+    }
+
+    /// Whether a mask of the fiber's holds back what it is to raise.
+    fn is_held_back(&self, task: TaskId, pending: &Pending) -> bool {
+        let (Some(waiter), Pending::Timeout(key)) = (self.machine.tasks.get(task), pending) else {
+            return false;
+        };
+        if waiter.masks.is_empty() {
+            return false;
+        }
+        let Some(timeout) = self.timeouts.get(*key) else {
+            return false;
+        };
+        // SAFETY: the masks are Hashes, kept by the frames that have set them.
+        unsafe { interrupts::holds_back(&waiter.masks, timeout.exception) }
     }
 
     fn defer(&mut self, task: TaskId, pending: Pending) {
@@ -647,18 +707,31 @@ impl Core {
         self.take_raise(task)
     }
 
+    /// Takes an exception that a task was to raise at its next wait: its fiber ends without one.
+    pub fn take_kept(&mut self, task: TaskId) -> Option<VALUE> {
+        self.waiter(task)
+            .pending
+            .iter()
+            .find_map(|pending| match pending {
+                Pending::Exception(exception) => Some(*exception),
+                _ => None,
+            })
+    }
+
     /// Keeps what a task was to raise for its next wait, since its operation has moved something: its result counts.
     /// What belongs to the operation goes with it; what cannot be kept (a kill, a throw) is returned.
     #[cold]
     pub fn keep_raise(&mut self, task: TaskId, raise: Raise) -> Result<(), Raise> {
-        let Raise::Exception(exception) = raise else {
-            return Err(raise);
-        };
         let waiter = self.waiter(task);
-        waiter.pending.push_front(match waiter.taken {
-            Some((made, key)) if made == exception => Pending::Timeout(key),
-            _ => Pending::Exception(exception),
-        });
+        let pending = match raise {
+            Raise::Exception(exception) => match waiter.taken {
+                Some((made, key)) if made == exception => Pending::Timeout(key),
+                _ => Pending::Exception(exception),
+            },
+            Raise::Unwind => Pending::Unwind,
+            raise => return Err(raise),
+        };
+        waiter.pending.push_front(pending);
         Ok(())
     }
 
@@ -705,13 +778,15 @@ impl Core {
         if let Some(raise) = self.closed(task) {
             return Some(raise);
         }
+        if self.is_aside(task) {
+            return None;
+        }
         loop {
-            let waiter = self.waiter(task);
-            let place = waiter
-                .pending
-                .iter()
-                .position(|pending| !matches!(pending, Pending::Value(_)))?;
-            let pending = waiter.pending.remove(place)?;
+            let waiter = self.machine.tasks.get(task)?;
+            let place = waiter.pending.iter().position(|pending| {
+                !matches!(pending, Pending::Value(_)) && !self.is_held_back(task, pending)
+            })?;
+            let pending = self.waiter(task).pending.remove(place)?;
             match self.resumption(task, pending) {
                 Some(Resumption::Raise(raise)) => return Some(raise),
                 Some(Resumption::Value(value)) => {
@@ -728,13 +803,27 @@ impl Core {
         if let Some(raise) = self.closed(task) {
             return Some(Resumption::Raise(raise));
         }
-        while let Some(pending) = self.waiter(task).pending.pop_front() {
+        loop {
+            let waiter = self.machine.tasks.get(task)?;
+            let mut pending = waiter.pending.iter();
+            let place = pending.position(|pending| !self.is_held_back(task, pending))?;
+            let pending = self.waiter(task).pending.remove(place)?;
             let resumption = self.resumption(task, pending);
             if resumption.is_some() {
                 return resumption;
             }
         }
-        None
+    }
+
+    /// Whether a task waits, or is about to, in a finalizer or a handler, where it pays no heed to what it is to raise.
+    pub fn is_aside(&mut self, task: TaskId) -> bool {
+        let waiter = self.waiter(task);
+        if !waiter.aside && waiter.is_to_raise() {
+            // SAFETY: called by the fiber of the task.
+            let aside = unsafe { interrupts::runs_aside() };
+            self.waiter(task).aside = aside;
+        }
+        self.waiter(task).aside
     }
 
     /// Forgets the values a task was given: they were for a wait that has ended by itself.
@@ -748,25 +837,37 @@ impl Core {
         match pending {
             Pending::Exception(exception) => Some(Resumption::Raise(Raise::Exception(exception))),
             Pending::Value(value) => Some(Resumption::Value(value)),
+            Pending::Unwind => Some(Resumption::Raise(Raise::Unwind)),
             Pending::Timeout(key) => {
                 let timeout = self.timeouts.get(key)?;
                 if timeout.is_value {
                     return Some(Resumption::Value(timeout.exception));
                 }
-                let arguments = [timeout.exception, timeout.message];
-                let count = if timeout.message == sys::UNDEF { 1 } else { 2 };
-                // SAFETY: the arguments live on this frame; nothing here needs dropping.
-                let made =
-                    unsafe { sys::protect(|| sys::rb_make_exception(count, arguments.as_ptr())) };
-                Some(Resumption::Raise(match made {
-                    Ok(exception) => {
-                        self.waiter(task).taken = Some((exception, key));
-                        Raise::Exception(exception)
-                    }
-                    Err(state) => Raise::Jump(state),
-                }))
+                let raise = self.make_timeout(key)?;
+                if let Raise::Exception(exception) = raise {
+                    self.waiter(task).taken = Some((exception, key));
+                }
+                Some(Resumption::Raise(raise))
             }
         }
+    }
+
+    /// Makes the exception of a timeout; `None` if its block has ended.
+    pub fn make_timeout(&mut self, key: Key) -> Option<Raise> {
+        let timeout = self.timeouts.get(key)?;
+        let arguments = [timeout.exception, timeout.message];
+        let count = if timeout.message == sys::UNDEF { 1 } else { 2 };
+        // SAFETY: the arguments live on this frame; nothing here needs dropping.
+        let made = unsafe { sys::protect(|| sys::rb_make_exception(count, arguments.as_ptr())) };
+        Some(match made {
+            Ok(exception) => {
+                if let Some(timeout) = self.timeouts.get_mut(key) {
+                    timeout.made = exception;
+                }
+                Raise::Exception(exception)
+            }
+            Err(state) => Raise::Jump(state),
+        })
     }
 
     /// Wakes the thread if it sleeps. Called with the GVL by whoever made something ready.
@@ -800,6 +901,7 @@ impl Core {
             mark(waiter.unblocked_by);
             mark(waiter.held);
             mark(waiter.closed_by);
+            waiter.masks.iter().copied().for_each(mark);
             waiter
                 .pending
                 .iter()
@@ -812,6 +914,7 @@ impl Core {
         for (_, timeout) in self.timeouts.iter() {
             mark(timeout.fiber);
             mark(timeout.exception);
+            mark(timeout.made);
             if timeout.message != sys::UNDEF {
                 mark(timeout.message);
             }
@@ -819,6 +922,9 @@ impl Core {
         for (fiber, pending) in &self.raises {
             mark(*fiber);
             pending.object().map(mark);
+        }
+        if let Some(Raise::Exception(exception)) = self.late {
+            mark(exception);
         }
         mark(self.thread);
         mark(self.ractor);

@@ -68,6 +68,32 @@ pub fn unbounded(duration: VALUE) -> Result<Option<u64>, Raise> {
     }
 }
 
+/// As [`unbounded`], of what is left of a limit: one that is over is over, by however much.
+pub fn rest(duration: VALUE) -> Result<Option<u64>, Raise> {
+    match unbounded(duration) {
+        // SAFETY: the unwinding has just been stopped; a comparison that is protected.
+        Err(raise @ (Raise::Jump(_) | Raise::Exception(_))) => unsafe {
+            let error = match raise {
+                Raise::Jump(state) => match sys::take_exception() {
+                    Some(error) => error,
+                    None => return Err(Raise::Jump(state)),
+                },
+                Raise::Exception(error) => error,
+                raise => return Err(raise),
+            };
+            let is_over = sys::is_a(duration, rb_sys::rb_cNumeric)
+                && sys::protect(|| sys::funcall(duration, sys::id("<"), &[sys::fixnum(0)]))
+                    .is_ok_and(sys::truthy);
+            if is_over {
+                Ok(Some(0))
+            } else {
+                Err(Raise::Exception(error))
+            }
+        },
+        result => result,
+    }
+}
+
 /// As [`unbounded`], with errors that name the argument.
 pub fn named(duration: VALUE, name: &str) -> Result<Option<u64>, Raise> {
     // SAFETY: type checks, and the value of what is a Float; what is raised is stopped by `nanoseconds`.

@@ -1,29 +1,36 @@
 //! What Ruby's C API does not say of an IO::Buffer.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::OnceLock;
 
 use crate::sys::{self, NIL, VALUE};
 
-/// Which word of an IO::Buffer's data is the object that its memory is of, or [`UNKNOWN`].
-static SOURCE: AtomicUsize = AtomicUsize::new(UNKNOWN);
-const UNKNOWN: usize = usize::MAX;
-/// The words of the data that are looked at (io_buffer.c, struct rb_io_buffer: base, size, flags, source).
+/// The words of an IO::Buffer's data that are looked at (io_buffer.c, struct rb_io_buffer: base, size, flags, source).
 const WORDS: usize = 4;
 
-/// Finds out where an IO::Buffer keeps the one that it is a slice of. Called once, when the extension is loaded.
-pub unsafe fn find_source() {
-    // SAFETY: plain calls of Ruby methods, on new objects that this frame keeps; the data are read as far as they go.
-    unsafe {
-        let class = rb_sys::rb_const_get(rb_sys::rb_cIO, sys::id("Buffer"));
-        let buffer = sys::funcall(class, sys::id("new"), &[sys::fixnum(64)]);
-        let slice = sys::funcall(buffer, sys::id("slice"), &[sys::fixnum(8), sys::fixnum(8)]);
-        if let Some(place) = (0..WORDS).find(|place| word(slice, *place) == buffer) {
-            if word(buffer, place) == NIL {
-                SOURCE.store(place, Ordering::Relaxed);
-            }
+/// Which word of an IO::Buffer's data is the object that its memory is of; `None` if there is no telling. Found out by
+/// the first that asks: Ruby warns of the first IO::Buffer that it is experimental.
+unsafe fn source_place() -> Option<usize> {
+    static PLACE: OnceLock<Option<usize>> = OnceLock::new();
+    // SAFETY: plain calls of Ruby methods, on new objects that this frame keeps; what raises is stopped.
+    *PLACE.get_or_init(|| unsafe {
+        let mut place = None;
+        let slot = &raw mut place;
+        let found = sys::protect(|| {
+            let null = std::ptr::null_mut();
+            let buffer = sys::rb_io_buffer_new(null, 64, sys::IO_BUFFER_INTERNAL);
+            let part = [sys::fixnum(8), sys::fixnum(8)];
+            let slice = sys::funcall(buffer, sys::id("slice"), &part);
+            *slot = (0..WORDS)
+                .find(|place| word(slice, *place) == buffer)
+                .filter(|place| word(buffer, *place) == NIL);
+            std::hint::black_box((buffer, slice));
+            NIL
+        });
+        if found.is_err() {
+            sys::take_exception();
         }
-        std::hint::black_box((buffer, slice));
-    }
+        place
+    })
 }
 
 /// Whether an IO::Buffer without memory of its own is a slice of another one: not one that Ruby makes over its own
@@ -33,11 +40,8 @@ pub unsafe fn find_source() {
 /// # Safety
 /// `buffer` is an IO::Buffer.
 pub unsafe fn has_source(buffer: VALUE) -> bool {
-    match SOURCE.load(Ordering::Relaxed) {
-        UNKNOWN => true,
-        // SAFETY: the word was found in an object of the same class.
-        place => unsafe { word(buffer, place) != NIL },
-    }
+    // SAFETY: the word was found in an object of the same class.
+    unsafe { source_place().is_none_or(|place| word(buffer, place) != NIL) }
 }
 
 unsafe fn word(buffer: VALUE, place: usize) -> VALUE {

@@ -13,6 +13,7 @@ mod errors;
 mod file_systems;
 mod forks;
 mod hooks;
+mod interrupts;
 mod io;
 mod io_buffers;
 mod machine;
@@ -24,6 +25,7 @@ mod positions;
 mod process;
 mod queue;
 mod ractors;
+mod report;
 mod resolver;
 mod scheduler;
 mod splicing;
@@ -46,7 +48,7 @@ pub unsafe extern "C" fn Init_uringmachine() {
     unsafe {
         rb_sys::rb_ext_ractor_safe(true);
         memory::find_string_lock();
-        io_buffers::find_source();
+        interrupts::define();
         let class = um::define();
         errors::define(class);
         constants::define(class);

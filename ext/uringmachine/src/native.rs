@@ -292,7 +292,7 @@ pub fn result_of(result: i32) -> i32 {
 
 /// A descriptor of the same open file for a call on a thread: the number it was made from may be closed
 /// meanwhile, and given to another file.
-fn duplicate(fd: RawFd) -> Result<OwnedFd, Raise> {
+pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Raise> {
     // SAFETY: fcntl takes any number; what it returns is new and nobody else's.
     unsafe {
         match libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) {

@@ -4,12 +4,15 @@
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 
-use uringmachine_runtime::Wake;
+use uringmachine_runtime::tasks::State;
+use uringmachine_runtime::{TaskId, Wake};
 
 use crate::arguments;
-use crate::core::Core;
+use crate::core::{Core, Pending};
 use crate::errors;
 use crate::hooks;
+use crate::interrupts;
+use crate::report;
 use crate::sys::{self, Raise, FALSE, NIL, TRUE, VALUE};
 use crate::{switch, um, waits};
 
@@ -174,7 +177,10 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
             if (*core).thread() != NIL && (*core).thread() != sys::rb_thread_current() {
                 return Err(Raise::argument("machine belongs to another thread"));
             }
-            let body = sys::protect(|| rb_sys::rb_proc_new(Some(run_fiber), NIL));
+            let body = sys::protect(|| {
+                interrupts::watch_handlers();
+                rb_sys::rb_proc_new(Some(run_fiber), NIL)
+            });
             let scheduler = get(this);
             scheduler.body = body.map_err(Raise::Jump)?;
             scheduler.machine = machine;
@@ -355,30 +361,43 @@ unsafe extern "C" fn run_fiber(
     // SAFETY: `this` is the scheduler that started the fiber; it is marked by its thread.
     unsafe {
         let block = std::mem::replace(&mut (*get(this).core).starting, NIL);
-        let result =
-            sys::protect(|| rb_sys::rb_proc_call_with_block(block, 0, std::ptr::null(), NIL));
+        let result = sys::protect(|| {
+            interrupts::catch_unwinding(|| {
+                rb_sys::rb_proc_call_with_block(block, 0, std::ptr::null(), NIL)
+            })
+        });
         std::hint::black_box(block);
         um::end_of_forker(sys::rb_fiber_current(), &result);
+        let mut result = result.map_err(|state| switch::unwinding(state));
         crate::machine::tell_listeners(sys::rb_fiber_current());
         let scheduler = get(this);
         let core = scheduler.core;
         if !core.is_null() && !(*core).is_forked() {
             if let Some(task) = (*core).find(sys::rb_fiber_current()) {
+                if let (Ok(_), Some(exception)) = (&result, (*core).take_kept(task)) {
+                    result = Err(Raise::Exception(exception));
+                }
                 (*core).remove(task);
             }
         }
-        let Err(state) = result else { return NIL };
-        match sys::take_exception() {
-            Some(exception) if !fails_all(scheduler, exception) => {
-                if let Err(state) = sys::protect(|| report(exception)) {
-                    Raise::Jump(state).leave();
-                }
-                NIL
+        let told = match result {
+            Ok(_) => Ok(()),
+            Err(Raise::Exception(exception)) if !fails_all(scheduler, exception) => {
+                report::report(core, exception)
             }
             // What ends a process or a thread goes to the root fiber, where a fiber's unwinding
             // ends (cont.c, rb_fiber_terminate).
-            Some(exception) => Raise::Exception(exception).leave(),
-            None => Raise::Jump(state).leave(),
+            Err(raise) => Err(raise),
+        };
+        if !core.is_null() && !(*core).is_forked() {
+            // The report may have waited.
+            if let Some(task) = (*core).find(sys::rb_fiber_current()) {
+                (*core).remove(task);
+            }
+        }
+        match told {
+            Ok(()) => NIL,
+            Err(raise) => raise.leave(),
         }
     }
 }
@@ -388,52 +407,12 @@ unsafe extern "C" fn run_fiber(
 unsafe fn fails_all(scheduler: &Scheduler, exception: VALUE) -> bool {
     // SAFETY: the accessors are Thread's own.
     unsafe {
-        if scheduler.abort_on_exception || is_fatal(exception) {
+        if scheduler.abort_on_exception || report::is_fatal(exception) {
             return true;
         }
         let abort = sys::id("abort_on_exception");
         sys::truthy(sys::funcall(sys::rb_thread_current(), abort, &[]))
             || sys::truthy(sys::funcall(rb_sys::rb_cThread, abort, &[]))
-    }
-}
-
-/// Whether an exception ends more than the fiber it was raised in, whatever is set.
-pub unsafe fn is_fatal(exception: VALUE) -> bool {
-    // SAFETY: classes are set once Ruby runs.
-    unsafe {
-        let is = |class| rb_sys::rb_obj_is_kind_of(exception, class) == TRUE;
-        is(rb_sys::rb_eSystemExit) || is(rb_sys::rb_eSignal) || is(rb_sys::rb_eNoMemError)
-    }
-}
-
-/// Reports what a fiber failed by, as a thread does (thread.c, rb_threadptr_report_on_exception).
-pub unsafe fn report(exception: VALUE) -> VALUE {
-    // SAFETY: plain calls of Ruby methods; nothing here needs dropping.
-    unsafe {
-        let thread = sys::rb_thread_current();
-        if !sys::truthy(sys::funcall(thread, sys::id("report_on_exception"), &[])) {
-            return NIL;
-        }
-        let text = rb_sys::rb_inspect(sys::rb_fiber_current());
-        let text = rb_sys::rb_str_dup(text);
-        let middle = c" terminated with exception (report_on_exception is true):\n";
-        rb_sys::rb_str_cat(text, middle.as_ptr(), middle.count_bytes() as _);
-        let highlight = rb_sys::rb_hash_new();
-        rb_sys::rb_hash_aset(highlight, rb_sys::rb_id2sym(sys::id("highlight")), FALSE);
-        let arguments = [highlight];
-        let message = rb_sys::rb_funcallv_kw(
-            exception,
-            sys::id("full_message"),
-            1,
-            arguments.as_ptr(),
-            rb_sys::RB_PASS_KEYWORDS as c_int,
-        );
-        rb_sys::rb_str_append(text, message);
-        sys::funcall(
-            rb_sys::rb_gv_get(c"$stderr".as_ptr()),
-            sys::id("write"),
-            &[text],
-        )
     }
 }
 
@@ -554,12 +533,19 @@ unsafe fn unwind_all(core: *mut Core, raise: Raise) -> Raise {
     }
 }
 
-/// Kills every fiber that waits, so that its ensure blocks run, and waits for those.
+/// Unwinds every fiber, so that its ensure blocks run, and waits for those to their end, whatever interrupts. What their
+/// ensure blocks start is waited for.
 unsafe fn terminate_all(core: *mut Core) -> Result<(), Raise> {
+    /// More interrupts than anybody sends: it is the machine that fails.
+    const MOST: usize = 1000;
     // SAFETY: see `switch`.
     unsafe {
+        (*core).ending = true;
+        for task in unwindable(core) {
+            (*core).interrupt(task, Pending::Unwind);
+        }
         let mut later = None;
-        // Each fiber is killed once; what its ensure blocks start is waited for.
+        // Fibers of the program's own have no body of ours that an unwinding could end in.
         let mut killed = Vec::new();
         while let Some((task, fiber)) = next_to_kill(core, &killed) {
             killed.push(task);
@@ -569,21 +555,40 @@ unsafe fn terminate_all(core: *mut Core) -> Result<(), Raise> {
             (*core).current = me;
             (*core).root = outer;
             if let Err(state) = result {
-                later = Some(switch::unwinding(state));
+                later.get_or_insert(switch::unwinding(state));
             }
         }
-        let ended = run_all(core);
-        match later {
+        for _ in 0..MOST {
+            match run_all(core) {
+                Ok(()) => break,
+                Err(Raise::Jump(state)) => drop(later.get_or_insert(switch::unwinding(state))),
+                Err(raise) => drop(later.get_or_insert(raise)),
+            }
+        }
+        (*core).ending = false;
+        match later.or((*core).late.take()) {
             Some(raise) => Err(raise),
-            None => ended,
+            None => Ok(()),
         }
     }
 }
 
-unsafe fn next_to_kill(
-    core: *mut Core,
-    killed: &[uringmachine_runtime::TaskId],
-) -> Option<(uringmachine_runtime::TaskId, VALUE)> {
+/// The tasks of the fibers that a machine has started, and that can be told to end.
+unsafe fn unwindable(core: *mut Core) -> Vec<TaskId> {
+    // SAFETY: as above.
+    unsafe {
+        let current = sys::rb_fiber_current();
+        (*core)
+            .machine
+            .tasks
+            .iter()
+            .filter(|(_, _, waiter)| waiter.unwinds() && waiter.fiber != current)
+            .map(|(task, _, _)| task)
+            .collect()
+    }
+}
+
+unsafe fn next_to_kill(core: *mut Core, killed: &[TaskId]) -> Option<(TaskId, VALUE)> {
     // SAFETY: see `switch`.
     unsafe {
         let current = sys::rb_fiber_current();
@@ -592,8 +597,9 @@ unsafe fn next_to_kill(
             .tasks
             .iter()
             .find(|(task, state, waiter)| {
-                *state != uringmachine_runtime::tasks::State::Running
+                *state != State::Running
                     && waiter.fiber != current
+                    && !waiter.unwinds()
                     && !killed.contains(task)
             })
             .map(|(task, _, waiter)| (task, waiter.fiber))
@@ -650,12 +656,27 @@ unsafe extern "C" fn waiting(this: VALUE) -> VALUE {
         let list = rb_sys::rb_ary_new();
         if let Some(core) = get(this).core_from_anywhere() {
             for (_, state, waiter) in (*core).machine.tasks.iter() {
-                if state != uringmachine_runtime::tasks::State::Running {
+                if state != State::Running {
                     rb_sys::rb_ary_push(list, waiter.fiber);
                 }
             }
         }
         list
+    }
+}
+
+/// UM::FiberScheduler#masked(mask) { }: runs the block with the fiber's timeouts held back as the mask of
+/// Thread.handle_interrupt says.
+unsafe extern "C" fn masked(this: VALUE, mask: VALUE) -> VALUE {
+    // SAFETY: see `switch`.
+    unsafe {
+        sys::method(|| {
+            if !sys::is_hash(mask) {
+                // Ruby's own says what is wrong with it.
+                return sys::protect(|| rb_sys::rb_yield(NIL)).map_err(Raise::Jump);
+            }
+            interrupts::masked(get(this).core()?, mask)
+        })
     }
 }
 
@@ -676,21 +697,34 @@ unsafe extern "C" fn scheduled(this: VALUE) -> VALUE {
 }
 
 /// UM::FiberScheduler.end_waits(io, side): before an IO is closed, or becomes another file's, ends what fibers do with
-/// its descriptor: see `waits`. Says whether fibers of other threads have yet to
-/// end theirs. A side (:read or :write) is that of an IO with a descriptor for each; nil is all of it.
+/// its descriptor: see `waits`. Says who is yet to be told: `:others` for fibers of other threads, which have to end
+/// what they do by themselves, `:own` for fibers of this one, nil for nobody. A side (:read or :write) is that of an IO
+/// with a descriptor for each; nil is all of it.
 unsafe extern "C" fn end_waits(_class: VALUE, io: VALUE, side: VALUE) -> VALUE {
     // SAFETY: may raise, for an IO that is closed, with nothing here to drop; then the GVL is held.
     unsafe {
         let fd = sys::rb_io_descriptor(io);
         let writer = rb_sys::rb_io_get_write_io(io);
         sys::method(|| {
-            if writer == io {
-                return Ok(sys::boolean(side == NIL && um::end_waits(fd)));
-            }
             let is = |name| side == NIL || side == rb_sys::rb_id2sym(sys::id(name));
-            let reads = is("read") && um::end_waits(fd);
-            let writes = is("write") && um::end_waits(sys::rb_io_descriptor(writer));
-            Ok(sys::boolean(reads || writes))
+            let mut waited = um::EndedWaits::default();
+            if writer != io && is("write") {
+                waited.add(um::end_waits(sys::rb_io_descriptor(writer)));
+            }
+            if if writer == io {
+                side == NIL
+            } else {
+                is("read")
+            } {
+                waited.add(um::end_waits(fd));
+            }
+            Ok(match waited {
+                um::EndedWaits {
+                    elsewhere: true, ..
+                } => rb_sys::rb_id2sym(sys::id("others")),
+                um::EndedWaits { here: true, .. } => rb_sys::rb_id2sym(sys::id("own")),
+                _ => NIL,
+            })
         })
     }
 }
@@ -801,6 +835,7 @@ pub unsafe fn define(module: VALUE) {
         define(c"closed?", is_closed as *const (), 0);
         define(c"waiting", waiting as *const (), 0);
         sys::define_private_method(class, c"waiting_on", waiting_on as *const (), 1);
+        sys::define_private_method(class, c"masked", masked as *const (), 1);
         sys::define_private_method(class, c"scheduled", scheduled as *const (), 0);
         sys::define_singleton_method(class, c"end_waits", end_waits as *const (), 2);
         sys::define_singleton_method(class, c"forget", forget as *const (), 1);

@@ -10,6 +10,7 @@ use uringmachine_runtime::{waker, Entry, OpKey, TaskId, Wake};
 
 use crate::core::{self, Core, Pending, Resumption};
 use crate::sys::{self, Raise, NIL, VALUE};
+use crate::um;
 
 /// How long a cancelled operation is waited for with the thread, before other fibers run again:
 /// sockets, pipes and polls give their memory back at once.
@@ -21,15 +22,23 @@ unsafe fn suspend(core: *mut Core, me: TaskId) -> Wake {
     // before the next switch.
     unsafe {
         loop {
-            if (*core).machine.tasks.state(me) == Some(State::Running) {
-                return (*core).waiter(me).woken;
+            let woken = match (*core).machine.tasks.state(me) {
+                Some(State::Running) => Some((*core).waiter(me).woken),
+                _ => None,
+            };
+            if let Some(wake) = woken.and_then(|wake| heed(core, me, wake)) {
+                return wake;
             }
             if !(*core).raises.is_empty() {
                 raise_elsewhere(core, me);
                 continue;
             }
             match (*core).next_ready() {
-                Some((task, wake)) if task == me => return wake,
+                Some((task, wake)) if task == me => {
+                    if let Some(wake) = heed(core, me, wake) {
+                        return wake;
+                    }
+                }
                 Some((task, wake)) => {
                     transfer_to(core, task, wake);
                     (*core).current = me;
@@ -38,6 +47,19 @@ unsafe fn suspend(core: *mut Core, me: TaskId) -> Wake {
             }
             (*core).end_interruptions(me);
         }
+    }
+}
+
+/// How a wait ends that has been woken; `None` if it goes on: it pays no heed to an interrupt in a finalizer or a
+/// handler, but to what closes its descriptor.
+#[inline]
+unsafe fn heed(core: *mut Core, me: TaskId, wake: Wake) -> Option<Wake> {
+    // SAFETY: as in `suspend`.
+    unsafe {
+        if wake != Wake::Interrupt || (*core).closed(me).is_some() || !(*core).is_aside(me) {
+            return Some(wake);
+        }
+        (*core).machine.tasks.go_on_waiting(me)
     }
 }
 
@@ -174,6 +196,16 @@ unsafe fn check_interrupts(core: *mut Core, me: TaskId) {
     // SAFETY: as in `suspend`. A fiber switch checks interrupts on arrival (cont.c, fiber_switch).
     unsafe {
         match (*core).interrupt_target() {
+            // What interrupts the end of a thread is raised when that is over: no ensure block is cut short.
+            _ if (*core).ending => {
+                if let Err(state) = sys::protect(|| {
+                    sys::rb_thread_check_ints();
+                    NIL
+                }) {
+                    let raise = unwinding(state);
+                    (*core).late.get_or_insert(raise);
+                }
+            }
             Some(root) if root != me => {
                 let fiber = (*core).waiter(root).fiber;
                 (*core).current = root;
@@ -200,25 +232,22 @@ unsafe fn raise_elsewhere(core: *mut Core, me: TaskId) {
                 return;
             }
         }
-        let (mut arguments, mut count) = ([NIL; 2], 1);
-        match pending {
-            Pending::Exception(exception) | Pending::Value(exception) => arguments[0] = exception,
-            Pending::Timeout(key) => {
-                let Some(timeout) = (*core).timeouts.get(key) else {
-                    return;
-                };
-                if timeout.is_value {
-                    return;
-                }
-                arguments = [timeout.exception, timeout.message];
-                count = if timeout.message == sys::UNDEF { 1 } else { 2 };
-            }
-        }
+        let exception = match pending {
+            Pending::Exception(exception) | Pending::Value(exception) => exception,
+            Pending::Unwind => return,
+            Pending::Timeout(key) => match (*core).timeouts.get(key) {
+                Some(timeout) if !timeout.is_value => match (*core).make_timeout(key) {
+                    Some(Raise::Exception(exception)) => exception,
+                    Some(raise) => raise.leave(),
+                    None => return,
+                },
+                _ => return,
+            },
+        };
         if sys::rb_obj_is_fiber(fiber) != sys::TRUE {
-            let raise = sys::id("raise");
-            sys::funcall(fiber, raise, &arguments[..count]);
+            sys::funcall(fiber, sys::id("raise"), &[exception]);
         } else if sys::truthy(sys::rb_fiber_alive_p(fiber)) {
-            sys::raise_in(fiber, &arguments[..count]);
+            sys::raise_in(fiber, &[exception]);
         }
         (*core).current = me;
     }
@@ -308,6 +337,9 @@ pub unsafe fn pause(core: *mut Core, me: TaskId, deadline: Option<u64>) -> Resul
         }
         let ended = match result {
             Ok(Wake::Complete) => Ok(Ended::Woken),
+            // Whoever was waited for has given what it had to this fiber, though its time was up, or it is to raise:
+            // it takes that, and raises at its next wait. Nobody else would be given it.
+            Ok(Wake::Timeout | Wake::Interrupt) if was_unblocked(core, me) => Ok(Ended::Woken),
             Ok(Wake::Timeout) => Ok(Ended::Deadline),
             Ok(Wake::Interrupt) => match (*core).take_resumption(me) {
                 Some(Resumption::Raise(raise)) => Err(raise),
@@ -316,9 +348,26 @@ pub unsafe fn pause(core: *mut Core, me: TaskId, deadline: Option<u64>) -> Resul
             },
             Err(state) => Err(Raise::Jump(state)),
         };
+        let passes_on = ended.is_err() && was_unblocked(core, me);
+        let blocker = (*core).waiter(me).blocker;
         (*core).finish_wait(me);
+        if passes_on {
+            // It was given what it leaves: Fiber#raise does not wait.
+            let raise = ended.map_err(|raise| match raise {
+                Raise::Jump(state) => unwinding(state),
+                raise => raise,
+            });
+            um::pass_on(blocker);
+            return raise;
+        }
         ended
     }
+}
+
+/// Whether a task in `block` was woken by `unblock` after its wait had been ended by something else.
+unsafe fn was_unblocked(core: *mut Core, me: TaskId) -> bool {
+    // SAFETY: as in `suspend`.
+    unsafe { (*core).waiter(me).blocked && (*core).machine.tasks.take_completion(me) }
 }
 
 /// Lets every other runnable fiber run once.
@@ -333,6 +382,20 @@ pub unsafe fn yield_now(core: *mut Core, me: TaskId) -> Result<(), Raise> {
         let result = wait(core, me, None);
         (*core).finish_wait(me);
         result.map(drop).map_err(Raise::Jump)
+    }
+}
+
+/// Notes that something was done without waiting, and lets those go first that are ready if the fiber has held the
+/// thread for long.
+#[inline]
+pub unsafe fn take_turns(core: *mut Core, me: TaskId) -> Result<(), Raise> {
+    // SAFETY: see `suspend`.
+    unsafe {
+        (*core).count_at_once(0);
+        if (*core).has_held_long() {
+            let_go(core, me)?;
+        }
+        Ok(())
     }
 }
 

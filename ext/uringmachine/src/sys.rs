@@ -29,6 +29,9 @@ pub const IO_BUFFER_VIEW: c_int = 1 | 128;
 /// Flag of an IO::Buffer of memory it does not own: EXTERNAL.
 pub const IO_BUFFER_EXTERNAL: c_int = 1;
 
+/// Flag of an IO::Buffer with memory that it has allocated.
+pub const IO_BUFFER_INTERNAL: c_int = 2;
+
 /// Flags of an IO::Buffer with memory of its own, or of a String's: EXTERNAL, INTERNAL, MAPPED. A slice has
 /// none of them.
 pub const IO_BUFFER_OWNER: c_int = 1 | 2 | 4;
@@ -118,6 +121,7 @@ extern "C" {
         lines: *mut c_int,
     ) -> c_int;
     fn rb_profile_frame_method_name(frame: VALUE) -> VALUE;
+    fn rb_profile_frame_qualified_method_name(frame: VALUE) -> VALUE;
     fn rb_protect(
         func: unsafe extern "C" fn(VALUE) -> VALUE,
         argument: VALUE,
@@ -138,6 +142,9 @@ pub enum Raise {
     Exception(VALUE),
     /// The Errno of this number, made when it is raised.
     Errno(i32),
+    /// The fiber is to end: its ensure blocks run, and no rescue stops it. Once: Ruby's own Fiber#kill kills anew
+    /// whenever the fiber is switched to, in the middle of an ensure block too.
+    Unwind,
     Jump(c_int),
 }
 
@@ -180,6 +187,7 @@ impl Raise {
                 Self::Exception(exception) => rb_exc_raise(exception),
                 // A NULL message is allowed (error.c).
                 Self::Errno(errno) => rb_exc_raise(rb_syserr_new(errno, std::ptr::null())),
+                Self::Unwind => rb_sys::rb_throw_obj(crate::interrupts::tag(), NIL),
                 Self::Jump(state) => rb_jump_tag(state),
             }
         }
@@ -265,7 +273,8 @@ pub unsafe fn take_exception() -> Option<VALUE> {
     // SAFETY: plain accessors of the execution context.
     unsafe {
         let error = rb_errinfo();
-        if rb_sys::rb_obj_is_kind_of(error, rb_sys::rb_eException) != TRUE {
+        // That of a throw is an object without a class.
+        if !is_a(error, rb_sys::rb_eException) {
             return None;
         }
         rb_set_errinfo(NIL);
@@ -277,6 +286,36 @@ pub unsafe fn take_exception() -> Option<VALUE> {
 pub unsafe fn current_error() -> VALUE {
     // SAFETY: a plain accessor.
     unsafe { rb_errinfo() }
+}
+
+/// Has an exception be the one that is being unwound again; anything else is left as it is.
+pub unsafe fn put_error_back(error: VALUE) {
+    // SAFETY: an exception, or nil.
+    unsafe {
+        if error == NIL || is_a(error, rb_sys::rb_eException) {
+            rb_set_errinfo(error);
+        }
+    }
+}
+
+/// Whether any frame of the fiber that runs is one of these methods, each with its name and its full name.
+pub unsafe fn runs_within(methods: &[(&[u8], &[u8])]) -> bool {
+    const DEPTH: usize = 1024;
+    let mut frames = [NIL; DEPTH];
+    let mut lines = [0; DEPTH];
+    // SAFETY: both arrays hold DEPTH entries; frame values are valid while nothing returns.
+    unsafe {
+        let count = rb_profile_frames(0, DEPTH as c_int, frames.as_mut_ptr(), lines.as_mut_ptr());
+        frames[..count as usize].iter().any(|frame| {
+            let name = rb_profile_frame_method_name(*frame);
+            // The full name is a new String.
+            name != NIL
+                && methods.iter().any(|(short, full)| {
+                    string_bytes(&name) == *short
+                        && string_bytes(&rb_profile_frame_qualified_method_name(*frame)) == *full
+                })
+        })
+    }
 }
 
 /// The ID of a method or constant name.

@@ -357,10 +357,10 @@ pub unsafe fn forget(fd: RawFd) {
 }
 
 /// Before a descriptor is closed, or becomes another file's: has the machines let go of its file, and ends what fibers
-/// do with it. Says whether fibers of other threads have yet to end what they do: only their thread can.
-pub unsafe fn end_waits(fd: RawFd) -> bool {
+/// do with it.
+pub unsafe fn end_waits(fd: RawFd) -> EndedWaits {
     tls::forget(fd);
-    let mut others_wait = false;
+    let mut ended = EndedWaits::default();
     // SAFETY: as `forget`.
     unsafe {
         each_within_reach(|core| {
@@ -376,13 +376,58 @@ pub unsafe fn end_waits(fd: RawFd) -> bool {
             let exception = waits::closed();
             if own {
                 waits::end_on(core, fd, exception);
+                ended.here = true;
             } else {
                 waits::interrupt_on(core, fd, exception);
-                others_wait = true;
+                ended.elsewhere = true;
             }
         });
     }
-    others_wait
+    ended
+}
+
+/// Whose fibers were doing something with a descriptor.
+#[derive(Default)]
+pub struct EndedWaits {
+    /// This thread's: it is over, but for the fibers' being told.
+    pub here: bool,
+    /// Another thread's, which has yet to end it: only that can.
+    pub elsewhere: bool,
+}
+
+impl EndedWaits {
+    /// Those of another descriptor too.
+    pub fn add(&mut self, other: Self) {
+        self.here |= other.here;
+        self.elsewhere |= other.elsewhere;
+    }
+}
+
+/// Passes a wake-up on that was given to a fiber which leaves without what it has waited for: to the next that waits for
+/// the same. Whoever is woken looks whether there is anything for it.
+#[cold]
+pub unsafe fn pass_on(blocker: VALUE) {
+    // SAFETY: as `forget`; what raises is stopped.
+    unsafe {
+        if blocker == NIL {
+            return;
+        }
+        if sys::is_a(blocker, sys::class(c"Thread::Mutex")) {
+            // Its lock is free, unless somebody was quicker: its unlocking wakes the next, be it a thread.
+            let passed = sys::protect(|| {
+                if sys::truthy(rb_sys::rb_mutex_trylock(blocker)) {
+                    rb_sys::rb_mutex_unlock(blocker);
+                }
+                NIL
+            });
+            if passed.is_err() {
+                sys::take_exception();
+            }
+            return;
+        }
+        let mut done = false;
+        each_within_reach(|core| done = done || (*core).wake_blocked_by(blocker));
+    }
 }
 
 /// The UM of a core that belongs to a thread.

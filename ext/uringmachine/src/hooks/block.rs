@@ -29,7 +29,7 @@ unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALU
             let core = get(this).core()?;
             let blocker = *argv;
             let deadline = if argc == 2 {
-                durations::unbounded(*argv.add(1))?.map(durations::from_now)
+                durations::rest(*argv.add(1))?.map(durations::from_now)
             } else {
                 None
             };
@@ -42,7 +42,9 @@ unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALU
                 (*core).finish_wait(me);
                 return Ok(TRUE);
             }
-            (*core).waiter(me).blocked = true;
+            let waiter = (*core).waiter(me);
+            waiter.blocked = true;
+            waiter.blocker = blocker;
             let ended = switch::pause(core, me, deadline)?;
             Ok(sys::boolean(ended != switch::Ended::Deadline))
         })
@@ -75,15 +77,23 @@ unsafe extern "C" fn unblock(this: VALUE, blocker: VALUE, fiber: VALUE) -> VALUE
         };
         let task = (*core).blocked_task(task);
         match (*core).machine.tasks.state(task) {
-            Some(State::Waiting) if (*core).waiter(task).blocked => {
+            Some(State::Waiting | State::Ready(_)) if (*core).waiter(task).blocked => {
+                // One whose wait is over takes it all the same: nobody else is given it.
                 if let Some(wait) = (*core).machine.tasks.current_wait(task) {
                     if (*core).machine.tasks.wake(wait, Wake::Complete) {
                         (*core).notify();
                     }
                 }
             }
-            // It has registered with the blocker but not reached `block` yet: remember.
-            Some(State::Running) => (*core).waiter(task).unblocked_by = blocker,
+            // It has registered with the blocker but not reached `block` yet: remember. Or it is a thread's root fiber,
+            // which waits without the scheduler: for the fibers of other threads that are in an IO it closes
+            // (thread.c, rb_thread_io_close_wait).
+            Some(State::Running) => {
+                (*core).waiter(task).unblocked_by = blocker;
+                if fiber == (*core).home {
+                    rb_sys::rb_thread_wakeup_alive((*core).thread());
+                }
+            }
             // Woken already, or waiting for something else: this is for an earlier wait.
             _ => {}
         }

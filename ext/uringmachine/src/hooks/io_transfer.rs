@@ -222,9 +222,8 @@ impl Transfer {
                             return Ok(Step::Done(count));
                         }
                     }
-                    if self.writes {
+                    if self.writes && !by_ring {
                         self.wait(libc::POLLOUT)?;
-                        first = tries || !by_ring;
                         continue;
                     }
                 }

@@ -3,6 +3,7 @@
 use crate::blocking;
 use crate::resolver;
 use crate::scheduler::get;
+use crate::switch;
 use crate::sys::{self, Raise, NIL, VALUE};
 
 /// Looks a host up by the system's resolver, off the thread.
@@ -50,6 +51,7 @@ unsafe extern "C" fn blocking_operation_wait(this: VALUE, operation: VALUE) -> V
         sys::method(|| {
             let core = get(this).core()?;
             let me = (*core).current_task();
+            switch::take_turns(core, me)?;
             blocking::wait(core, me, operation)
         })
     }

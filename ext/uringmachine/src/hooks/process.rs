@@ -28,6 +28,7 @@ unsafe extern "C" fn process_wait(this: VALUE, pid: VALUE, flags: VALUE) -> VALU
             let pid = rb_sys::rb_num2int(pid) as i32;
             let flags = rb_sys::rb_num2int(flags) as i32;
             let me = (*core).current_task();
+            switch::take_turns(core, me)?;
             loop {
                 let status = sys::rb_process_status_wait(pid, flags | libc::WNOHANG);
                 if status != NIL || flags & libc::WNOHANG != 0 {

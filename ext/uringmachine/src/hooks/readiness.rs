@@ -1,11 +1,13 @@
 //! io_wait: the hottest hook of database drivers and OpenSSL.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use uringmachine_runtime::{opcode, types};
+use uringmachine_runtime::{clock, opcode, types};
 
 use crate::core::Core;
 use crate::durations;
+use crate::native;
 use crate::scheduler::get;
 use crate::switch::{self, Failure};
 use crate::sys::{self, Raise, FALSE, VALUE};
@@ -25,22 +27,18 @@ pub fn wakes_for(events: u32) -> u32 {
 }
 
 /// What of the three events a poll's answer means, as Ruby's own wait has it (thread.c, rb_thread_io_wait): a hang-up
-/// can be read, and an error is what was waited for.
-pub fn ready_events(answer: i32, events: i64) -> i64 {
-    const READS: i32 = (libc::POLLIN | libc::POLLRDNORM | libc::POLLRDBAND | libc::POLLHUP) as i32;
-    const WRITES: i32 = (libc::POLLOUT | libc::POLLWRNORM | libc::POLLWRBAND) as i32;
+/// can be read, and an error can be read and written.
+pub fn ready_events(answer: i32) -> i64 {
+    const FAILED: i16 = libc::POLLERR | libc::POLLNVAL;
+    const READS: i16 = libc::POLLIN | libc::POLLRDNORM | libc::POLLHUP | FAILED;
+    const WRITES: i16 = libc::POLLOUT | libc::POLLWRNORM | libc::POLLWRBAND | FAILED;
     let mut ready = i64::from(answer & i32::from(libc::POLLPRI));
     for (bits, event) in [(READS, libc::POLLIN), (WRITES, libc::POLLOUT)] {
-        if answer & bits != 0 {
+        if answer & i32::from(bits) != 0 {
             ready |= i64::from(event);
         }
     }
-    let hung_up = i64::from(answer & i32::from(libc::POLLHUP) != 0) * i64::from(libc::POLLIN);
-    if answer & i32::from(libc::POLLERR | libc::POLLNVAL) != 0 {
-        events | hung_up
-    } else {
-        ready & (events | hung_up)
-    }
+    ready
 }
 
 /// Waits until one of `events` is there, or the descriptor has hung up or failed: the events, or 0 at the deadline.
@@ -51,25 +49,98 @@ pub unsafe fn wait_ready(
     events: i64,
     deadline: Option<u64>,
 ) -> Result<i64, Raise> {
-    let entry = opcode::PollAdd::new(types::Fd(fd), wakes_for(events as u32)).build();
+    let wanted = wakes_for(events as u32);
+    let entry = opcode::PollAdd::new(types::Fd(fd), wanted).build();
     loop {
         // SAFETY: a poll points to nothing; the core lives as long as the fiber waits.
         let result = unsafe { switch::operate(core, me, entry.clone(), deadline) };
         match result {
-            Ok(answer) if answer >= 0 => match ready_events(answer, events) {
-                // The band's bit without what it was for.
+            Ok(answer) if answer >= 0 => match ready_events(answer) {
                 0 => {}
                 ready => return Ok(ready),
             },
             Ok(errno) => return Err(Raise::errno(-errno)),
             Err(Failure::Timeout) => return Ok(0),
             Err(Failure::Raise(raise)) => return Err(raise),
-            Err(Failure::Scheduled(_)) => {}
+            Err(Failure::Scheduled(_)) => continue,
+        }
+        // SAFETY: as above.
+        let polled = unsafe { poll_on_thread(core, me, &[(fd, wanted)], deadline) };
+        match polled {
+            Ok(Some(answers)) => match ready_events(answers[0]) {
+                0 => {}
+                ready => return Ok(ready),
+            },
+            Ok(None) => return Ok(0),
+            Err(Failure::Raise(raise)) => return Err(raise),
+            Err(_) => {}
         }
     }
 }
 
-/// Waits until an IO is ready. An error is whatever is waited for, and ends every wait; so does a hang-up, which is
+/// poll(2), on a thread: the answers, or `None` at the deadline. The ring's own poll ends when the peer will send no more
+/// (POLLRDHUP), whatever it is for, and would do so again at once (io_uring/poll.c, IO_POLL_UNMASK).
+///
+/// # Safety
+/// Called by the fiber of `me`, on a core that lives as long as it waits.
+#[cold]
+pub unsafe fn poll_on_thread(
+    core: *mut Core,
+    me: uringmachine_runtime::TaskId,
+    list: &[(RawFd, u32)],
+    deadline: Option<u64>,
+) -> Result<Option<Vec<i32>>, Failure> {
+    let mut files = Vec::with_capacity(list.len());
+    for (fd, _) in list {
+        files.push(native::duplicate(*fd)?);
+    }
+    let mut polls: Vec<libc::pollfd> = (files.iter().zip(list))
+        .map(|(file, (_, events))| libc::pollfd {
+            fd: file.as_raw_fd(),
+            events: *events as i16,
+            revents: 0,
+        })
+        .collect();
+    let answers = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&answers);
+    let job = move || {
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_sub(clock::now());
+            libc::timespec {
+                tv_sec: (left / 1_000_000_000) as i64,
+                tv_nsec: (left % 1_000_000_000) as i64,
+            }
+        });
+        let timeout = timeout
+            .as_ref()
+            .map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: the list and the time are this thread's; the files are kept open by it.
+        let count = native::result_of(unsafe {
+            libc::ppoll(
+                polls.as_mut_ptr(),
+                polls.len() as _,
+                timeout,
+                std::ptr::null(),
+            )
+        });
+        if count >= 0 {
+            let revents = polls.iter().map(|poll| i32::from(poll.revents)).collect();
+            *told.lock().unwrap_or_else(PoisonError::into_inner) = revents;
+        }
+        let _ = &files;
+        count
+    };
+    // SAFETY: the caller's promise.
+    match unsafe { native::call(core, me, job, || {}) }? {
+        0 => Ok(None),
+        count if count > 0 => Ok(Some(std::mem::take(
+            &mut *answers.lock().unwrap_or_else(PoisonError::into_inner),
+        ))),
+        errno => Err(Raise::errno(-errno).into()),
+    }
+}
+
+/// Waits until an IO is ready. An error ends every wait, and is readable and writable; so does a hang-up, which is
 /// readable.
 ///
 /// @method UringMachine::FiberScheduler#io_wait(io, events, timeout = nil)
@@ -112,6 +183,10 @@ unsafe extern "C" fn io_wait(argc: std::ffi::c_int, argv: *const VALUE, this: VA
                 return Ok(sys::fixnum(readable));
             }
             let scheduler = get(this);
+            if !scheduler.is_foreign() {
+                let core = scheduler.core()?;
+                switch::take_turns(core, (*core).current_task())?;
+            }
             // An offloaded IO.copy_stream waits on the worker's thread (io.c, nogvl_wait_for).
             if timeout == Some(0) || scheduler.is_foreign() {
                 return plain_poll(fd, events, timeout);
@@ -170,7 +245,7 @@ unsafe fn plain_poll(fd: RawFd, events: i64, timeout: Option<u64>) -> sys::Outco
     if call.result <= 0 {
         return Ok(FALSE);
     }
-    let ready = ready_events(i32::from(call.poll.revents), events);
+    let ready = ready_events(i32::from(call.poll.revents));
     Ok(if ready == 0 {
         FALSE
     } else {

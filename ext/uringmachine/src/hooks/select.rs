@@ -6,7 +6,7 @@ use uringmachine_runtime::{opcode, types, OpKey, TaskId, Wake};
 
 use crate::core::{Core, Resumption};
 use crate::durations;
-use crate::hooks::readiness::wakes_for;
+use crate::hooks::readiness::{poll_on_thread, wakes_for};
 use crate::scheduler::get;
 use crate::switch::{self, Failure};
 use crate::sys::{self, Outcome, Raise, FALSE, NIL, VALUE};
@@ -43,6 +43,7 @@ unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> 
                     NIL
                 }
             };
+            switch::take_turns(core, (*core).current_task())?;
             let sets = [argument(0), argument(1), argument(2)];
             let deadline = durations::deadline(argument(3))?;
             if tls::is_any_held() {
@@ -208,22 +209,47 @@ pub unsafe fn wait_for_any(
                     if list.is_empty() {
                         return Ok(true);
                     }
-                    let before = list.len();
-                    let mut ready = answers.is_empty();
-                    for (fd, events, answer) in answers {
-                        if answer < 0 || answer & counts(events) != 0 {
-                            ready = true;
-                        } else {
-                            list.retain(|entry| *entry != (fd, events));
-                        }
-                    }
-                    if ready || list.len() == before {
+                    if answers.is_empty() || drop_mistaken(&mut list, &answers, &counts) {
                         return Ok(true);
+                    }
+                    // What is left and was answered is no news: see `poll_on_thread`.
+                    if answers
+                        .iter()
+                        .any(|answer| list.contains(&(answer.0, answer.1)))
+                    {
+                        let Some(answers) = poll_on_thread(core, me, &list, deadline)? else {
+                            return Ok(false);
+                        };
+                        let answers: Answers = (list.iter().zip(answers))
+                            .filter(|(_, answer)| *answer != 0)
+                            .map(|((fd, events), answer)| (*fd, *events, answer))
+                            .collect();
+                        if drop_mistaken(&mut list, &answers, &counts) {
+                            return Ok(true);
+                        }
                     }
                 }
             }
         }
     }
+}
+
+/// Takes out of a list what has hung up, or failed, without that counting; says whether anything is ready.
+fn drop_mistaken(
+    list: &mut Vec<(i32, u32)>,
+    answers: &Answers,
+    counts: impl Fn(u32) -> i32,
+) -> bool {
+    const ALWAYS: i32 = (libc::POLLHUP | libc::POLLERR) as i32;
+    let mut ready = false;
+    for (fd, events, answer) in answers {
+        if *answer < 0 || answer & counts(*events) != 0 {
+            ready = true;
+        } else if answer & ALWAYS != 0 {
+            list.retain(|entry| *entry != (*fd, *events));
+        }
+    }
+    ready
 }
 
 /// What the polls that are over have answered.

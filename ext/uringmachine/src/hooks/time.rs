@@ -1,6 +1,7 @@
 //! kernel_sleep, yield, timeout_after.
 
 use std::ffi::c_int;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::core::Timeout;
 use crate::durations;
@@ -104,19 +105,81 @@ unsafe extern "C" fn timeout_after(argc: c_int, argv: *const VALUE, this: VALUE)
                 sys::UNDEF | NIL => sys::timeout_error()?,
                 exception => exception,
             };
+            let (outside, exception) = (exception, within(exception));
             let key = (*core).timeouts.insert(Timeout {
                 fiber: (*core).waiter(me).fiber,
                 exception,
                 message: argument(2),
                 is_value: false,
+                made: NIL,
             });
             let timer = (*core).arm_timeout(key, nanoseconds);
             let result = sys::protect(|| rb_sys::rb_yield(duration));
             // From here on it can fire no more: not late, and not into somebody else's wait.
             (*core).machine.timers.cancel(timer);
-            (*core).timeouts.remove(key);
-            result.map_err(Raise::Jump)
+            let made = (*core)
+                .timeouts
+                .remove(key)
+                .map_or(NIL, |timeout| timeout.made);
+            match result {
+                Err(_) if outside != exception && made != NIL && sys::current_error() == made => {
+                    Err(turned_out(outside, argument(2)))
+                }
+                result => result.map_err(Raise::Jump),
+            }
         })
+    }
+}
+
+/// What is raised within the block for a timeout that its caller knows as `exception`: Timeout::Error is what
+/// Timeout.timeout gives a scheduler on Ruby 3.4 where nothing else is asked for, and what it raises in the block by
+/// itself is a Timeout::ExitException, which the block cannot take for an error of its own.
+unsafe fn within(exception: VALUE) -> VALUE {
+    /// Timeout::Error and Timeout::ExitException, once they are loaded.
+    static CLASSES: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+    // SAFETY: constants are looked up where they are defined.
+    unsafe {
+        let [mut error, mut exit] = [0, 1].map(|place| CLASSES[place].load(Ordering::Relaxed));
+        if error == 0 {
+            let name = sys::id("Timeout");
+            if rb_sys::rb_const_defined(rb_sys::rb_cObject, name) == 0 {
+                return exception;
+            }
+            let module = rb_sys::rb_const_get(rb_sys::rb_cObject, name);
+            let [of_error, of_exit] = [sys::id("Error"), sys::id("ExitException")];
+            if rb_sys::rb_const_defined_at(module, of_error) == 0
+                || rb_sys::rb_const_defined_at(module, of_exit) == 0
+            {
+                return exception;
+            }
+            error = rb_sys::rb_const_get_at(module, of_error);
+            exit = rb_sys::rb_const_get_at(module, of_exit);
+            for (place, class) in [error, exit].into_iter().enumerate() {
+                rb_sys::rb_gc_register_mark_object(class);
+                CLASSES[place].store(class, Ordering::Relaxed);
+            }
+        }
+        if exception == error {
+            exit
+        } else {
+            exception
+        }
+    }
+}
+
+/// What a timeout raises once it is out of its block; what was raised in it is the cause.
+unsafe fn turned_out(class: VALUE, message: VALUE) -> Raise {
+    let arguments = [class, message];
+    let count = if message == sys::UNDEF { 1 } else { 2 };
+    // SAFETY: the arguments live on this frame; the exception that is being unwound stays so.
+    unsafe {
+        let cause = sys::current_error();
+        let made = sys::protect(|| sys::rb_make_exception(count, arguments.as_ptr()));
+        sys::put_error_back(cause);
+        match made {
+            Ok(exception) => Raise::Exception(exception),
+            Err(state) => Raise::Jump(state),
+        }
     }
 }
 

@@ -9,8 +9,9 @@ use uringmachine_runtime::Wake;
 use super::{define_all, method, Caller};
 use crate::core::{self, Core, Pending, Resumption};
 use crate::errors;
+use crate::interrupts;
 use crate::queue;
-use crate::scheduler;
+use crate::report;
 use crate::switch;
 use crate::sys::{self, Outcome, Raise, NIL, TRUE, VALUE};
 use crate::um;
@@ -129,12 +130,14 @@ unsafe extern "C" fn run_spun(
             (*core).take_pending(me)
         };
         let result = match first {
-            Some(Raise::Exception(exception)) => Err(Raise::Exception(exception)),
+            Some(Raise::Unwind) => Ok(NIL),
             Some(raise) => Err(raise),
             None => {
                 let arguments = [value];
                 let result = sys::protect(|| {
-                    rb_sys::rb_proc_call_with_block(block, 1, arguments.as_ptr(), NIL)
+                    interrupts::catch_unwinding(|| {
+                        rb_sys::rb_proc_call_with_block(block, 1, arguments.as_ptr(), NIL)
+                    })
                 });
                 um::end_of_forker(fiber, &result);
                 result.map_err(|state| switch::unwinding(state))
@@ -175,7 +178,7 @@ unsafe fn end(core: *mut Core, fiber: VALUE, result: Outcome) -> Result<(), Rais
         let (value, unwinds) = match result {
             Ok(value) => (value, None),
             Err(Raise::Exception(exception)) => {
-                let fatal = scheduler::is_fatal(exception);
+                let fatal = report::is_fatal(exception);
                 (exception, fatal.then_some(Raise::Exception(exception)))
             }
             Err(raise) => (NIL, Some(raise)),
@@ -187,7 +190,7 @@ unsafe fn end(core: *mut Core, fiber: VALUE, result: Outcome) -> Result<(), Rais
         let failed = result_is_error(value) && unwinds.is_none();
         let mut reported = Ok(());
         if !tell_listeners(fiber) && failed && !sys::is_a(value, errors::terminate_class()) {
-            reported = sys::protect(|| scheduler::report(value)).map(drop);
+            reported = report::report(core, value);
         }
         if !core.is_null() {
             if let Some(task) = (*core).find(fiber) {
@@ -196,8 +199,7 @@ unsafe fn end(core: *mut Core, fiber: VALUE, result: Outcome) -> Result<(), Rais
         }
         match (unwinds, reported) {
             (Some(raise), _) => Err(raise),
-            (None, Err(state)) => Err(Raise::Jump(state)),
-            (None, Ok(())) => Ok(()),
+            (None, reported) => reported,
         }
     }
 }

@@ -6,7 +6,7 @@ use uringmachine_runtime::{opcode, types};
 
 use super::{define_all, method, number, Caller};
 use crate::arguments::{self, Arguments};
-use crate::hooks::readiness::wakes_for;
+use crate::hooks::readiness::{poll_on_thread, wakes_for};
 use crate::hooks::select::{selects, wait_for_any};
 use crate::switch::Failure;
 use crate::sys::{self, Raise, VALUE};
@@ -29,14 +29,17 @@ unsafe extern "C" fn poll(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
         method(argc, argv, this, 2..=2, |caller, arguments| {
             let fd = types::Fd(arguments.fd(0, "fd")?);
             let mask = arguments.unsigned(1, "mask")?;
-            let entry = opcode::PollAdd::new(fd, wakes_for(mask)).build();
+            let wanted = wakes_for(mask);
+            let entry = opcode::PollAdd::new(fd, wanted).build();
+            let mut answer = caller.operate(entry)?;
             loop {
                 // What was added to be woken is nothing that was asked for.
-                let answer = caller.operate(entry.clone())?;
                 let asked = answer & (mask as i32 | i32::from(ALWAYS | libc::POLLNVAL));
-                if asked != 0 || mask == 0 {
+                if asked != 0 {
                     return Ok(number(asked));
                 }
+                let answers = poll_on_thread(caller.core, caller.me, &[(fd.0, wanted)], None)?;
+                answer = answers.map_or(0, |answers| answers[0]);
             }
         })
     }

@@ -72,6 +72,7 @@ unsafe extern "C" fn timeout(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
                 exception,
                 message,
                 is_value,
+                made: NIL,
             });
             let timer = (*core).arm_timeout(key, nanoseconds);
             let result = sys::protect(|| rb_sys::rb_yield(NIL));

@@ -19,7 +19,7 @@ pub use connection::{Connection, Wait};
 use crate::arguments;
 use crate::machine::Caller;
 use crate::memory::Source;
-use crate::switch::Failure;
+use crate::switch::{self, Failure};
 use crate::sys::{self, Raise, NIL, TRUE, VALUE};
 use crate::um;
 
@@ -40,7 +40,10 @@ pub unsafe fn read(
     length: usize,
 ) -> Result<usize, Failure> {
     // SAFETY: the caller's promise.
-    unsafe { Connection::find(object)?.read(caller, pointer, length, None, Wait::Forever) }
+    unsafe {
+        switch::take_turns(caller.core, caller.me)?;
+        Connection::find(object)?.read(caller, pointer, length, None, Wait::Forever)
+    }
 }
 
 /// Writes every byte of every String and IO::Buffer to a TLS connection, and returns how many once the
@@ -85,6 +88,7 @@ pub unsafe fn write_some(
     // by the core meanwhile; waits are protected, so this frame's vectors are dropped.
     unsafe {
         let core = caller.core;
+        switch::take_turns(core, caller.me)?;
         let mut sources = Vec::with_capacity(buffers.len());
         let mut result = Ok(());
         for buffer in buffers {

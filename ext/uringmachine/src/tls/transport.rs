@@ -11,6 +11,7 @@ use super::bio::{self, Party, Queue, Wire};
 use super::connection::{Connection, Wait};
 use super::kernel::{self, Message, HEADER, RECORD};
 use crate::core::Pending;
+use crate::hooks::readiness::poll_on_thread;
 use crate::machine::Caller;
 use crate::switch::{self, Failure, Yields};
 use crate::sys::{self, Raise};
@@ -89,6 +90,15 @@ impl Connection {
             let result = self.operate(caller, entry, wait, &mut seen)?;
             if result < 0 && !is_transient(-result) {
                 return Err(Raise::errno(-result).into());
+            }
+            let counts = i32::from(events | libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
+            if result >= 0 && result & counts == 0 {
+                let (core, deadline) = (caller.core, self.deadline(wait)?);
+                let me = (*core).current_task();
+                let list = [(self.descriptor()?, events as u32)];
+                if poll_on_thread(core, me, &list, deadline)?.is_none() {
+                    return Err(timed_out(Failure::Timeout, wait));
+                }
             }
             Ok(())
         }

@@ -1,0 +1,97 @@
+# frozen_string_literal: true
+
+require_relative "test_helper"
+
+# What has moved counts, whatever ends the wait for the rest: no byte twice, and none lost.
+class TestProgress < SchedulerTest
+  class Stop < StandardError; end
+
+  # A descriptor that takes some bytes and then waits, and whoever reads it. (What is in blocking mode IO#flush does not ask
+  # the scheduler about.)
+  TARGETS = { pipe: -> { IO.pipe }, socket: -> { UNIXSocket.pair } }.freeze
+
+  # What ends a wait of a fiber: each is given the fiber's wait as a block.
+  ENDS = {
+    timeout: ->(_, &wait) { Timeout.timeout(0.01, &wait) },
+    limit: lambda do |io, &wait|
+      io.timeout = 0.01
+      wait.call
+    ensure
+      io.timeout = nil
+    end,
+    raise: lambda do |_, &wait|
+      fiber = Fiber.current
+      raised = false
+      Fiber.schedule { sleep(0.01) && !raised && fiber.raise(Stop) }
+      wait.call
+    ensure
+      raised = true
+    end
+  }.freeze
+
+  TARGETS.each do |kind, open|
+    ENDS.each do |how, ending|
+      define_method(:"test_a_flush_to_a_#{kind}_that_is_cut_off_by_#{how}_sends_no_byte_twice") do
+        received = +""
+        in_fiber do
+          reader, writer = open.call
+          fill(reader, writer)
+          writer.sync = false
+          writer.write("b" * 8000)
+          begin
+            ending.call(writer) { writer.flush }
+            # Once something has been written, it comes at the next wait.
+            Fiber.scheduler.yield
+          rescue Timeout::Error, IO::TimeoutError, Stop
+            # What was written is off the buffer.
+          end
+          writer.write("c")
+          drain = Thread.new { received << reader.readpartial(65_536) until received.end_with?("c") }
+          writer.flush
+          drain.join
+        end
+
+        assert_equal [8000, 1], [received.count("b"), received.count("c")]
+      end
+    end
+  end
+
+  # Leaves room for a part of what comes.
+  def fill(reader, writer)
+    loop { writer.write_nonblock("a" * 1024) }
+  rescue IO::WaitWritable
+    reader.readpartial(5000)
+  end
+
+  def test_an_exception_that_comes_with_progress_is_raised_at_the_next_wait
+    log = []
+    in_fiber do
+      reader, writer = IO.pipe
+      fill(reader, writer)
+      writer.sync = true
+      fiber = Fiber.current
+      Fiber.schedule do
+        Fiber.scheduler.yield
+        fiber.raise(Stop)
+      end
+      log << (writer.syswrite("b" * 100_000) rescue $!.class)
+      log << (Fiber.scheduler.yield rescue $!.class)
+      log << (Fiber.scheduler.yield rescue $!.class)
+    end
+
+    assert_kind_of Integer, log.first
+    assert_equal [Stop, nil], log.drop(1)
+  end
+
+  def test_a_timeout_whose_block_has_ended_is_raised_nowhere
+    result = in_fiber do
+      reader, writer = IO.pipe
+      fill(reader, writer)
+      written = Timeout.timeout(0.01) { writer.syswrite("b" * 100_000) } rescue $!.class
+      [written, sleep(0.02)]
+    end
+
+    assert_includes [Timeout::Error, Integer], result.first.is_a?(Integer) ? Integer : result.first
+    assert_equal 0, result.last
+  end
+end

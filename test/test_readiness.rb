@@ -1,0 +1,120 @@
+# frozen_string_literal: true
+
+require_relative "test_helper"
+
+# io_wait, io_select and UM#poll: the events that are there, as plain Ruby says.
+class TestReadiness < SchedulerTest
+  # What hangs up, or fails, or neither; which end is asked.
+  STATES = {
+    hung_up_reader: -> { IO.pipe.tap { |_, writer| writer.close }.first },
+    failed_writer: -> { IO.pipe.tap { |reader,| reader.close }.last },
+    idle_reader: -> { ($kept = IO.pipe).first },
+    idle_writer: -> { ($kept = IO.pipe).last },
+    hung_up_socket: -> { UNIXSocket.pair.tap { |_, other| other.close }.first },
+    half_closed_socket: -> { ($kept = UNIXSocket.pair).tap { |_, other| other.shutdown(:WR) }.first },
+    unconnected_socket: -> { Socket.new(:INET, :STREAM) }
+  }.freeze
+
+  def teardown
+    $kept = nil
+    super
+  end
+
+  def plainly(&) = Thread.new(&).value
+
+  # As assert_equal, of what may be nil.
+  def assert_same_answer(plain, answer, message)
+    plain.nil? ? assert_nil(answer, message) : assert_equal(plain, answer, message)
+  end
+
+  # The time is up at once or never: no answer depends on it.
+  STATES.each do |name, make|
+    define_method(:"test_wait_says_of_a_#{name}_what_plain_ruby_says") do
+      (1..7).each do |events|
+        io = make.call
+        assert_same_answer plainly { io.wait(events, 0.001) }, in_fiber { io.wait(events, 0.001) }, "events #{events}"
+      end
+    end
+
+    define_method(:"test_select_says_of_a_#{name}_what_plain_ruby_says") do
+      [[true, nil, nil], [nil, true, nil], [nil, nil, true], [true, true, true]].each do |sets|
+        io = make.call
+        lists = sets.map { |wanted| wanted && [io] }
+        assert_same_answer plainly { IO.select(*lists, 0.001) }, in_fiber { IO.select(*lists, 0.001) }, sets.inspect
+      end
+    end
+  end
+
+  # It is polled once: the ring's count of operations stays small, however long the wait.
+  def test_a_select_for_urgent_data_of_what_has_hung_up_waits_without_looking_again_and_again
+    in_fiber do |scheduler|
+      reader = STATES[:hung_up_reader].call
+      other, writer = IO.pipe
+      before = scheduler.machine.metrics[:total_ops]
+      Fiber.schedule { sleep(0.02) && writer << "x" }
+      assert_equal [[other], [], []], IO.select([other], nil, [reader])
+      assert_operator scheduler.machine.metrics[:total_ops] - before, :<, 20
+    end
+  end
+
+  # A peer that will send no more, and has not read what there is: room is waited for, and nothing else.
+  WAITS_FOR_ROOM = {
+    write: ->(io, _) { io.write("x" * 100_000) }, wait: ->(io, _) { io.wait_writable && io.write_nonblock("x") },
+    select: ->(io, _) { IO.select(nil, [io]) && io.write_nonblock("x") }, poll: ->(io, machine) { machine.poll(io.fileno, UM::POLLOUT) && io.write_nonblock("x") },
+    machine_select: ->(io, machine) { machine.select([], [io.fileno], []) && io.write_nonblock("x") }, send: ->(io, machine) { machine.send(io.fileno, "x") }
+  }.freeze
+
+  WAITS_FOR_ROOM.each do |name, wait|
+    define_method(:"test_#{name}_waits_for_room_in_a_half_closed_socket") do
+      sent = nil
+      scheduled do |scheduler|
+        socket, peer = UNIXSocket.pair
+        peer.shutdown(:WR)
+        nil while socket.write_nonblock("x" * 1024, exception: false) != :wait_writable
+        before = scheduler.machine.metrics[:total_ops]
+        Fiber.schedule { sent = wait.call(socket, scheduler.machine) }
+        Fiber.schedule do
+          sleep(0.02)
+          assert_nil sent
+          # It does not ask again and again.
+          assert_operator scheduler.machine.metrics[:total_ops] - before, :<, 20
+          peer.read_nonblock(65_536, exception: false) && Fiber.scheduler.yield while sent.nil?
+        end
+      end
+
+      assert_operator sent, :>, 0
+    end
+  end
+
+  def connection
+    server = TCPServer.new("127.0.0.1", 0)
+    client = TCPSocket.new("127.0.0.1", server.addr[1])
+    [client, server.accept].tap { server.close }
+  end
+
+  def test_urgent_data_wakes
+    waits = {
+      wait_priority: ->(io) { io.wait_priority == io }, wait: ->(io) { io.wait(IO::PRIORITY, nil) == IO::PRIORITY },
+      select: ->(io) { IO.select(nil, nil, [io]) == [[], [], [io]] }, both: ->(io) { io.wait(IO::PRIORITY | IO::READABLE, nil) & IO::PRIORITY == IO::PRIORITY }
+    }
+    waits.each do |name, wait|
+      client, socket = connection
+      woken = nil
+      scheduled do
+        Fiber.schedule { woken = wait.call(socket) }
+        Fiber.schedule { client.send("!", Socket::MSG_OOB) }
+      end
+      assert_equal true, woken, name
+    end
+  end
+
+  def test_urgent_data_wakes_a_machine_and_nothing_is_answered_that_was_not_asked
+    client, socket = connection
+    machine = UM.new
+    fiber = machine.spin { machine.poll(socket.fileno, UM::POLLPRI) }
+    machine.snooze
+    client.send("!", Socket::MSG_OOB)
+
+    assert_equal UM::POLLPRI, machine.join(fiber)
+  end
+end
