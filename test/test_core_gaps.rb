@@ -202,4 +202,20 @@ class TestCoreGaps < SchedulerTest
     io = file
     assert_equal [0, 0, 0], [io.flock(File::LOCK_EX), io.fsync, io.truncate(0)]
   end
+
+  def test_a_look_up_whose_thread_is_killed_is_made_anew
+    told = in_fiber do
+      killing = true
+      Fiber.schedule do
+        while killing
+          Thread.list.each { |thread| thread.kill if thread.name == "um-pool" }
+          sleep 0.0002
+        end
+      end
+      names = Array.new(50) { Socket.getnameinfo(["AF_INET", 80, "127.0.0.1", "127.0.0.1"]).first }
+      killing = false
+      names.uniq
+    end
+    assert_equal [Socket.getnameinfo(["AF_INET", 80, "127.0.0.1", "127.0.0.1"]).first], told
+  end
 end

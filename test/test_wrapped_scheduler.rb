@@ -157,6 +157,22 @@ class TestWrappedScheduler < SchedulerTest
     end
   end
 
+  def test_close_is_that_of_what_is_installed
+    WRAPPERS.each_value do |wrapper|
+      [true, false].each do |outer|
+        ended = nil
+        Thread.new do
+          scheduler = UM::FiberScheduler.new
+          Fiber.set_scheduler(wrapper.new(scheduler))
+          Fiber.schedule { sleep(0.001) && ended = true }
+          (outer ? Fiber.scheduler : scheduler).close
+          assert_nil Fiber.scheduler
+        end.join
+        assert ended
+      end
+    end
+  end
+
   def test_hooks_go_through_the_wrapper
     calls = nil
     scheduled_by = nil

@@ -86,6 +86,7 @@ class UringMachine
 
     def work(jobs)
       Thread.current.name = "um-pool"
+      Thread.current.report_on_exception = false
       Thread.handle_interrupt(WHILE_IDLE) do
         while (job = jobs.pop(timeout: IDLE))
           callable, answer, machine = job
@@ -102,8 +103,11 @@ class UringMachine
     rescue Exception => e # rubocop:disable Lint/RescueException -- it is raised where the caller waits
       outcome ||= [false, e]
     ensure
-      machine.push(answer, outcome || [false, Error.new("the thread of the job was ended")])
+      machine.push(answer, outcome || ended)
     end
+
+    # What a job is answered that has ended its thread, or whose thread was killed.
+    def ended = [false, Error.new("the thread of the job was ended")]
 
     # The thread ends: what it might have done is for another one, which those who wait for it start.
     def give_back(jobs)

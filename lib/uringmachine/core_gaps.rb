@@ -18,9 +18,17 @@ class UringMachine
 
     # Threads for what neither the ring nor a hook can do, shared by the schedulers of a Ractor. As many as there are
     # calls, since a name server may take its time: those beyond wait.
-    def self.pool = Ractor.store_if_absent(:um_core_gaps_pool) { BlockingOperationThreadPool.new(MOST_THREADS) }
+    def self.pool = Ractor.store_if_absent(:um_core_gaps_pool) { Lookups.new(MOST_THREADS) }
 
     MOST_THREADS = 1024
+
+    # A program that kills threads does not mean the look-ups of its fibers.
+    class Lookups < BlockingOperationThreadPool
+      private
+
+      # One whose thread was killed is made anew.
+      def ended = AGAIN
+    end
 
     # File#flock waits by sleeping; File#truncate calls the file system.
     module Files

@@ -209,6 +209,8 @@ unsafe fn call_with(
                 }))
             }
         };
+        // The thread may not have let go of the call yet.
+        drop(call.file().take());
         (*core).finish_wait(me);
         ended
     }

@@ -617,7 +617,14 @@ unsafe extern "C" fn close(this: VALUE) -> VALUE {
     // SAFETY: plain accessors; set_scheduler calls scheduler_close and may raise, with nothing here
     // to drop.
     unsafe {
-        if sys::rb_fiber_scheduler_get() == this {
+        // What is installed may be an object that delegates to this one.
+        let installed = sys::rb_fiber_scheduler_get();
+        let itself = sys::id("uring_scheduler");
+        if installed == this
+            || (installed != NIL
+                && rb_sys::rb_respond_to(installed, itself) != 0
+                && sys::funcall(installed, itself, &[]) == this)
+        {
             return sys::rb_fiber_scheduler_set(NIL);
         }
         sys::funcall(this, sys::id("scheduler_close"), &[])
