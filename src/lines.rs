@@ -197,6 +197,8 @@ pub enum Next {
 pub struct Lines {
     lines: ByDescriptor<Line>,
     works: usize,
+    /// Whether there may be an error that nobody was told of.
+    failed: bool,
 }
 
 impl Lines {
@@ -312,6 +314,7 @@ impl Lines {
         };
         if let Err(errno) = done {
             line.error = errno;
+            self.failed = true;
             if matches!(&job.work, Work::Write(write) if !write.is_message) {
                 // Not what follows a gap.
                 let before = line.waiting.len();
@@ -340,11 +343,20 @@ impl Lines {
     /// Takes the errno of work that has failed.
     #[inline]
     pub fn take_error(&mut self, fd: RawFd) -> Option<i32> {
+        if !self.failed {
+            return None;
+        }
         let line = self.lines.get_mut(fd)?;
         match std::mem::take(&mut line.error) {
             0 => None,
             errno => Some(errno),
         }
+    }
+
+    /// Whether there may be an errno to be taken.
+    #[inline]
+    pub fn has_failed(&self) -> bool {
+        self.failed
     }
 
     /// Sends the tasks away: the descriptor is being closed, once the work is done that was given before. Returns

@@ -354,6 +354,23 @@ impl Caller {
         }
     }
 
+    /// Whether nothing comes before a read of a descriptor, which is known to keep no messages apart.
+    #[inline]
+    pub unsafe fn reads_plainly(&self, fd: RawFd) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            let reading = (*self.core).reading.get(fd);
+            let plain = matches!(
+                reading,
+                Some(Reading {
+                    flow: None,
+                    of_messages: Some(false)
+                })
+            );
+            plain && !(*self.core).machine.work_has_failed()
+        }
+    }
+
     /// What has come from a descriptor and is to be handed over first, if there is any.
     #[inline]
     pub unsafe fn kept(&self, fd: RawFd) -> Result<Option<Arc<Flow>>, Failure> {
