@@ -188,14 +188,17 @@ class TestMachineLines < MachineTest
   end
 
   def test_a_number_that_is_another_files_has_no_part_in_what_was
-    Tempfile.create do |file|
-      fd = IO.sysopen(file.path, File::RDONLY)
-      machine.write_async(fd, "lost")
-      eventually { machine.metrics[:ops_pending].zero? }
-      machine.close_async(fd)
-      machine.submit
-      assert_equal fd, opened(IO.sysopen(file.path, File::RDWR))
-      assert_equal 1, machine.write(fd, "x")
+    { machine: ->(fd) { machine.close_async(fd) && machine.submit }, elsewhere: ->(fd) { IO.for_fd(fd).close } }.each do |how, close|
+      Tempfile.create do |file|
+        fd = IO.sysopen(file.path, File::RDONLY)
+        machine.write_async(fd, "lost")
+        eventually { machine.metrics[:ops_pending].zero? }
+        close.call(fd)
+        reader, writer = UM.pipe
+        assert_equal fd, reader, how
+        assert_equal 1, machine.write(opened(writer), "x")
+        assert_equal 1, machine.read(opened(reader), +"", 1)
+      end
     end
   end
 

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use uringmachine_runtime::lines::{identity, Identity};
 use uringmachine_runtime::stream::{Arrivals, Bytes};
 use uringmachine_runtime::{OpKey, Wake};
 
@@ -51,9 +52,6 @@ impl Flow {
     }
 }
 
-/// The device and inode of a file.
-type Identity = (libc::dev_t, libc::ino_t);
-
 /// What has come from one open file.
 #[derive(Default)]
 pub struct Inflow {
@@ -87,14 +85,6 @@ impl Drop for Inflow {
 fn close(fd: RawFd) {
     // SAFETY: the descriptor was accepted, and nobody has been given it.
     unsafe { libc::close(fd) };
-}
-
-fn identity(fd: RawFd) -> Option<Identity> {
-    // SAFETY: an all-zero stat is valid, and fstat fills it or fails.
-    unsafe {
-        let mut status: libc::stat = std::mem::zeroed();
-        (libc::fstat(fd, &mut status) == 0).then_some((status.st_dev, status.st_ino))
-    }
 }
 
 impl Inflow {
