@@ -149,8 +149,10 @@ enum Holder {
 struct Line {
     holder: Holder,
     waiting: VecDeque<Turn>,
-    /// The errno of work that has failed, until somebody is told.
+    /// The errno of work that has failed, until somebody is told, and the file it was about: the number may be another
+    /// one's by then.
     error: i32,
+    file: Option<Identity>,
     generation: u32,
 }
 
@@ -181,6 +183,18 @@ impl Line {
     }
 }
 
+/// The device and inode of an open file.
+pub type Identity = (libc::dev_t, libc::ino_t);
+
+/// Which file a descriptor is; `None` for a closed one.
+pub fn identity(fd: RawFd) -> Option<Identity> {
+    // SAFETY: an all-zero stat is valid, and fstat fills it or fails.
+    unsafe {
+        let mut status: libc::stat = std::mem::zeroed();
+        (libc::fstat(fd, &mut status) == 0).then_some((status.st_dev, status.st_ino))
+    }
+}
+
 /// Whose turn it is after somebody's.
 #[derive(Debug)]
 pub enum Next {
@@ -197,6 +211,8 @@ pub enum Next {
 pub struct Lines {
     lines: ByDescriptor<Line>,
     works: usize,
+    /// Whether there may be an error that nobody was told of.
+    failed: bool,
 }
 
 impl Lines {
@@ -311,7 +327,8 @@ impl Lines {
             return Next::Nothing;
         };
         if let Err(errno) = done {
-            line.error = errno;
+            (line.error, line.file) = (errno, identity(job.fd));
+            self.failed = true;
             if matches!(&job.work, Work::Write(write) if !write.is_message) {
                 // Not what follows a gap.
                 let before = line.waiting.len();
@@ -340,11 +357,20 @@ impl Lines {
     /// Takes the errno of work that has failed.
     #[inline]
     pub fn take_error(&mut self, fd: RawFd) -> Option<i32> {
+        if !self.failed {
+            return None;
+        }
         let line = self.lines.get_mut(fd)?;
         match std::mem::take(&mut line.error) {
             0 => None,
-            errno => Some(errno),
+            errno => (line.file == identity(fd)).then_some(errno),
         }
+    }
+
+    /// Whether there may be an errno to be taken.
+    #[inline]
+    pub fn has_failed(&self) -> bool {
+        self.failed
     }
 
     /// Sends the tasks away: the descriptor is being closed, once the work is done that was given before. Returns

@@ -63,6 +63,12 @@ impl<T> Machine<T> {
         self.lines.take_error(fd)
     }
 
+    /// Whether work has failed, so that there may be an errno to be taken.
+    #[inline]
+    pub fn work_has_failed(&self) -> bool {
+        self.lines.has_failed()
+    }
+
     /// Ends what waits for a descriptor that is being closed, but the work that was given before: operations are
     /// cancelled, and tasks that wait for their turn sent away.
     pub fn end_operations_on(&mut self, fd: RawFd) {

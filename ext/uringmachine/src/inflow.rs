@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use uringmachine_runtime::lines::{identity, Identity};
 use uringmachine_runtime::stream::{Arrivals, Bytes};
 use uringmachine_runtime::{OpKey, Wake};
 
@@ -52,9 +53,6 @@ impl Flow {
     }
 }
 
-/// The device and inode of a file.
-type Identity = (libc::dev_t, libc::ino_t);
-
 /// What has come from one open file.
 #[derive(Default)]
 pub struct Inflow {
@@ -88,14 +86,6 @@ impl Drop for Inflow {
 fn close(fd: RawFd) {
     // SAFETY: the descriptor was accepted, and nobody has been given it.
     unsafe { libc::close(fd) };
-}
-
-fn identity(fd: RawFd) -> Option<Identity> {
-    // SAFETY: an all-zero stat is valid, and fstat fills it or fails.
-    unsafe {
-        let mut status: libc::stat = std::mem::zeroed();
-        (libc::fstat(fd, &mut status) == 0).then_some((status.st_dev, status.st_ino))
-    }
 }
 
 impl Inflow {
@@ -360,6 +350,23 @@ impl Caller {
                 reading.flow = Some(Arc::clone(&flow));
             }
             Ok(flow)
+        }
+    }
+
+    /// Whether nothing comes before a read of a descriptor, which is known to keep no messages apart.
+    #[inline]
+    pub unsafe fn reads_plainly(&self, fd: RawFd) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            let reading = (*self.core).reading.get(fd);
+            let plain = matches!(
+                reading,
+                Some(Reading {
+                    flow: None,
+                    of_messages: Some(false)
+                })
+            );
+            plain && !(*self.core).machine.work_has_failed()
         }
     }
 

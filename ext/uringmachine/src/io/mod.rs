@@ -285,8 +285,8 @@ unsafe fn reading(
             let io = get(this)?;
             let caller = Caller::new((*io).machine)?;
             share(io, &caller);
-            let flow = Arc::clone(&(*io).flow);
-            let inflow = flow.get();
+            // The IO has it for as long as it is busy: see `leave`.
+            let inflow = (*io).flow.get();
             if std::mem::replace(&mut (*inflow).busy, true) {
                 return Err(Raise::misuse("another fiber is reading from this UM::IO"));
             }
@@ -532,12 +532,21 @@ unsafe extern "C" fn clear(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
 }
 
 /// Stops reading; what has come and is not consumed is for whoever reads the descriptor next.
-unsafe extern "C" fn leave(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: as `reading`.
+unsafe extern "C" fn leave(this: VALUE) -> VALUE {
+    // SAFETY: as `reading`; no reference to the flow is left when the IO lets go of it.
     unsafe {
-        reading(argc, argv, this, 0..=0, |reader, _| {
-            (*reader.inflow).leave_io(reader.caller.core);
-            ((*reader.io).flow, (*reader.io).shares) = (Flow::new(), false);
+        sys::method(|| {
+            let io = get(this)?;
+            let caller = Caller::new((*io).machine)?;
+            let inflow = (*io).flow.get();
+            if (*inflow).busy {
+                return Err(Raise::misuse("another fiber is reading from this UM::IO"));
+            }
+            // What TLS has deciphered is nobody else's to read.
+            if (*io).mode != Mode::Ssl {
+                (*inflow).leave_io(caller.core);
+                ((*io).flow, (*io).shares) = (Flow::new(), false);
+            }
             Ok(this)
         })
     }
@@ -560,7 +569,7 @@ pub unsafe fn define(module: VALUE) {
         ];
         define_all(class, methods);
         let name = c"leave";
-        sys::define_private_method(class, name, leave as *const (), -1);
+        sys::define_private_method(class, name, leave as *const (), 0);
         reading::define(class);
         resp::define(class);
     }

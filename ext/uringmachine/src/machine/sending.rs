@@ -9,7 +9,6 @@ use super::transfer::{length_or_all, write_all, Sink};
 use super::{define_all, method, number, Caller};
 use crate::addresses;
 use crate::arguments;
-use crate::core::Pending;
 use crate::memory::Source;
 use crate::switch::{self, Ended, Failure};
 use crate::sys::{self, Raise, VALUE};
@@ -48,37 +47,6 @@ pub unsafe fn send_once(
             }
             let room = opcode::PollAdd::new(types::Fd(fd), libc::POLLOUT as u32).build();
             caller.operate(room)?;
-        }
-    }
-}
-
-/// Sends bytes: once, or all of them with MSG_WAITALL.
-pub unsafe fn send_bytes(
-    caller: &Caller,
-    fd: i32,
-    flags: i32,
-    (pointer, length): (*const u8, u32),
-    entry: impl Fn(*const u8, u32, i32) -> Entry,
-) -> Result<i32, Failure> {
-    // SAFETY: as `send_once`; what is left of the bytes is within them.
-    unsafe {
-        let sent = send_once(caller, fd, flags, |flags| entry(pointer, length, flags))?;
-        let is_part = flags & libc::MSG_WAITALL != 0 && (1..length as i32).contains(&sent);
-        if !is_part || (*caller.core).waiter(caller.me).lent.is_some() {
-            return Ok(sent);
-        }
-        let caller = caller.again();
-        let rest = entry(pointer.add(sent as usize), length - sent as u32, flags);
-        match caller.operate(rest) {
-            Ok(more) => Ok(sent + more),
-            // The count says what went out; the next operation says why no more.
-            Err(Failure::Raise(Raise::Errno(_))) => Ok(sent),
-            Err(Failure::Raise(Raise::Exception(exception))) => {
-                let pending = &mut (*caller.core).waiter(caller.me).pending;
-                pending.push_front(Pending::Exception(exception));
-                Ok(sent)
-            }
-            Err(failure) => Err(failure),
         }
     }
 }
@@ -138,27 +106,29 @@ unsafe fn send_source(
     flags: i32,
     how: How,
 ) -> Result<i32, Failure> {
-    let entry = |pointer, length, flags| match how {
-        How::Copied => opcode::Send::new(types::Fd(fd), pointer, length)
-            .flags(flags)
-            .build(),
-        How::Uncopied => opcode::SendZc::new(types::Fd(fd), pointer, length)
-            .flags(flags)
-            .build(),
-        How::Fixed(index) => opcode::SendZc::new(types::Fd(fd), pointer, length)
-            .flags(flags)
-            .buf_index(Some(index))
-            .build(),
-    };
     // SAFETY: `give` keeps the memory in place.
     unsafe {
         caller.give(source, |pointer, length| {
-            caller.in_turn(fd, || match how {
-                How::Uncopied | How::Fixed(_) if !(*caller.core).is_of_messages(fd) => {
-                    // All at once: each part would wait until the network has let go of it.
-                    caller.operate(entry(pointer, length, flags))
-                }
-                _ => send_bytes(caller, fd, flags, (pointer, length), entry),
+            let socket = types::Fd(fd);
+            let entry = |flags| match how {
+                How::Copied => opcode::Send::new(socket, pointer, length)
+                    .flags(flags)
+                    .build(),
+                How::Uncopied => opcode::SendZc::new(socket, pointer, length)
+                    .flags(flags)
+                    .build(),
+                How::Fixed(index) => opcode::SendZc::new(socket, pointer, length)
+                    .flags(flags)
+                    .buf_index(Some(index))
+                    .build(),
+            };
+            // All of it by one operation, whose count says how much it was when it is given up; without a copy each
+            // part would wait until the network has let go of it.
+            let in_parts = flags & libc::MSG_WAITALL != 0 || !matches!(how, How::Copied);
+            let is_whole = in_parts && !(*caller.core).is_of_messages(fd);
+            caller.in_turn(fd, || match is_whole {
+                true => caller.operate(entry(flags)),
+                false => send_once(caller, fd, flags, entry),
             })
         })
     }

@@ -179,15 +179,17 @@ unsafe extern "C" fn recv(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
             let fd = types::Fd(fd);
             let receives =
                 |pointer, length| opcode::Recv::new(fd, pointer, length).flags(flags).build();
-            caller.told(fd.0)?;
-            if let Some(flow) = kept(&caller, fd.0, flags)? {
-                let rest =
-                    (flags & libc::MSG_WAITALL != 0).then_some(&receives as &dyn Fn(_, _) -> _);
-                let peeks = flags & libc::MSG_PEEK != 0;
-                return caller.fill_from(&flow, room()?, peeks, rest).map(number);
-            }
-            if flags & libc::MSG_TRUNC != 0 || (*caller.core).is_of_messages(fd.0) {
-                return receive(&caller, fd.0, room()?, flags, None).map(number);
+            if flags & libc::MSG_TRUNC != 0 || !caller.reads_plainly(fd.0) {
+                caller.told(fd.0)?;
+                if let Some(flow) = kept(&caller, fd.0, flags)? {
+                    let rest =
+                        (flags & libc::MSG_WAITALL != 0).then_some(&receives as &dyn Fn(_, _) -> _);
+                    let peeks = flags & libc::MSG_PEEK != 0;
+                    return caller.fill_from(&flow, room()?, peeks, rest).map(number);
+                }
+                if flags & libc::MSG_TRUNC != 0 || (*caller.core).is_of_messages(fd.0) {
+                    return receive(&caller, fd.0, room()?, flags, None).map(number);
+                }
             }
             let destination = room()?;
             let fixed = destination.fixed.filter(|_| flags == 0);

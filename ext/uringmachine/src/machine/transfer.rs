@@ -67,7 +67,7 @@ unsafe extern "C" fn read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
             let position = arguments.file_offset(4, "file_offset")?;
             let buffer = arguments.get(1);
             let room = || Destination::new(caller.core, buffer, maxlen, offset, "buffer");
-            if position == crate::arguments::CURRENT {
+            if position == crate::arguments::CURRENT && !caller.reads_plainly(fd.0) {
                 caller.told(fd.0)?;
                 if let Some(flow) = caller.kept(fd.0)? {
                     return caller.fill_from(&flow, room()?, false, None).map(number);
