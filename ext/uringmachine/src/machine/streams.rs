@@ -260,8 +260,8 @@ unsafe extern "C" fn read_each(argc: c_int, argv: *const VALUE, this: VALUE) -> 
     }
 }
 
-/// Receives until the peer is done and gives each piece to the block as it comes; of a datagram socket, each
-/// datagram, also an empty one. What has come when the block breaks or raises is for whoever reads the descriptor next
+/// Receives until the peer is done and gives what has come to the block, as soon as something has; of a datagram socket,
+/// each datagram, also an empty one. What has come when the block breaks or raises is for whoever reads the descriptor next
 /// with this machine.
 ///
 /// @method UringMachine#recv_each(fd, flags = 0, &block)
@@ -323,7 +323,7 @@ unsafe fn each(caller: &Caller, fd: i32, receive: Option<i32>) -> Result<(), Fai
                 return each_by_single_reads(caller, fd, receive);
             };
             (*flow.get()).begin(running.op());
-            let ended = each_of(caller, &running);
+            let ended = each_of(caller, &running, receive.is_some());
             (*flow.get()).leave(caller.core, running.op());
             match ended? {
                 // It is kept with what came last.
@@ -356,15 +356,23 @@ unsafe fn each_kept(flow: &Flow) -> Result<bool, Failure> {
 }
 
 /// Yields what a stream brings until it ends: the result of its last completion, `None` if it is to be
-/// started again.
-unsafe fn each_of(caller: &Caller, running: &Running) -> Result<Option<i32>, Failure> {
+/// started again. Of a socket, whose bytes have no pieces, all that has come is one String.
+unsafe fn each_of(
+    caller: &Caller,
+    running: &Running,
+    is_socket: bool,
+) -> Result<Option<i32>, Failure> {
     // SAFETY: the String is made of the bytes before Ruby runs.
     unsafe {
         loop {
             let stream = running.state(caller)?;
             let resumable = stream.is_resumable();
             if let Arrivals::Bytes { bytes, chunks, .. } = &mut stream.arrivals {
-                if let Some(length) = chunks.pop_front() {
+                if let Some(mut length) = chunks.pop_front() {
+                    if is_socket {
+                        chunks.clear();
+                        length = bytes.len();
+                    }
                     let string = new_string(&bytes.as_slice()[..length]);
                     bytes.consume(length);
                     yield_value(string)?;
