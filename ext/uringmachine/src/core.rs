@@ -112,15 +112,13 @@ pub struct Waiter {
     pub draining: bool,
     /// It waits in a finalizer or a handler: what it is to raise is for its own waits.
     aside: bool,
-    /// The masks of Thread.handle_interrupt that hold its timeouts back, the innermost last.
-    pub masks: Vec<VALUE>,
     /// In the middle of an operation of several steps: the close of its descriptor counts between two of them, too.
     pub stepping: bool,
     /// What the operation that it is in is to raise, or its next step, for a descriptor that is being closed; or
     /// `NIL`. It goes with the operation.
     pub closed_by: VALUE,
-    /// The exception that was made last for a timeout, and whose: see [`Core::keep_raise`].
-    taken: Option<(VALUE, Key)>,
+    /// What few fibers ever need.
+    rare: Option<Box<Rare>>,
     /// The wait may be ended by `unblock`.
     pub blocked: bool,
     /// What it waits for then, if that is known; or `NIL`. Whoever waits keeps it.
@@ -131,7 +129,21 @@ pub struct Waiter {
     pub pending: VecDeque<Pending>,
 }
 
+/// What few fibers ever need, apart from the rest: there may be a waiter for each of very many.
+#[derive(Debug, Default)]
+pub struct Rare {
+    /// The masks of Thread.handle_interrupt that hold its timeouts back, the innermost last.
+    pub masks: Vec<VALUE>,
+    /// The exception that was made last for a timeout, and whose: see [`Core::keep_raise`].
+    taken: Option<(VALUE, Key)>,
+}
+
 impl Waiter {
+    /// What few need, made when it is needed.
+    pub fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
     /// Whether the fiber's body is one of ours, which an unwinding ends in: that of one that has begun.
     pub fn unwinds(&self) -> bool {
         self.scheduled && !self.fresh
@@ -530,10 +542,9 @@ impl Core {
             woken: Wake::Complete,
             draining: false,
             aside: false,
-            masks: Vec::new(),
             stepping: false,
             closed_by: NIL,
-            taken: None,
+            rare: None,
             blocked: false,
             blocker: NIL,
             unblocked_by: FALSE,
@@ -687,14 +698,14 @@ impl Core {
         let (Some(waiter), Pending::Timeout(key)) = (self.machine.tasks.get(task), pending) else {
             return false;
         };
-        if waiter.masks.is_empty() {
+        let Some(rare) = &waiter.rare else {
             return false;
-        }
+        };
         let Some(timeout) = self.timeouts.get(*key) else {
             return false;
         };
         // SAFETY: the masks are Hashes, kept by the frames that have set them.
-        unsafe { interrupts::holds_back(&waiter.masks, timeout.exception) }
+        unsafe { interrupts::holds_back(&rare.masks, timeout.exception) }
     }
 
     fn defer(&mut self, task: TaskId, pending: Pending) {
@@ -740,7 +751,7 @@ impl Core {
     pub fn keep_raise(&mut self, task: TaskId, raise: Raise) -> Result<(), Raise> {
         let waiter = self.waiter(task);
         let pending = match raise {
-            Raise::Exception(exception) => match waiter.taken {
+            Raise::Exception(exception) => match waiter.rare.as_ref().and_then(|rare| rare.taken) {
                 Some((made, key)) if made == exception => Pending::Timeout(key),
                 _ => Pending::Exception(exception),
             },
@@ -861,7 +872,7 @@ impl Core {
                 }
                 let raise = self.make_timeout(key)?;
                 if let Raise::Exception(exception) = raise {
-                    self.waiter(task).taken = Some((exception, key));
+                    self.waiter(task).rare().taken = Some((exception, key));
                 }
                 Some(Resumption::Raise(raise))
             }
@@ -917,7 +928,9 @@ impl Core {
             mark(waiter.unblocked_by);
             mark(waiter.held);
             mark(waiter.closed_by);
-            waiter.masks.iter().copied().for_each(mark);
+            if let Some(rare) = &waiter.rare {
+                rare.masks.iter().copied().for_each(mark);
+            }
             waiter
                 .pending
                 .iter()

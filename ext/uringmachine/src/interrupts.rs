@@ -170,11 +170,11 @@ pub unsafe fn masked(core: *mut Core, mask: VALUE) -> sys::Outcome {
     // SAFETY: the core is alive while a method of its scheduler runs; what raises is protected.
     unsafe {
         let me = (*core).current_task();
-        (*core).waiter(me).masks.push(mask);
+        (*core).waiter(me).rare().masks.push(mask);
         let result = sys::protect(|| rb_sys::rb_yield(NIL));
         // The fiber may have another task by now, if no scheduler has started it.
         let me = (*core).current_task();
-        (*core).waiter(me).masks.pop();
+        (*core).waiter(me).rare().masks.pop();
         let value = result.map_err(Raise::Jump)?;
         match (*core).take_pending(me) {
             Some(raise) => Err(raise),

@@ -383,18 +383,19 @@ unsafe extern "C" fn run_fiber(
         let told = match result {
             Ok(_) => Ok(()),
             Err(Raise::Exception(exception)) if !fails_all(scheduler, exception) => {
-                report::report(core, exception)
+                let told = report::report(core, exception);
+                // It may have waited.
+                if !core.is_null() && !(*core).is_forked() {
+                    if let Some(task) = (*core).find(sys::rb_fiber_current()) {
+                        (*core).remove(task);
+                    }
+                }
+                told
             }
             // What ends a process or a thread goes to the root fiber, where a fiber's unwinding
             // ends (cont.c, rb_fiber_terminate).
             Err(raise) => Err(raise),
         };
-        if !core.is_null() && !(*core).is_forked() {
-            // The report may have waited.
-            if let Some(task) = (*core).find(sys::rb_fiber_current()) {
-                (*core).remove(task);
-            }
-        }
         match told {
             Ok(()) => NIL,
             Err(raise) => raise.leave(),
