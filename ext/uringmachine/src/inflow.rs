@@ -275,6 +275,13 @@ impl Core {
         self.machine.end_operations_on(fd);
     }
 
+    /// Whether anything is done with a descriptor, or kept of it, that its close must see to.
+    pub fn uses(&self, fd: RawFd) -> bool {
+        !self.waits.on(fd).is_empty()
+            || (self.reading.get(fd)).is_some_and(|reading| reading.flow.is_some())
+            || self.machine.uses(fd)
+    }
+
     /// The number is another file's than what was kept was of: that is dropped, and nothing else.
     fn drop_flow(&mut self, fd: RawFd) {
         let reading = self.reading.get_mut(fd).map(std::mem::take);

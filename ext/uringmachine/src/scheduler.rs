@@ -697,6 +697,26 @@ unsafe extern "C" fn scheduled(this: VALUE) -> VALUE {
     }
 }
 
+/// Closing.in_use?(io): whether a close of the IO has anything to end. (One without autoclose closes nothing.)
+unsafe extern "C" fn is_in_use(_class: VALUE, io: VALUE) -> VALUE {
+    // SAFETY: an IO; the accessors do not raise for one that is closed, or was never open.
+    unsafe {
+        let file = (*(io as *const rb_sys::RFile)).fptr;
+        if file.is_null() {
+            return FALSE;
+        }
+        let writer = rb_sys::rb_io_get_write_io(io);
+        if writer != io {
+            return TRUE;
+        }
+        let external = rb_sys::FMODE_EXTERNAL as c_int;
+        if (*file).fd < 0 || rb_sys::rb_io_mode(io) & external != 0 {
+            return FALSE;
+        }
+        sys::boolean(um::is_in_use((*file).fd))
+    }
+}
+
 /// UM::FiberScheduler.end_waits(io, side): before an IO is closed, or becomes another file's, ends what fibers do with
 /// its descriptor: see `waits`. Says who is yet to be told: `:others` for fibers of other threads, which have to end
 /// what they do by themselves, `:own` for fibers of this one, nil for nobody. A side (:read or :write) is that of an IO
@@ -839,6 +859,9 @@ pub unsafe fn define(module: VALUE) {
         sys::define_private_method(class, c"masked", masked as *const (), 1);
         sys::define_private_method(class, c"scheduled", scheduled as *const (), 0);
         sys::define_singleton_method(class, c"end_waits", end_waits as *const (), 2);
+        // The rest is in lib/uringmachine/closing.rb.
+        let closing = rb_sys::rb_define_module_under(module, c"Closing".as_ptr());
+        sys::define_singleton_method(closing, c"in_use?", is_in_use as *const (), 1);
         sys::define_singleton_method(class, c"forget", forget as *const (), 1);
         define(c"transfer", transfer as *const (), 0);
         define(c"machine", machine as *const (), 0);

@@ -356,6 +356,14 @@ pub unsafe fn forget(fd: RawFd) {
     unsafe { each_within_reach(|core| (*core).descriptors.forget(fd)) };
 }
 
+/// Whether a close of a descriptor has anything to end, in any machine within reach.
+pub unsafe fn is_in_use(fd: RawFd) -> bool {
+    let mut in_use = tls::is_held(fd);
+    // SAFETY: as `forget`.
+    unsafe { each_within_reach(|core| in_use = in_use || (*core).uses(fd)) };
+    in_use
+}
+
 /// Before a descriptor is closed, or becomes another file's: has the machines let go of its file, and ends what fibers
 /// do with it.
 pub unsafe fn end_waits(fd: RawFd) -> EndedWaits {
