@@ -83,6 +83,37 @@ class TestProgress < SchedulerTest
     assert_equal [Stop, nil], log.drop(1)
   end
 
+  # The kernel does not give up an fsync that is under way: the fiber waits for it, and a second exception waits too. How much
+  # there must be to write so that it is under way when both have come depends on the disk.
+  def test_a_second_exception_while_an_operation_is_given_up_is_raised_at_the_next_wait
+    logs = [8, 32, 128, 512].lazy.map do |megabytes|
+      Tempfile.create("um", "/var/tmp") do |file|
+        log = []
+        in_fiber do |scheduler|
+          megabytes.times { file.syswrite(Random.bytes(1 << 20)) }
+          syncing = Fiber.schedule do
+            scheduler.machine.fsync(file.fileno)
+          rescue Stop
+            log << :first
+            begin
+              Fiber.scheduler.yield
+            rescue ArgumentError
+              log << :second
+            end
+          end
+          # It is submitted, and begun, while this fiber waits.
+          sleep(0.001)
+          syncing.raise(Stop) if syncing.alive?
+          log << :under_way if log.empty?
+          syncing.raise(ArgumentError) if syncing.alive?
+        end
+        log
+      end
+    end
+
+    assert_equal %i[under_way first second], logs.find { |log| log.first == :under_way }
+  end
+
   def test_a_timeout_whose_block_has_ended_is_raised_nowhere
     result = in_fiber do
       reader, writer = IO.pipe
