@@ -827,19 +827,30 @@ impl Core {
     /// What a task is to raise or be given next, if anything.
     #[inline]
     pub fn take_resumption(&mut self, task: TaskId) -> Option<Resumption> {
-        if let Some(raise) = self.closed(task) {
-            return Some(Resumption::Raise(raise));
-        }
         loop {
-            let waiter = self.machine.tasks.get(task)?;
-            let mut pending = waiter.pending.iter();
-            let place = pending.position(|pending| !self.is_held_back(task, pending))?;
-            let pending = self.waiter(task).pending.remove(place)?;
+            let waiter = self.waiter(task);
+            if waiter.closed_by != NIL {
+                return Some(Resumption::Raise(Raise::Exception(waiter.closed_by)));
+            }
+            let pending = if waiter.rare.is_none() {
+                waiter.pending.pop_front()?
+            } else {
+                self.take_let_through(task)?
+            };
             let resumption = self.resumption(task, pending);
             if resumption.is_some() {
                 return resumption;
             }
         }
+    }
+
+    /// Takes the next of what a task is to raise or be given that no mask holds back.
+    #[cold]
+    fn take_let_through(&mut self, task: TaskId) -> Option<Pending> {
+        let waiter = self.machine.tasks.get(task)?;
+        let mut pending = waiter.pending.iter();
+        let place = pending.position(|pending| !self.is_held_back(task, pending))?;
+        self.waiter(task).pending.remove(place)
     }
 
     /// Whether a task waits, or is about to, in a finalizer or a handler, where it pays no heed to what it is to raise.

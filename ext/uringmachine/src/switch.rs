@@ -56,7 +56,12 @@ unsafe fn suspend(core: *mut Core, me: TaskId) -> Wake {
 unsafe fn heed(core: *mut Core, me: TaskId, wake: Wake) -> Option<Wake> {
     // SAFETY: as in `suspend`.
     unsafe {
-        if wake != Wake::Interrupt || (*core).closed(me).is_some() || !(*core).is_aside(me) {
+        if wake != Wake::Interrupt {
+            return Some(wake);
+        }
+        let waiter = (*core).waiter(me);
+        let heeds = waiter.closed_by != NIL || !waiter.is_to_raise();
+        if heeds || !(*core).is_aside(me) {
             return Some(wake);
         }
         (*core).machine.tasks.go_on_waiting(me)
