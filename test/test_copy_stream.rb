@@ -459,4 +459,55 @@ class TestCopyStream < SchedulerTest
       assert_raises(IOError) { scheduler.io_splice(reader, reader, 1) }
     end
   end
+
+  # Where a copy goes to that is none of descriptors, or that the kernel refuses to move bytes to.
+  PLACES = {
+    path: ->(path) { path }, pathname: ->(path) { Pathname(path) }, appended_file: ->(path) { File.open(path, "a") },
+    device: ->(_) { "/dev/full" }
+  }.freeze
+
+  PLACES.each do |name, place|
+    define_method(:"test_a_time_limit_ends_a_copy_of_what_does_not_come_to_a_#{name}") do
+      Dir.mktmpdir do |folder|
+        in_fiber do
+          reader, = kept = IO.pipe
+          assert_raises(Timeout::Error) { Timeout.timeout(0.02) { IO.copy_stream(reader, place.call("#{folder}/file")) } }
+          kept
+        end
+      end
+    end
+  end
+
+  def test_a_time_limit_ends_a_copy_from_a_fifo_by_its_path
+    Dir.mktmpdir do |folder|
+      File.mkfifo("#{folder}/fifo")
+      in_fiber do
+        kept = File.open("#{folder}/fifo", "r+")
+        assert_raises(Timeout::Error) { Timeout.timeout(0.02) { IO.copy_stream("#{folder}/fifo", "#{folder}/file") } }
+        kept
+      end
+    end
+  end
+
+  def test_a_copy_by_paths_is_what_plain_ruby_makes_of_it
+    Dir.mktmpdir do |folder|
+      File.write("#{folder}/source", "0123456789")
+      in_fiber do
+        reader, writer = IO.pipe
+        writer << "line\nrest"
+        writer.close
+        reader.gets
+        assert_equal 4, IO.copy_stream(reader, "#{folder}/target")
+        assert_equal "rest", File.read("#{folder}/target")
+        assert_equal 10, IO.copy_stream("#{folder}/source", "#{folder}/target")
+        assert_equal 3, IO.copy_stream("#{folder}/source", Pathname("#{folder}/target"), 3, 2)
+        assert_equal "234", File.read("#{folder}/target")
+        assert_equal 3, IO.copy_stream("#{folder}/target", File.open("#{folder}/source", "a"))
+        assert_equal "0123456789234", File.read("#{folder}/source")
+        assert_raises(Errno::ENOENT) { IO.copy_stream("#{folder}/none", "#{folder}/target") }
+        assert_equal "234", File.read("#{folder}/target")
+        assert_raises(Errno::ESPIPE) { IO.copy_stream(IO.pipe.first, "#{folder}/target", 1, 1) }
+      end
+    end
+  end
 end

@@ -12,7 +12,9 @@ class TestReadiness < SchedulerTest
     idle_writer: -> { ($kept = IO.pipe).last },
     hung_up_socket: -> { UNIXSocket.pair.tap { |_, other| other.close }.first },
     half_closed_socket: -> { ($kept = UNIXSocket.pair).tap { |_, other| other.shutdown(:WR) }.first },
-    unconnected_socket: -> { Socket.new(:INET, :STREAM) }
+    unconnected_socket: -> { Socket.new(:INET, :STREAM) },
+    regular_file: -> { File.open(__FILE__) },
+    null_device: -> { File.open(File::NULL, "r+") }
   }.freeze
 
   def teardown
@@ -116,5 +118,31 @@ class TestReadiness < SchedulerTest
     client.send("!", Socket::MSG_OOB)
 
     assert_equal UM::POLLPRI, machine.join(fiber)
+  end
+
+  # A regular file has no urgent data, and never will: others wake the select, or the time does.
+  def test_a_file_waited_for_does_not_keep_a_select_from_others
+    in_fiber do
+      reader, writer = IO.pipe
+      Fiber.schedule { writer << "x" }
+      assert_equal [[reader], [], []], IO.select([reader], nil, [File.open(__FILE__)])
+    end
+  end
+
+  def test_the_close_of_an_io_ends_a_wait_for_room_whose_peer_sends_no_more
+    reader, writer = UNIXSocket.pair
+    reader.close_write
+    writer.write_nonblock("x" * 65_536) while true
+  rescue IO::WaitWritable
+    ended = nil
+    scheduled do
+      Fiber.schedule { ended = assert_raises(IOError) { writer.wait_writable } }
+      Fiber.schedule do
+        # Until the wait goes on, on a thread.
+        Fiber.scheduler.yield until Dir["/proc/self/task/*/comm"].any? { |name| File.read(name) == "um-call\n" }
+        writer.close
+      end
+    end
+    assert_equal "stream closed in another thread", ended.message
   end
 end

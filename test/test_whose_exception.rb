@@ -339,4 +339,40 @@ class TestWhoseException < SchedulerTest
 
     assert_equal [:timed_out], log
   end
+
+  def test_thread_raise_without_an_argument_is_the_threads_though_a_fiber_computes
+    log = []
+    thread = thread_under(log) do
+      Fiber.set_scheduler(UM::FiberScheduler.new)
+      Fiber.schedule do
+        log << :computes
+        compute { false }
+      end
+    end
+    Thread.pass until log == [:computes]
+    thread.raise
+    thread.join
+
+    assert_equal [:computes, RuntimeError], log
+  end
+
+  def test_thread_raise_says_what_plain_ruby_says_of_its_arguments
+    dead = Thread.new {}.join
+    assert_nil dead.raise(1)
+    assert_nil dead.raise("late", 1)
+    living = Thread.new { Thread.stop }
+    assert_raises(TypeError) { living.raise(1) }
+    assert_raises(ArgumentError) { living.raise(1, 2, 3, 4) }
+    cause = RuntimeError.new("cause")
+    if RUBY_VERSION < "4"
+      # A cause is an argument as any other.
+      assert_raises(TypeError) { living.raise("message", cause:) }
+    else
+      assert_raises(ArgumentError) { living.raise(cause:) }
+      error = assert_raises(RuntimeError) { Thread.current.raise("message", cause:) }
+      assert_equal ["message", cause], [error.message, error.cause]
+    end
+  ensure
+    living.kill
+  end
 end

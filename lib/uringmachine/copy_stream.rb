@@ -14,7 +14,8 @@ class UringMachine
       return super unless copy
 
       begin
-        copy.run(length, offset) { |rest, from| super(copy.source, destination, rest, from) }
+        plain = ->(rest, from) { super(copy.source, copy.destination, rest, from) }
+        copy.moves?(offset) ? copy.run(length, offset, &plain) : plain.call(length, offset)
       ensure
         copy.close
       end
@@ -27,48 +28,58 @@ class UringMachine
 
     # A copy from one descriptor to another.
     class Copy
-      # What is copied from: the caller's, or the file opened from its path.
-      attr_reader :source
+      # The caller's ends, or the files opened from their paths.
+      attr_reader :source, :destination
 
       # nil if Ruby's own copy is the one to do it.
       def self.of(scheduler, source, destination, offset)
-        target = target_of(destination)
-        return unless target && origin?(source, offset)
-
-        new(scheduler, source, destination, target) unless target.stat.file? && stored?(source)
+        new(scheduler, source, destination) if target?(destination) && origin?(source, offset) && !stored?(source, destination)
       end
 
-      def self.target_of(destination)
-        return ssl?(destination) && SSL.kernel_sends?(destination) ? destination.io : nil unless destination.is_a?(::IO)
+      def self.target?(destination)
+        return SSL.kernel_sends?(destination) if ssl?(destination)
 
-        destination unless destination.closed?
+        open_or_named?(destination)
       end
 
-      def self.origin?(source, offset)
-        return offset.nil? && SSL.kernel_receives?(source) if ssl?(source)
+      def self.origin?(source, offset) = ssl?(source) ? offset.nil? && SSL.kernel_receives?(source) : open_or_named?(source)
 
-        io = io_of(source)
-        io.nil? || (io.is_a?(::IO) && !io.closed? && (offset.nil? || io.stat.file?))
+      def self.open_or_named?(object)
+        io = io_of(object)
+        io.nil? ? named?(object) : io.is_a?(::IO) && !io.closed?
       end
 
-      # Whether a source is a regular file.
-      def self.stored?(source) = !ssl?(source) && (io_of(source)&.stat&.file? != false)
+      # Whether both are known to be regular files.
+      def self.stored?(*ends) = ends.all? { |object| !ssl?(object) && io_of(object)&.stat&.file? }
 
       # nil of what is opened by its path.
-      def self.io_of(source) = named?(source) ? ::IO.try_convert(source) : source
+      def self.io_of(object) = named?(object) ? ::IO.try_convert(object) : object
 
       # As Ruby has it, what is no IO and has no path is asked for its bytes.
-      def self.named?(source) = source.is_a?(String) || source.respond_to?(:to_path)
+      def self.named?(object) = object.is_a?(String) || (!object.is_a?(::IO) && object.respond_to?(:to_path))
 
       def self.ssl?(object) = object.is_a?(TLS::Socket) && !object.closed?
 
-      def initialize(scheduler, source, destination, target)
+      def initialize(scheduler, source, destination)
         @scheduler = scheduler
+        @opened = []
         @encrypted = source.is_a?(TLS::Socket)
-        @source = @encrypted ? source : ::IO.try_convert(source) || (@opened = File.open(source, "rb"))
+        @source = @encrypted ? source : ::IO.try_convert(source) || open(source, "rb")
         @origin = @encrypted ? source.io : @source
-        @destination = destination
-        @target = target
+        @destination = destination.is_a?(TLS::Socket) ? destination : ::IO.try_convert(destination) || open(destination, WRITES)
+        @target = destination.is_a?(TLS::Socket) ? destination.io : @destination
+      rescue Exception # rubocop:disable Lint/RescueException -- what was opened is closed, whatever is raised
+        close
+        raise
+      end
+
+      # Whether the kernel can move the bytes, other than from a file to a file, and where no position is asked for that
+      # the source does not have.
+      def moves?(offset)
+        return true if @encrypted
+
+        @stored = @source.stat.file?
+        @stored ? !@target.stat.file? : offset.nil?
       end
 
       # Returns the bytes copied. The block copies what cannot be moved within the kernel.
@@ -83,7 +94,7 @@ class UringMachine
 
           moved = @scheduler.io_splice(@origin, @target, step(rest), offset && (offset + copied))
           moved = copy_record(rest) if @encrypted && (moved.zero? || moved == NO_DATA)
-          return copied + yield(rest, offset && (offset + copied)) if refused?(moved)
+          return copied + (@stored ? yield(rest, offset && (offset + copied)) : copy_rest(rest)) if refused?(moved)
           raise SystemCallError.new("copy_stream", -moved) if moved.negative?
           break if moved.zero?
 
@@ -93,10 +104,15 @@ class UringMachine
       end
 
       def close
-        @opened&.close
+        @opened.each(&:close)
       end
 
       private
+
+      WRITES = File::WRONLY | File::CREAT | File::TRUNC
+      private_constant :WRITES
+
+      def open(path, mode) = File.open(path, mode).tap { |file| @opened << file }
 
       # Neither is what splice(2) takes.
       REFUSED = [Errno::EINVAL, Errno::ENOSYS, Errno::EOPNOTSUPP, Errno::EBADF].map { |error| -error::Errno }.freeze
@@ -125,6 +141,16 @@ class UringMachine
         copy_some(length)
       rescue EOFError
         0
+      end
+
+      # What does not wait for its bytes Ruby's own copies in one call. That ends when it is over, whatever is raised in
+      # the fiber meanwhile.
+      def copy_rest(length)
+        copied = 0
+        copied += copy_some(length && (length - copied)) while length.nil? || copied < length
+        copied
+      rescue EOFError
+        copied
       end
 
       # What Ruby has read and the program has not goes first.

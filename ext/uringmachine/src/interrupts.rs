@@ -12,6 +12,7 @@ use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::core::Core;
+use crate::hooks;
 use crate::sys::{self, Raise, NIL, TRUE, VALUE};
 
 /// What [`Raise::Unwind`] throws, and the body of every fiber that a machine starts catches.
@@ -73,17 +74,25 @@ unsafe extern "C" fn thread_raise(argc: c_int, argv: *const VALUE, thread: VALUE
     // nothing here to drop.
     unsafe {
         let keywords = rb_sys::rb_keyword_given_p();
-        let positional = argc - keywords;
-        if positional == 0 {
+        // Until Ruby 4.0, which has a cause, keywords are an argument as any other.
+        let named = if hooks::io::has_cause() { keywords } else { 0 };
+        let positional = argc - named;
+        // What Ruby does, or says of it, needs no exception of ours.
+        let is_alive = sys::truthy(sys::funcall(thread, sys::id("alive?"), &[]));
+        if !is_alive || (positional == 0 && named != 0) {
             return rb_sys::rb_call_super_kw(argc, argv, keywords);
         }
-        let exception = sys::rb_make_exception(positional, argv);
+        let exception = if positional == 0 {
+            rb_sys::rb_exc_new(rb_sys::rb_eRuntimeError, std::ptr::null(), 0)
+        } else {
+            sys::rb_make_exception(positional, argv)
+        };
         mark_for(exception, thread);
         let mut arguments = [exception, NIL];
-        if keywords != 0 {
+        if named != 0 {
             arguments[1] = *argv.offset(positional as isize);
         }
-        rb_sys::rb_call_super_kw(1 + keywords, arguments.as_ptr(), keywords)
+        rb_sys::rb_call_super_kw(1 + named, arguments.as_ptr(), named)
     }
 }
 

@@ -17,6 +17,8 @@ static INTERFACE: AtomicI64 = AtomicI64::new(3);
 const LAST_WITH_MINIMUM: i64 = 3;
 /// From this interface on IO#pwrite calls its hook with the GVL (scheduler_contract, trap 9).
 const FIRST_WITH_PWRITE: i64 = 3;
+/// That of the first Ruby whose Thread#raise takes a cause.
+const FIRST_WITH_CAUSE: i64 = 3;
 
 impl Transfer {
     /// Reads the arguments (io, buffer[, from], a, b), where (a, b) is (length, offset) or, from
@@ -229,6 +231,11 @@ unsafe fn interface() -> i64 {
             3
         }
     }
+}
+
+/// Whether Thread#raise takes a cause.
+pub fn has_cause() -> bool {
+    INTERFACE.load(Ordering::Relaxed) >= FIRST_WITH_CAUSE
 }
 
 /// The scheduler interface that the hooks speak: RUBY_FIBER_SCHEDULER_VERSION of the running Ruby.

@@ -26,6 +26,10 @@ pub fn wakes_for(events: u32) -> u32 {
     }
 }
 
+/// What the ring answers to a poll of what tells nobody of its changes (a regular file, for urgent data: io_uring/poll.c,
+/// `__io_arm_poll_handler`). poll(2) waits there.
+pub const NEVER_WAKES: i32 = -libc::EINVAL;
+
 /// What of the three events a poll's answer means, as Ruby's own wait has it (thread.c, rb_thread_io_wait): a hang-up
 /// can be read, and an error can be read and written.
 pub fn ready_events(answer: i32) -> i64 {
@@ -59,7 +63,8 @@ pub unsafe fn wait_ready(
                 0 => {}
                 ready => return Ok(ready),
             },
-            Ok(errno) => return Err(Raise::errno(-errno)),
+            Ok(error) if error != NEVER_WAKES => return Err(Raise::errno(-error)),
+            Ok(_) => {}
             Err(Failure::Timeout) => return Ok(0),
             Err(Failure::Raise(raise)) => return Err(raise),
             Err(Failure::Scheduled(_)) => continue,
@@ -130,8 +135,18 @@ pub unsafe fn poll_on_thread(
         let _ = &files;
         count
     };
-    // SAFETY: the caller's promise.
-    match unsafe { native::call(core, me, job, || {}) }? {
+    // SAFETY: the caller's promise. The close of one of the descriptors ends the wait, though the thread has others.
+    let result = unsafe {
+        for (fd, _) in list {
+            (*core).waits.begin(*fd, me, None);
+        }
+        let result = native::call(core, me, job, || {});
+        for (fd, _) in list {
+            (*core).waits.end(*fd, me);
+        }
+        result
+    };
+    match result? {
         0 => Ok(None),
         count if count > 0 => Ok(Some(std::mem::take(
             &mut *answers.lock().unwrap_or_else(PoisonError::into_inner),

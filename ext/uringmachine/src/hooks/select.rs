@@ -6,7 +6,7 @@ use uringmachine_runtime::{opcode, types, OpKey, TaskId, Wake};
 
 use crate::core::{Core, Resumption};
 use crate::durations;
-use crate::hooks::readiness::{poll_on_thread, wakes_for};
+use crate::hooks::readiness::{poll_on_thread, wakes_for, NEVER_WAKES};
 use crate::scheduler::get;
 use crate::switch::{self, Failure};
 use crate::sys::{self, Outcome, Raise, FALSE, NIL, VALUE};
@@ -54,7 +54,8 @@ unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> 
                 }
             }
             let ready = select_now(&sets)?;
-            if ready != NIL || deadline.is_some_and(|at| at <= uringmachine_runtime::clock::now()) {
+            let is_over = || deadline.is_some_and(|at| at <= uringmachine_runtime::clock::now());
+            if ready != NIL || is_over() {
                 return Ok(ready);
             }
             let me = (*core).current_task();
@@ -70,7 +71,7 @@ unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> 
                     switch::pause(core, me, deadline)? != switch::Ended::Deadline
                 };
                 let ready = select_now(&sets)?;
-                if ready != NIL || !woken {
+                if ready != NIL || !woken || is_over() {
                     return Ok(ready);
                 }
             }
@@ -191,7 +192,7 @@ pub fn selects(events: u32) -> i32 {
 
 /// Polls every descriptor until one is ready; false at the deadline. `counts` is what of a poll's answer makes one
 /// ready for its events. One that is answered by what does not count (a hang-up, where only urgent data are of
-/// interest) is polled no more: it would be answered so for ever.
+/// interest), or that never wakes anybody, is polled no more: it would be answered so for ever.
 pub unsafe fn wait_for_any(
     core: *mut Core,
     me: TaskId,
@@ -234,7 +235,8 @@ pub unsafe fn wait_for_any(
     }
 }
 
-/// Takes out of a list what has hung up, or failed, without that counting; says whether anything is ready.
+/// Takes out of a list what has hung up, or failed, without that counting, and what never wakes anybody; says whether
+/// anything is ready.
 fn drop_mistaken(
     list: &mut Vec<(i32, u32)>,
     answers: &Answers,
@@ -243,9 +245,11 @@ fn drop_mistaken(
     const ALWAYS: i32 = (libc::POLLHUP | libc::POLLERR) as i32;
     let mut ready = false;
     for (fd, events, answer) in answers {
-        if *answer < 0 || answer & counts(*events) != 0 {
+        if (*answer < 0 && *answer != NEVER_WAKES)
+            || (*answer >= 0 && answer & counts(*events) != 0)
+        {
             ready = true;
-        } else if answer & ALWAYS != 0 {
+        } else if *answer == NEVER_WAKES || answer & ALWAYS != 0 {
             list.retain(|entry| *entry != (*fd, *events));
         }
     }

@@ -6,7 +6,7 @@ use uringmachine_runtime::{opcode, types};
 
 use super::{define_all, method, number, Caller};
 use crate::arguments::{self, Arguments};
-use crate::hooks::readiness::{poll_on_thread, wakes_for};
+use crate::hooks::readiness::{poll_on_thread, wakes_for, NEVER_WAKES};
 use crate::hooks::select::{selects, wait_for_any};
 use crate::switch::Failure;
 use crate::sys::{self, Raise, VALUE};
@@ -34,7 +34,10 @@ unsafe extern "C" fn poll(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
             }
             let wanted = wakes_for(mask);
             let entry = opcode::PollAdd::new(fd, wanted).build();
-            let mut answer = caller.operate(entry)?;
+            let mut answer = match caller.operate(entry) {
+                Err(Failure::Raise(Raise::Errno(errno))) if -errno == NEVER_WAKES => 0,
+                answer => answer?,
+            };
             loop {
                 // What was added to be woken is nothing that was asked for.
                 let asked = answer & (mask as i32 | i32::from(ALWAYS | libc::POLLNVAL));
