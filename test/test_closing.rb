@@ -185,7 +185,7 @@ class TestClosing < SchedulerTest
       Fiber.schedule { results << (child.write("x" * 1_000_000) rescue $!.class) }
       child.close_write
       child.readpartial(1)
-      Fiber.schedule { child.read(2_000_000) && results << :read }
+      Fiber.schedule { child.read(2_000_000) && results << :read && child.close }
       Fiber.scheduler.yield
     end
 

@@ -24,6 +24,17 @@ class PatientTest < Minitest::Test
 
   def teardown
     @watchdog.kill.join
+    assert_empty children, "#{name} leaves children"
+  end
+
+  # The program's children, with what they run. One that a test leaves is the surprise of another, which waits for anybody.
+  def children
+    Dir.glob("/proc/[0-9]*/stat").filter_map do |path|
+      stat = File.read(path)
+      [stat.to_i, stat[/\((.*)\)/m, 1]] if stat[/.*\) \S (\d+)/m, 1].to_i == Process.pid
+    rescue Errno::ENOENT, Errno::ESRCH
+      nil
+    end
   end
 
   def open_descriptors

@@ -9,6 +9,7 @@ use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::{waker, Entry, OpKey, TaskId, Wake};
 
 use crate::core::{self, Core, Pending, Resumption};
+use crate::report;
 use crate::sys::{self, Raise, NIL, VALUE};
 use crate::um;
 
@@ -280,14 +281,23 @@ pub unsafe fn wait(
 unsafe fn wait_after(core: *mut Core, me: TaskId, start: impl FnOnce()) -> Result<Wake, c_int> {
     let mut wake = Wake::Complete;
     let slot = &raw mut wake;
-    // SAFETY: the closure holds plain values; `wake` outlives it.
+    let mut start = Some(start);
+    // SAFETY: the closure holds plain values; `wake` and `start` outlive it.
     let result = unsafe {
         (*core).waiter(me).inside = true;
-        sys::protect(|| {
-            start();
-            *slot = suspend(core, me);
-            NIL
-        })
+        loop {
+            let result = sys::protect(|| {
+                if let Some(start) = start.take() {
+                    start();
+                }
+                *slot = suspend(core, me);
+                NIL
+            });
+            match result {
+                Err(state) if (*core).ending && keep_for_later(core, state) => continue,
+                result => break result,
+            }
+        }
     };
     // SAFETY: as above.
     unsafe {
@@ -296,6 +306,22 @@ unsafe fn wait_after(core: *mut Core, me: TaskId, start: impl FnOnce()) -> Resul
         (*core).current = me;
     }
     result.map(|_| wake)
+}
+
+/// While a thread ends: keeps what interrupts it for the end, if that is what came to a wait. A switch to a fiber looks
+/// for interrupts when it arrives (cont.c, fiber_switch), and its ensure block is not to be cut short by them.
+#[cold]
+unsafe fn keep_for_later(core: *mut Core, state: c_int) -> bool {
+    // SAFETY: called right after the unwinding was stopped.
+    unsafe {
+        let error = sys::current_error();
+        let is_killed = sys::as_fixnum(error).is_some();
+        let is_fatal = sys::is_a(error, rb_sys::rb_eException) && report::is_fatal(error);
+        if is_killed || is_fatal {
+            (*core).late.get_or_insert(unwinding(state));
+        }
+        is_killed || is_fatal
+    }
 }
 
 /// Runs `switch`, which may transfer to another fiber. The current one goes on as soon as that waits, or ends.

@@ -1,0 +1,55 @@
+# frozen_string_literal: true
+
+# Runs test files under valgrind's memcheck: memory that is read or written after it was freed, or beyond its end, by us,
+# by Ruby for us, or by the kernel's calls.
+#
+#   rake test:memcheck                  the files in which memory is lent, handed on and given back
+#   rake test:memcheck FILES=all        all of them
+#   rake test:memcheck FILES=test/test_io.rb,test/machine/test_tls.rb
+#
+# Values that are used before they are set are not looked for: the collector reads whole stacks, and memcheck does not
+# know what io_uring writes to.
+
+require "rbconfig"
+
+ROOT = File.expand_path("..", __dir__)
+SHORT = %w[
+  test/test_buffers.rb
+  test/test_collector.rb
+  test/test_progress.rb
+  test/machine/test_lifetime.rb
+  test/machine/test_transfer.rb
+  test/machine/test_messages.rb
+].freeze
+# Its own exit status, which no test has.
+FOUND = 98
+
+chosen = ENV.fetch("FILES", "").split(",")
+files =
+  case chosen
+  when [] then SHORT
+  when ["all"] then Dir.glob("test/**/test_*.rb", base: ROOT).sort - ["test/test_helper.rb"]
+  else chosen
+  end
+missing = files.reject { |file| File.exist?(File.join(ROOT, file)) }
+abort("no such test file: #{missing.join(", ")}") unless missing.empty?
+
+VALGRIND = [
+  ENV.fetch("VALGRIND", "valgrind"), "--quiet", "--undef-value-errors=no", "--error-exitcode=#{FOUND}", "--suppressions=#{File.join(__dir__, "valgrind.supp")}",
+  "--num-callers=30", "--gen-suppressions=all",
+  # A thread that waits in a loop lets the others run.
+  "--fair-sched=yes",
+  # The stacks of fibers are mapped, as memcheck takes a large step of the stack pointer for a growing stack.
+  "--max-stackframe=200000"
+].freeze
+
+failed = files.reject do |file|
+  started = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+  # Everything is some thirty times slower: a test is taken for hanging later.
+  environment = { "UM_TEST_PATIENCE" => "600" }
+  passed = system(environment, *VALGRIND, RbConfig.ruby, "--disable=jit", "-W:no-experimental", "-Itest", *$LOAD_PATH.flat_map { |folder| ["-I", folder] }, File.join(ROOT, file), chdir: ROOT)
+  puts format("%-40s %s in %d s", file, passed ? "clean" : "FAILED", Process.clock_gettime(Process::CLOCK_MONOTONIC) - started)
+  $stdout.flush
+  passed
+end
+abort("memcheck: #{failed.join(", ")}") unless failed.empty?
