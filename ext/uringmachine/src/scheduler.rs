@@ -132,6 +132,42 @@ impl Scheduler {
     }
 }
 
+/// The core of a scheduler of ours, or of what an object delegates to, if this thread runs fibers by it. Does not raise.
+#[inline]
+pub unsafe fn running_core(scheduler: VALUE) -> Option<*mut Core> {
+    // SAFETY: the type is checked.
+    unsafe {
+        let data = match TYPE.find(scheduler) {
+            Some(data) => data,
+            None => find_behind(scheduler)?,
+        };
+        let core = (*data.cast::<Scheduler>()).core;
+        let runs =
+            !core.is_null() && (*core).thread() == sys::rb_thread_current() && (*core).is_usable();
+        runs.then_some(core)
+    }
+}
+
+/// See lib/uringmachine/schedulers.rb.
+#[cold]
+unsafe fn find_behind(scheduler: VALUE) -> Option<*mut c_void> {
+    // SAFETY: what may raise is stopped here.
+    unsafe {
+        let error = sys::current_error();
+        let itself = sys::id("uring_scheduler");
+        let found =
+            sys::protect(|| rb_sys::rb_check_funcall(scheduler, itself, 0, std::ptr::null()));
+        match found {
+            Ok(found) if found != sys::UNDEF => TYPE.find(found),
+            Ok(_) => None,
+            Err(_) => {
+                sys::put_error_back(error);
+                None
+            }
+        }
+    }
+}
+
 /// Makes a scheduler, to be given to Fiber.set_scheduler.
 ///
 /// @method UringMachine::FiberScheduler.new(machine = nil, fork: :discard)

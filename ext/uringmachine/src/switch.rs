@@ -404,16 +404,33 @@ pub unsafe fn take_turns(core: *mut Core, me: TaskId) -> Result<(), Raise> {
     }
 }
 
-/// Lets those go first that are ready, or whose completion has come.
+/// As [`take_turns`], of the current fiber, for what may have moved as many bytes.
+#[inline]
+pub unsafe fn take_turns_with(core: *mut Core, bytes: usize) -> Result<(), Raise> {
+    // SAFETY: see `suspend`.
+    unsafe {
+        (*core).count_at_once(bytes);
+        if (*core).has_held_long() {
+            let_go(core, (*core).current_task())?;
+        }
+        Ok(())
+    }
+}
+
+/// Lets those go first that are ready, or whose completion has come. Whoever never waits raises here what it is to
+/// raise: a time limit that has come, say.
 #[cold]
 pub unsafe fn let_go(core: *mut Core, me: TaskId) -> Result<(), Raise> {
     // SAFETY: see `suspend`.
     unsafe {
         (*core).poll();
-        if (*core).machine.tasks.queue_is_empty() && (*core).raises.is_empty() {
-            return Ok(());
+        if !(*core).machine.tasks.queue_is_empty() || !(*core).raises.is_empty() {
+            yield_now(core, me)?;
         }
-        yield_now(core, me)
+        match (*core).take_pending(me) {
+            Some(raise) => Err(raise),
+            None => Ok(()),
+        }
     }
 }
 
