@@ -3,11 +3,23 @@
 require_relative "test_helper"
 require "openssl"
 require "zlib"
+require_relative "identity"
 
 # A fiber whose operations never have to wait lets the ready go first, after some milliseconds.
 class TestFairness < SchedulerTest
   # More than is done before others get their turn, on any machine; the test fails where they never do.
   MOST = 1_000_000
+
+  # Two ends of a connection by TLS, each given to the block before.
+  def self.encrypted
+    context = OpenSSL::SSL::SSLContext.new.tap { |made| made.add_certificate(Identity.certificate, Identity.key) }
+    ends = UNIXSocket.pair.zip([context, OpenSSL::SSL::SSLContext.new]).map { |socket, made| OpenSSL::SSL::SSLSocket.new(socket, made) }
+    ends.each { |ssl| yield ssl } if block_given?
+    accepted = Fiber.schedule { ends.first.accept }
+    ends.last.connect
+    sleep(0) while accepted.alive?
+    ends
+  end
 
   # Work of one step each, that never waits.
   WORKS = {
@@ -170,6 +182,19 @@ class TestFairness < SchedulerTest
       pid = Process.spawn("cat", in: reader)
       # It ends with the writer.
       -> { Process.wait(pid, Process::WNOHANG) || writer }
+    end,
+    # On no ring.
+    tls: lambda do |_|
+      server, client = TestFairness.encrypted
+      -> { client.syswrite("x") && server.sysread(1) }
+    end,
+    tls_nonblock: lambda do |_|
+      server, client = TestFairness.encrypted
+      -> { client.write_nonblock("x") && server.read_nonblock(1) && server.read_nonblock(1, exception: false) }
+    end,
+    tls_on_the_ring: lambda do |_|
+      server, client = TestFairness.encrypted { |ssl| UM::SSL.accelerate(ssl) }
+      -> { client.write_nonblock("x") && server.read_nonblock(1, exception: false) && server.read_nonblock(1, exception: false) }
     end,
     pass: ->(_) { -> { Thread.pass || true } }
   }.freeze

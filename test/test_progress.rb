@@ -67,7 +67,8 @@ class TestProgress < SchedulerTest
       ends = 0
       in_fiber do
         sockets = UNIXSocket.pair
-        server, client = sockets.zip([context, OpenSSL::SSL::SSLContext.new]).map { |socket, made| UM::SSL.accelerate(OpenSSL::SSL::SSLSocket.new(socket, made)) }
+        contexts = [context, OpenSSL::SSL::SSLContext.new]
+        server, client = sockets.zip(contexts).map { |socket, made| UM::SSL.accelerate(OpenSSL::SSL::SSLSocket.new(socket, made)) }
         accepted = Fiber.schedule { server.accept }
         client.connect
         sleep(0) while accepted.alive?

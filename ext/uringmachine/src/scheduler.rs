@@ -14,7 +14,7 @@ use crate::hooks;
 use crate::interrupts;
 use crate::report;
 use crate::sys::{self, Raise, FALSE, NIL, TRUE, VALUE};
-use crate::{switch, um, waits};
+use crate::{switch, turns, um, waits};
 
 /// How long the end of a scheduler waits for the kernel to give memory back, in nanoseconds.
 const SHUT_DOWN_LIMIT: u64 = 5_000_000_000;
@@ -215,6 +215,7 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
             }
             let body = sys::protect(|| {
                 interrupts::watch_handlers();
+                turns::meet_openssl();
                 rb_sys::rb_proc_new(Some(run_fiber), NIL)
             });
             let scheduler = get(this);
@@ -746,7 +747,7 @@ unsafe extern "C" fn is_in_use(_class: VALUE, io: VALUE) -> VALUE {
             return TRUE;
         }
         let external = rb_sys::FMODE_EXTERNAL as c_int;
-        if (*file).fd < 0 || rb_sys::rb_io_mode(io) & external != 0 {
+        if (*file).fd < 0 || (*file).mode as c_int & external != 0 {
             return FALSE;
         }
         sys::boolean(um::is_in_use((*file).fd))

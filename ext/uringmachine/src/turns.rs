@@ -94,6 +94,15 @@ unsafe extern "C" fn define_turn(_module: VALUE, to: VALUE, name: VALUE, arity: 
     }
 }
 
+/// See lib/uringmachine/core_gaps.rb. May longjmp.
+pub unsafe fn meet_openssl() {
+    // SAFETY: a plain call of a Ruby method; nothing here needs dropping.
+    unsafe {
+        let module = rb_sys::rb_path2class(c"UringMachine::CoreGaps".as_ptr());
+        sys::funcall(module, sys::id("meet_openssl"), &[]);
+    }
+}
+
 /// Defines what lib/uringmachine/core_gaps.rb is made of.
 pub unsafe fn define(class: VALUE) {
     // SAFETY: each function takes what its arity says.
