@@ -237,4 +237,21 @@ class TestClosing < SchedulerTest
     certificate.sign(key, "SHA256")
     OpenSSL::SSL::SSLContext.new.tap { |context| context.add_certificate(certificate, key) }
   end
+
+  def test_a_frozen_io_is_closed
+    reader, @writer = IO.pipe.each(&:freeze)
+    error = nil
+    in_fiber do
+      waiting = Fiber.schedule do
+        UM::FiberScheduler.current.machine.poll(reader.fileno, UM::POLLIN)
+      rescue IOError, SystemCallError => e
+        error = e
+      end
+      assert_nil reader.close
+      sleep(0) while waiting.alive?
+    end
+
+    assert_predicate reader, :closed?
+    refute_nil error
+  end
 end

@@ -1,6 +1,8 @@
 # frozen_string_literal: true
 
+require "openssl"
 require_relative "test_helper"
+require_relative "identity"
 
 # What has moved counts, whatever ends the wait for the rest: no byte twice, and none lost.
 class TestProgress < SchedulerTest
@@ -53,6 +55,40 @@ class TestProgress < SchedulerTest
 
         assert_equal [8000, 1], [received.count("b"), received.count("c")]
       end
+    end
+  end
+
+  # On the ring, where OpenSSL takes what the socket does not.
+  ENDS.each do |how, ending|
+    define_method(:"test_what_an_ssl_socket_is_given_again_after_#{how}_goes_once") do
+      context = OpenSSL::SSL::SSLContext.new.tap { |made| made.add_certificate(Identity.certificate, Identity.key) }
+      bytes = Random.new(1).bytes(1_000_000)
+      received = +""
+      ends = 0
+      in_fiber do
+        sockets = UNIXSocket.pair
+        contexts = [context, OpenSSL::SSL::SSLContext.new]
+        server, client = sockets.zip(contexts).map { |socket, made| UM::SSL.accelerate(OpenSSL::SSL::SSLSocket.new(socket, made)) }
+        accepted = Fiber.schedule { server.accept }
+        client.connect
+        sleep(0) while accepted.alive?
+        reader = nil
+        sent = 0
+        while sent < bytes.bytesize
+          begin
+            ending.call(client.to_io) { sent += client.syswrite(bytes.byteslice(sent..)) }
+          rescue Timeout::Error, IO::TimeoutError, Stop
+            ends += 1
+          end
+          reader ||= Fiber.schedule { received << server.readpartial(65_536) while received.bytesize < bytes.bytesize } if ends > 0
+        end
+        client.flush
+        sleep(0) while reader.alive?
+        sockets.each(&:close)
+      end
+
+      assert_operator ends, :>, 0
+      assert received == bytes, "#{received.bytesize} bytes, not those that were sent"
     end
   end
 

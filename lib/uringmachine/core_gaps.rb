@@ -34,6 +34,7 @@ class UringMachine
     module Files
       # As File#flock: an attempt that does not wait; then the wait is the machine's.
       def flock(operation)
+        CoreGaps.take_turn
         machine = CoreGaps.machine
         return super unless machine && operation.is_a?(Integer) && operation.nobits?(File::LOCK_NB) && operation != File::LOCK_UN
         return 0 if super(operation | File::LOCK_NB)
@@ -120,11 +121,84 @@ class UringMachine
       def looks_up?(flag) = flag.nil? ? !do_not_reverse_lookup : [true, :hostname].include?(flag)
     end
 
+    # IO#write_nonblock asks no hook, as those below.
+    module Writing
+      # As IO#write_nonblock.
+      def write_nonblock(buf, exception: true)
+        CoreGaps.take_turn
+        super
+      end
+    end
+
+    # Methods that succeed at once where they can, without a hook: a fiber that calls them again and again lets the ready
+    # go first now and then, and raises what it is to raise. What other Rubies lack is left out. (socket.rb calls those
+    # with the underscores.)
+    TURNS = {
+      BasicSocket => %i[send recv __sendmsg __recvmsg __recv_nonblock __read_nonblock __write_nonblock __sendmsg_nonblock __recvmsg_nonblock],
+      IPSocket => %i[recvfrom],
+      UDPSocket => %i[send __recvfrom_nonblock],
+      UNIXSocket => %i[recvfrom send_io recv_io],
+      Socket => %i[recvfrom accept sysaccept __recvfrom_nonblock __accept_nonblock],
+      TCPServer => %i[accept sysaccept __accept_nonblock],
+      UNIXServer => %i[accept sysaccept __accept_nonblock],
+      # Those that seek write what is buffered first, by a plain write(2), as `flush` does to what is in blocking mode.
+      ::IO => [:flush, :seek, :rewind, :pos=, :stat, :fcntl, :ioctl, *(:pwrite unless FiberScheduler.method_defined?(:io_pwrite))],
+      File => %i[size],
+      # With WNOHANG.
+      ::Process.singleton_class => %i[wait wait2 waitpid waitpid2],
+      ::Process::Status.singleton_class => %i[wait],
+      Thread.singleton_class => %i[pass]
+    }.freeze
+    private_constant :TURNS
+
+    # Prepends what takes turns to the methods of a class.
+    def self.take_turns_in(owner, names)
+      names = names.select { |name| owner.method_defined?(name, false) || owner.private_method_defined?(name, false) }
+      return if names.empty?
+
+      turns = Module.new
+      names.each do |name|
+        define_turn(turns, name, owner.instance_method(name).arity)
+        turns.__send__(:private, name) if owner.private_method_defined?(name, false)
+      end
+      owner.prepend(turns)
+    end
+
+    # Those of OpenSSL's sockets that are on no ring.
+    module Encrypting
+      # As OpenSSL::Buffering#read_nonblock.
+      def read_nonblock(maxlen, buf = nil, exception: true)
+        CoreGaps.take_turn
+        super
+      end
+
+      # As OpenSSL::Buffering#write_nonblock.
+      def write_nonblock(s, exception: true)
+        CoreGaps.take_turn
+        super
+      end
+    end
+
+    # Has OpenSSL's sockets take turns. A program may load it after us: whoever makes a scheduler looks for it, and whoever
+    # connects under one.
+    def self.meet_openssl
+      return if !Object.const_defined?(:OpenSSL) || Object.autoload?(:OpenSSL) || !defined?(::OpenSSL::SSL::SSLSocket)
+
+      sockets = ::OpenSSL::SSL::SSLSocket
+      return if sockets < Encrypting
+
+      sockets.prepend(Encrypting)
+      take_turns_in(sockets, %i[sysread syswrite])
+    end
+
+    TURNS.each { |owner, names| take_turns_in(owner, names) }
+    private_class_method :define_turn, :take_turns_in
+
     # An address as text.
     NUMERIC = /:|\A[\d.]+\z/
 
     File.prepend(Files)
-    ::IO.prepend(Syncing)
+    ::IO.prepend(Syncing, Writing)
     Socket.singleton_class.prepend(Names)
     Addrinfo.prepend(AddressNames)
     IPSocket.prepend(SocketNames)

@@ -139,6 +139,7 @@ class UringMachine
     # Takes what TCPSocket.new takes.
     def initialize(*arguments, fast_fallback: nil, **options, &block)
       scheduler = FiberScheduler.current
+      CoreGaps.meet_openssl if scheduler
       if scheduler.nil?
         super
       elsif races?(fast_fallback, arguments, options)

@@ -44,11 +44,10 @@ class UringMachine
         result
       end
 
-      # Unlike the openssl gem's, it writes all of the string.
+      # Unlike the openssl gem's, it writes all of the string, unless something ends it meanwhile: then the count is what
+      # has been taken.
       def syswrite(string)
-        string = um_string(string)
-        TLS.write(self, string.dup)
-        string.bytesize
+        TLS.write_counted(self, um_string(string).dup)
       end
 
       def syswrite_nonblock(string, exception: true)
@@ -93,6 +92,7 @@ class UringMachine
       end
 
       def um_attempt(exception, &)
+        CoreGaps.take_turn
         result = TLS.attempt(self, &)
         return result unless exception
 

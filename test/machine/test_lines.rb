@@ -253,7 +253,7 @@ class TestMachineLines < MachineTest
     machine.snooze
     killed.kill
     assert_equal :late, machine.join(given_up)
-    assert_equal :late, machine.join(first)
+    assert_kind_of Integer, machine.join(first)
     received = machine.spin { all_of(reader) }
     assert_equal 500_000, machine.join(last)
     machine.close(writer)

@@ -123,6 +123,8 @@ class TestMachineTransfer < MachineTest
 
   def test_a_writev_that_fails_or_is_cut_off_gives_its_memory_back
     pieces = [+"a" * 100_000, +"b" * 100_000]
+    assert_includes 1..100_000, machine.timeout(0.01, TooLate) { machine.writev(@writer, *pieces) }
+    pieces.each { |piece| piece << "changed" }
     assert_raises(TooLate) { machine.timeout(0.01, TooLate) { machine.writev(@writer, *pieces) } }
     pieces.each { |piece| piece << "changed" }
     assert_raises(Errno::EBADF) { machine.writev(@reader, *pieces) }

@@ -27,7 +27,7 @@ const SWITCHES_PER_POLL: u32 = 64;
 /// How much is moved without waiting between looks at the clock: operations, each of which counts once more for as
 /// many bytes as this power of two.
 const WORK_PER_LOOK: u32 = 64;
-const WORK_BYTES: u32 = 14;
+const WORK_BYTES: u32 = 7;
 /// How long a fiber whose operations never wait may hold the thread, in nanoseconds.
 const HELD_AT_MOST: u64 = 4_000_000;
 

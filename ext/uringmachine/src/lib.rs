@@ -33,6 +33,7 @@ mod splicing;
 mod switch;
 mod sys;
 mod tls;
+mod turns;
 mod um;
 mod waiters;
 mod waits;
@@ -61,5 +62,6 @@ pub unsafe extern "C" fn Init_uringmachine() {
         mutex::define(class);
         scheduler::define(class);
         process::define(class);
+        turns::define(class);
     }
 }

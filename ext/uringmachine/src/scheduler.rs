@@ -14,7 +14,7 @@ use crate::hooks;
 use crate::interrupts;
 use crate::report;
 use crate::sys::{self, Raise, FALSE, NIL, TRUE, VALUE};
-use crate::{switch, um, waits};
+use crate::{switch, turns, um, waits};
 
 /// How long the end of a scheduler waits for the kernel to give memory back, in nanoseconds.
 const SHUT_DOWN_LIMIT: u64 = 5_000_000_000;
@@ -132,6 +132,42 @@ impl Scheduler {
     }
 }
 
+/// The core of a scheduler of ours, or of what an object delegates to, if this thread runs fibers by it. Does not raise.
+#[inline]
+pub unsafe fn running_core(scheduler: VALUE) -> Option<*mut Core> {
+    // SAFETY: the type is checked.
+    unsafe {
+        let data = match TYPE.find(scheduler) {
+            Some(data) => data,
+            None => find_behind(scheduler)?,
+        };
+        let core = (*data.cast::<Scheduler>()).core;
+        let runs =
+            !core.is_null() && (*core).thread() == sys::rb_thread_current() && (*core).is_usable();
+        runs.then_some(core)
+    }
+}
+
+/// See lib/uringmachine/schedulers.rb.
+#[cold]
+unsafe fn find_behind(scheduler: VALUE) -> Option<*mut c_void> {
+    // SAFETY: what may raise is stopped here.
+    unsafe {
+        let error = sys::current_error();
+        let itself = sys::id("uring_scheduler");
+        let found =
+            sys::protect(|| rb_sys::rb_check_funcall(scheduler, itself, 0, std::ptr::null()));
+        match found {
+            Ok(found) if found != sys::UNDEF => TYPE.find(found),
+            Ok(_) => None,
+            Err(_) => {
+                sys::put_error_back(error);
+                None
+            }
+        }
+    }
+}
+
 /// Makes a scheduler, to be given to Fiber.set_scheduler.
 ///
 /// @method UringMachine::FiberScheduler.new(machine = nil, fork: :discard)
@@ -179,6 +215,7 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
             }
             let body = sys::protect(|| {
                 interrupts::watch_handlers();
+                turns::meet_openssl();
                 rb_sys::rb_proc_new(Some(run_fiber), NIL)
             });
             let scheduler = get(this);
@@ -710,7 +747,7 @@ unsafe extern "C" fn is_in_use(_class: VALUE, io: VALUE) -> VALUE {
             return TRUE;
         }
         let external = rb_sys::FMODE_EXTERNAL as c_int;
-        if (*file).fd < 0 || rb_sys::rb_io_mode(io) & external != 0 {
+        if (*file).fd < 0 || (*file).mode as c_int & external != 0 {
             return FALSE;
         }
         sys::boolean(um::is_in_use((*file).fd))

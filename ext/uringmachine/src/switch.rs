@@ -9,6 +9,7 @@ use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::{waker, Entry, OpKey, TaskId, Wake};
 
 use crate::core::{self, Core, Pending, Resumption};
+use crate::interrupts;
 use crate::report;
 use crate::sys::{self, Raise, NIL, VALUE};
 use crate::um;
@@ -430,16 +431,36 @@ pub unsafe fn take_turns(core: *mut Core, me: TaskId) -> Result<(), Raise> {
     }
 }
 
-/// Lets those go first that are ready, or whose completion has come.
+/// As [`take_turns`], of the current fiber, for what may have moved as many bytes.
+#[inline]
+pub unsafe fn take_turns_with(core: *mut Core, bytes: usize) -> Result<(), Raise> {
+    // SAFETY: see `suspend`.
+    unsafe {
+        (*core).count_at_once(bytes);
+        if (*core).has_held_long() {
+            let_go(core, (*core).current_task())?;
+        }
+        Ok(())
+    }
+}
+
+/// Lets those go first that are ready, or whose completion has come. Whoever never waits raises here what it is to
+/// raise: a time limit that has come, say. A finalizer or a handler, which the fiber has not called, goes on.
 #[cold]
 pub unsafe fn let_go(core: *mut Core, me: TaskId) -> Result<(), Raise> {
     // SAFETY: see `suspend`.
     unsafe {
-        (*core).poll();
-        if (*core).machine.tasks.queue_is_empty() && (*core).raises.is_empty() {
+        if interrupts::runs_aside() {
             return Ok(());
         }
-        yield_now(core, me)
+        (*core).poll();
+        if !(*core).machine.tasks.queue_is_empty() || !(*core).raises.is_empty() {
+            yield_now(core, me)?;
+        }
+        match (*core).take_pending(me) {
+            Some(raise) => Err(raise),
+            None => Ok(()),
+        }
     }
 }
 

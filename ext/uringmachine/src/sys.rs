@@ -59,6 +59,8 @@ extern "C" {
     fn rb_fiber_raise(fiber: VALUE, argc: c_int, argv: *const VALUE) -> VALUE;
     pub fn rb_obj_is_fiber(object: VALUE) -> VALUE;
     pub fn rb_fiber_scheduler_get() -> VALUE;
+    /// The scheduler of the current fiber, `NIL` in one that blocks.
+    pub fn rb_fiber_scheduler_current() -> VALUE;
     /// Ends the process as the end of the main program does, with what `rb_protect` stopped.
     pub fn ruby_stop(state: c_int) -> !;
     pub fn rb_fiber_scheduler_set(scheduler: VALUE) -> VALUE;
@@ -418,6 +420,14 @@ pub unsafe fn define_method(
     // SAFETY: Ruby calls the function with the arguments its arity says; the caller matches them.
     unsafe {
         rb_sys::rb_define_method(class, name.as_ptr(), Some(erased(function)), arity);
+    }
+}
+
+/// As [`define_method`], of a method whose name is known as an ID.
+pub unsafe fn define_method_id(class: VALUE, name: ID, function: *const (), arity: c_int) {
+    // SAFETY: as `define_method`.
+    unsafe {
+        rb_sys::rb_define_method_id(class, name, Some(erased(function)), arity);
     }
 }
 

@@ -417,7 +417,6 @@ impl Transfer {
                 iov_len: size,
             };
             let position = self.position_after(done);
-            (*self.core).count_at_once(size);
             loop {
                 let result = match (kind.is_socket(), self.writes) {
                     (true, true) => {
@@ -438,11 +437,15 @@ impl Transfer {
                     }
                 };
                 if result >= 0 {
+                    (*self.core).count_at_once(result as usize);
                     return result;
                 }
                 match *libc::__errno_location() {
                     libc::EINTR => {}
-                    errno => return -(errno as isize),
+                    errno => {
+                        (*self.core).count_at_once(0);
+                        return -(errno as isize);
+                    }
                 }
             }
         }

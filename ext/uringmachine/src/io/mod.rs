@@ -416,12 +416,14 @@ unsafe extern "C" fn mode(_argc: c_int, _argv: *const VALUE, this: VALUE) -> VAL
     }
 }
 
-/// Writes all of the buffers, however long it takes.
+/// Writes all of the buffers, however long it takes. What ends it when some bytes are written (a time limit, an
+/// exception, an error of the descriptor) ends it with their count: it is raised at the fiber's next wait, the error by
+/// the next write. Those that TLS has taken and not sent yet go out with the next call.
 ///
 /// @method UringMachine::IO#write(*buffers)
 /// @param buffers [Array<String, IO::Buffer>]
-/// @return [Integer] bytes written
-/// @raise [SystemCallError] as write(2)
+/// @return [Integer] bytes written: all of them, unless it was ended
+/// @raise [SystemCallError] as write(2), if nothing was written
 /// @raise [UringMachine::Error] if a buffer is no buffer
 /// @example
 ///   io.write("HTTP/1.1 204 No Content\r\n", "\r\n") #=> 29

@@ -6,7 +6,7 @@ use std::ffi::c_int;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::reading::find;
-use super::{reading, write_to, Reader};
+use super::{reading, write_to, Io, Reader};
 use crate::arguments;
 use crate::machine::{answer, Answer, Caller};
 use crate::switch::Failure;
@@ -402,10 +402,27 @@ unsafe extern "C" fn resp_write(this: VALUE, object: VALUE) -> VALUE {
             encode(object, &mut bytes, 0)?;
             let string = text(&bytes);
             drop(bytes);
-            let written = write_to(&caller, io, &[string]);
+            let written = write_whole(&caller, io, string);
             std::hint::black_box(string);
             answer(written.map(|total| sys::fixnum(total as i64)))
         })
+    }
+}
+
+/// Writes all of a String, or raises: nobody could go on after a part of what it is to say.
+unsafe fn write_whole(caller: &Caller, io: *mut Io, string: VALUE) -> Result<u64, Failure> {
+    // SAFETY: the String is on the caller's frame, and what is left of it on this one; what may raise is protected.
+    unsafe {
+        let length = rb_sys::RSTRING_LEN(string) as u64;
+        let mut total = write_to(caller, io, &[string])?;
+        while total < length {
+            let (from, left) = (total as _, (length - total) as _);
+            let rest = sys::protect(|| rb_sys::rb_str_subseq(string, from, left));
+            let rest = rest.map_err(Raise::Jump)?;
+            total += write_to(&caller.again(), io, &[rest])?;
+            std::hint::black_box(rest);
+        }
+        Ok(total)
     }
 }
 

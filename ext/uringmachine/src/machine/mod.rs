@@ -66,6 +66,25 @@ impl Caller {
         }
     }
 
+    /// Keeps why an operation ended that has moved something, since the count is its answer: what the fiber is to raise
+    /// is raised at its next wait, and an error of the descriptor by the next operation on it. Whoever asks has set
+    /// `stepping`, so that the descriptor's close is known.
+    #[cold]
+    pub unsafe fn keep(&self, failure: Failure) -> Result<(), Failure> {
+        // SAFETY: the core is alive while one of its fibers runs a method.
+        unsafe {
+            let waiter = (*self.core).waiter(self.me);
+            match failure {
+                Failure::Raise(Raise::Exception(error)) if error == waiter.closed_by => Ok(()),
+                // As `switch::operate`: the value was for a wait that has come to something.
+                Failure::Timeout | Failure::Scheduled(_) | Failure::Raise(Raise::Errno(_)) => {
+                    Ok(())
+                }
+                Failure::Raise(raise) => Ok((*self.core).keep_raise(self.me, raise)?),
+            }
+        }
+    }
+
     /// Submits an operation and waits for its completion: the result, or the Errno raised.
     ///
     /// # Safety

@@ -182,13 +182,14 @@ unsafe extern "C" fn send_zc(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
 }
 
 /// Sends several buffers to a socket, all of them: as one message to a socket that keeps messages apart. Nothing that
-/// other fibers of the machine send comes in between.
+/// other fibers of the machine send comes in between. What ends it when some bytes are sent (a time limit, an exception,
+/// an error of the socket) ends it with their count: it is raised at the fiber's next wait, the error by the next send.
 ///
 /// @method UringMachine#sendv(fd, *buffers)
 /// @param fd [Integer] file descriptor
 /// @param buffers [Array<String, IO::Buffer>] the bytes
-/// @return [Integer] bytes sent
-/// @raise [SystemCallError] as sendmsg(2); what was sent before stays sent
+/// @return [Integer] bytes sent: all of them, unless it was ended
+/// @raise [SystemCallError] as sendmsg(2), if nothing was sent
 /// @raise [UringMachine::Error] if a buffer is no buffer
 /// @kernel 5.3
 /// @example

@@ -104,14 +104,14 @@ unsafe fn read_into(
 
 /// Writes from a buffer to a TLS connection, all of it. Returns when the kernel has the bytes.
 ///
-/// An exception that ends the wait leaves the connection usable; some of the bytes may go out with the
-/// next call.
+/// What the fiber is to raise when some bytes are taken (a time limit, an exception) ends it with their count, and is
+/// raised at the fiber's next wait. Those that are not sent yet go out with the next call.
 ///
 /// @method UringMachine#ssl_write(ssl_socket, buffer, len = nil)
 /// @param ssl_socket [OpenSSL::SSL::SSLSocket]
 /// @param buffer [String, IO::Buffer] the bytes
 /// @param len [Integer, nil] how many of them; nil, 0 and -1 are all
-/// @return [Integer] bytes written
+/// @return [Integer] bytes written: all of them, unless it was ended
 /// @raise [OpenSSL::SSL::SSLError] with OpenSSL's reason, if the protocol is broken
 /// @raise [SystemCallError] as send(2)
 /// @raise [TypeError] if ssl_socket is no SSLSocket
@@ -126,15 +126,8 @@ unsafe extern "C" fn ssl_write(argc: c_int, argv: *const VALUE, this: VALUE) -> 
             let connection = Connection::find(arguments.get(0))?;
             let len = transfer::length_or_all(&arguments, 2, "len")?.filter(|len| *len != 0);
             let buffers = &arguments.all()[1..2];
-            let mut written = 0;
-            tls::write_some(
-                &caller,
-                &connection,
-                buffers,
-                len,
-                Wait::Forever,
-                &mut written,
-            )?;
+            let wait = Wait::Forever;
+            let written = tls::write_counted(&caller, &connection, buffers, len, wait)?;
             Ok(sys::fixnum(written as i64))
         })
     }
@@ -205,6 +198,19 @@ unsafe extern "C" fn write(argc: c_int, argv: *const VALUE, _module: VALUE) -> V
             result?;
             dropped.map_err(Raise::Jump)?;
             Ok(NIL)
+        })
+    }
+}
+
+/// UM::TLS.write_counted(ssl_socket, string): writes all of a String; how much of it OpenSSL has accepted.
+unsafe extern "C" fn write_counted(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        on_ring(argc, argv, 2, |caller, connection, arguments| {
+            let buffers = &arguments.all()[1..2];
+            let wait = Wait::Timeout;
+            let written = tls::write_counted(&caller, &connection, buffers, None, wait)?;
+            Ok(sys::fixnum(written as i64))
         })
     }
 }
@@ -360,6 +366,7 @@ pub unsafe fn define(class: VALUE) {
             &[
                 (c"read", read),
                 (c"write", write),
+                (c"write_counted", write_counted),
                 (c"drive", drive),
                 (c"attempt", attempt),
                 (c"takes_now?", takes_now),

@@ -13,7 +13,7 @@ use crate::arguments::Arguments;
 use crate::inflow;
 use crate::memory::{self, Destination, Source};
 use crate::switch::{self, Failure, Yields};
-use crate::sys::{self, Raise, VALUE};
+use crate::sys::{self, Raise, NIL, VALUE};
 
 /// A length argument that may be nil: at most so many bytes.
 pub fn length(arguments: &Arguments, place: usize, name: &str) -> Result<Option<usize>, Raise> {
@@ -151,15 +151,16 @@ unsafe extern "C" fn write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
 }
 
 /// Writes several buffers to a descriptor, all of them, in as many writes as it takes. Nothing that other fibers of
-/// the machine write comes in between.
+/// the machine write comes in between. What ends it when some bytes are written (a time limit, an exception, an error
+/// of the descriptor) ends it with their count: it is raised at the fiber's next wait, the error by the next write.
 ///
 /// @method UringMachine#writev(fd, *buffers, file_offset = nil)
 /// @param fd [Integer] file descriptor
 /// @param buffers [Array<String, IO::Buffer>] the bytes
 /// @param file_offset [Integer] where in the file, in bytes, as a last argument; left out, its current
 ///   position
-/// @return [Integer] bytes written
-/// @raise [SystemCallError] as writev(2); what was written before stays written
+/// @return [Integer] bytes written: all of them, unless it was ended
+/// @raise [SystemCallError] as writev(2), if nothing was written
 /// @raise [UringMachine::Error] if a buffer is no buffer
 /// @kernel 5.1
 /// @example
@@ -196,7 +197,8 @@ pub enum Sink {
 /// The most pieces that one call takes (UIO_MAXIOV).
 const MOST_PIECES: usize = 1024;
 
-/// Writes every byte of every buffer, together. An error after progress is raised, as writev(2)'s callers do.
+/// Writes every byte of every buffer, together. What comes when some are written ends it with their count: see
+/// [`Caller::keep`].
 pub unsafe fn write_all(
     caller: &Caller,
     fd: i32,
@@ -266,47 +268,75 @@ unsafe fn write_sources(
     }
     let mut left = pieces.as_mut_slice();
     let mut total = 0_u64;
-    loop {
-        let count = left.len().min(MOST_PIECES);
-        // SAFETY: the pieces and the message are on this frame, which `operate` does not leave before
-        // the kernel is done with them.
-        let moved = unsafe {
-            match sink {
-                Sink::Write(position) => {
-                    let offset = position.map_or(crate::arguments::CURRENT, |at| at + total);
-                    let entry = opcode::Writev::new(types::Fd(fd), left.as_ptr(), count as u32)
-                        .offset(offset)
-                        .build();
-                    caller.operate(entry)? as usize
-                }
-                Sink::Send(flags) => {
-                    let mut message: libc::msghdr = std::mem::zeroed();
-                    message.msg_iov = left.as_mut_ptr();
-                    message.msg_iovlen = count;
-                    let message = &raw const message;
-                    let entry = |flags: i32| {
-                        opcode::SendMsg::new(types::Fd(fd), message)
-                            .flags(flags as u32)
-                            .build()
-                    };
-                    if total == 0 {
-                        send_once(caller, fd, flags, entry)? as usize
-                    } else {
-                        // A stream, since it took a part.
-                        caller.operate(entry(flags))? as usize
-                    }
+    // SAFETY: the core is alive while one of its fibers runs a method; the pieces are on this frame.
+    unsafe {
+        let result = loop {
+            let moved = match write_once(caller, fd, left, sink, total) {
+                Ok(moved) => moved,
+                Err(failure) if total > 0 => break caller.keep(failure).map(|()| total),
+                Err(failure) => break Err(failure),
+            };
+            total += moved as u64;
+            left = advance(left, moved);
+            if matches!(sink, Sink::Write(None)) && !left.is_empty() {
+                catch_up(fd, moved);
+            }
+            if left.is_empty() {
+                break Ok(total);
+            }
+            (*caller.core).waiter(caller.me).stepping = true;
+        };
+        let waiter = (*caller.core).waiter(caller.me);
+        if waiter.stepping {
+            waiter.stepping = false;
+            waiter.closed_by = NIL;
+        }
+        result
+    }
+}
+
+/// Writes once what is left after `total` bytes.
+///
+/// # Safety
+/// The pieces stay in place until this returns.
+unsafe fn write_once(
+    caller: &Caller,
+    fd: i32,
+    left: &mut [libc::iovec],
+    sink: Sink,
+    total: u64,
+) -> Result<usize, Failure> {
+    let count = left.len().min(MOST_PIECES);
+    // SAFETY: the message is on this frame, which `operate` does not leave before the kernel is done with it.
+    let moved = unsafe {
+        match sink {
+            Sink::Write(position) => {
+                let offset = position.map_or(crate::arguments::CURRENT, |at| at + total);
+                let entry = opcode::Writev::new(types::Fd(fd), left.as_ptr(), count as u32)
+                    .offset(offset)
+                    .build();
+                caller.operate(entry)?
+            }
+            Sink::Send(flags) => {
+                let mut message: libc::msghdr = std::mem::zeroed();
+                message.msg_iov = left.as_mut_ptr();
+                message.msg_iovlen = count;
+                let message = &raw const message;
+                let entry = |flags: i32| {
+                    opcode::SendMsg::new(types::Fd(fd), message)
+                        .flags(flags as u32)
+                        .build()
+                };
+                if total == 0 {
+                    send_once(caller, fd, flags, entry)?
+                } else {
+                    // A stream, since it took a part.
+                    caller.operate(entry(flags))?
                 }
             }
-        };
-        total += moved as u64;
-        left = advance(left, moved);
-        if matches!(sink, Sink::Write(None)) && !left.is_empty() {
-            catch_up(fd, moved);
         }
-        if left.is_empty() {
-            return Ok(total);
-        }
-    }
+    };
+    Ok(moved as usize)
 }
 
 /// Receives a message, or what has come of a stream, into a buffer. A message that is longer is an error, unless the

@@ -248,6 +248,12 @@ impl Connection {
                 return self.encrypt(caller, pieces, wait, accepted);
             }
             self.begin_write(caller, wait)?;
+            // What an earlier call has left comes first: OpenSSL would take more for ever, and this call would never wait
+            // before it has something to count.
+            if let Err(failure) = self.flush(caller, wait) {
+                self.end_write();
+                return Err(failure);
+            }
             let mut result = self.encrypt(caller, pieces, wait, accepted);
             match &result {
                 Ok(()) => result = self.flush(caller, wait),

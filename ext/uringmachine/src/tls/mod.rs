@@ -47,10 +47,10 @@ pub unsafe fn read(
 }
 
 /// Writes every byte of every String and IO::Buffer to a TLS connection, and returns how many once the
-/// kernel has them all. Small ones share records. Writes of other fibers come before or after.
+/// kernel has them all. Small ones share records. Writes of other fibers come before or after. What the fiber is to
+/// raise when OpenSSL has taken some ends it with their count: see [`keep_for_later`].
 ///
-/// Errors as [`read`], and UM::Error for what is no buffer. After an exception that ends the wait some of
-/// the bytes may go out with the next call.
+/// Errors as [`read`], and UM::Error for what is no buffer.
 ///
 /// # Safety
 /// `object` and the buffers are on the caller's frame or marked by other means.
@@ -58,16 +58,62 @@ pub unsafe fn write_all(caller: &Caller, object: VALUE, buffers: &[VALUE]) -> Re
     // SAFETY: the caller's promise.
     unsafe {
         let connection = Connection::find(object)?;
+        let wait = Wait::Forever;
+        write_counted(caller, &connection, buffers, None, wait)
+    }
+}
+
+/// As [`write_all`], the first `length` bytes of each buffer.
+///
+/// # Safety
+/// As [`write_all`].
+pub unsafe fn write_counted(
+    caller: &Caller,
+    connection: &Connection,
+    buffers: &[VALUE],
+    length: Option<usize>,
+    wait: Wait,
+) -> Result<u64, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe {
         let mut accepted = 0;
-        write_some(
-            caller,
-            &connection,
-            buffers,
-            None,
-            Wait::Forever,
-            &mut accepted,
-        )?;
+        match write_some(caller, connection, buffers, length, wait, &mut accepted) {
+            Err(failure) if accepted > 0 => keep_for_later(caller, connection, failure)?,
+            result => result?,
+        }
         Ok(accepted)
+    }
+}
+
+/// Keeps what ended a write of which OpenSSL has taken some bytes: those go out with the next call, so their count is
+/// the answer, or the program would send them again. What the fiber is to raise is raised at its next wait; the end of
+/// `io.timeout` shows in the next call. An error of the connection is raised: nothing goes out any more.
+unsafe fn keep_for_later(
+    caller: &Caller,
+    connection: &Connection,
+    failure: Failure,
+) -> Result<(), Failure> {
+    // SAFETY: the core is alive while one of its fibers runs a method.
+    unsafe {
+        match failure {
+            Failure::Timeout | Failure::Scheduled(_) => Ok(()),
+            Failure::Raise(Raise::Exception(error)) => {
+                if sys::is_a(error, sys::io_timeout_error()) {
+                    return Ok(());
+                }
+                let raise = Raise::Exception(error);
+                if connection.openssl.is_error(error) || connection.descriptor().is_err() {
+                    return Err(raise.into());
+                }
+                let me = (*caller.core).current_task();
+                Ok((*caller.core).keep_raise(me, raise)?)
+            }
+            Failure::Raise(Raise::Unwind) => {
+                let me = (*caller.core).current_task();
+                Ok((*caller.core).keep_raise(me, Raise::Unwind)?)
+            }
+            failure => Err(failure),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::ffi::{c_char, c_int, c_long, c_ulong, c_void, CStr, CString};
 use std::sync::OnceLock;
 
 use super::bio;
-use crate::sys::{self, Raise, NIL};
+use crate::sys::{self, Raise, NIL, VALUE};
 
 /// Opaque structs of OpenSSL.
 pub enum Ssl {}
@@ -182,6 +182,20 @@ fn extension() -> Option<CString> {
 }
 
 impl OpenSsl {
+    /// Whether an exception is an OpenSSL::SSL::SSLError.
+    pub unsafe fn is_error(&self, exception: VALUE) -> bool {
+        // SAFETY: may raise, stopped here.
+        unsafe {
+            match sys::protect(|| rb_sys::rb_path2class(c"OpenSSL::SSL::SSLError".as_ptr())) {
+                Ok(class) => sys::is_a(exception, class),
+                Err(_) => {
+                    sys::take_exception();
+                    false
+                }
+            }
+        }
+    }
+
     /// An OpenSSL::SSL::SSLError made of what is in OpenSSL's queue of errors, worded as the openssl gem
     /// words it; the queue is emptied.
     pub unsafe fn error(&self, function: &str) -> Raise {
