@@ -178,7 +178,7 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
                 return Err(Raise::argument("machine belongs to another thread"));
             }
             let body = sys::protect(|| {
-                interrupts::watch_handlers();
+                interrupts::watch();
                 rb_sys::rb_proc_new(Some(run_fiber), NIL)
             });
             let scheduler = get(this);

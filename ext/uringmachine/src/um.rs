@@ -13,6 +13,7 @@ use crate::arguments;
 use crate::core::Core;
 use crate::durations;
 use crate::errors;
+use crate::interrupts;
 use crate::native;
 use crate::splicing;
 use crate::sys::{self, Raise, NIL, TRUE, VALUE};
@@ -291,6 +292,7 @@ pub unsafe fn bind(value: VALUE) -> Result<*mut Core, Raise> {
         sys::rb_thread_remove_event_hook(thread, end_of_thread);
         sys::rb_thread_add_event_hook(thread, end_of_thread, sys::EVENT_THREAD_END, NIL);
         sys::protect(|| {
+            interrupts::watch();
             used_by(thread, true, |map| {
                 static USES: AtomicU64 = AtomicU64::new(0);
                 let number = USES.fetch_add(1, Ordering::Relaxed);
@@ -332,6 +334,18 @@ pub unsafe fn waited_in_by(fiber: VALUE) -> Option<(VALUE, *mut Core)> {
             .find(|(_, core)| {
                 (**core).thread() == thread && (**core).is_usable() && (**core).has_waiting(fiber)
             })
+    }
+}
+
+/// Whether a fiber of this thread was started by a scheduler or a machine.
+pub unsafe fn has_started(fiber: VALUE) -> bool {
+    // SAFETY: as `mark_busy`; plain accessors.
+    unsafe {
+        let thread = sys::rb_thread_current();
+        machines().iter().any(|entry| {
+            let core = &*entry.core;
+            core.thread() == thread && core.has_started(fiber)
+        })
     }
 }
 
