@@ -157,7 +157,26 @@ pub unsafe fn call(
     undo: impl FnOnce(),
 ) -> Result<i32, Failure> {
     // SAFETY: the caller's promise.
-    unsafe { call_with(core, me, (None, false), move |_| job(), |_| undo()) }
+    unsafe { call_with(core, me, How::default(), move |_| job(), |_| undo()) }
+}
+
+/// As [`call`], of a call that is made though the fiber is to raise: it is interrupted then, and that is raised after it.
+///
+/// # Safety
+/// As [`call`].
+pub unsafe fn call_anyway(
+    core: *mut Core,
+    me: TaskId,
+    mut job: impl FnMut() -> i32 + Send + 'static,
+) -> Result<i32, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let how = How {
+            anyway: true,
+            ..How::default()
+        };
+        call_with(core, me, how, move |_| job(), |_| {})
+    }
 }
 
 /// As [`call`], for a call whose result is a new descriptor, which is closed if nobody can be given it.
@@ -181,26 +200,61 @@ pub unsafe fn open(
         unsafe { libc::close(opened.load(Ordering::Acquire)) };
     };
     // SAFETY: the caller's promise.
-    unsafe { call_with(core, me, (None, true), job, undo) }
+    unsafe {
+        let how = How {
+            opens: true,
+            ..How::default()
+        };
+        call_with(core, me, how, job, undo)
+    }
 }
 
-/// As [`call`], with a descriptor for the call, or one that it makes.
+/// How a call is made.
+#[derive(Default)]
+struct How {
+    /// The descriptor for it.
+    file: Option<OwnedFd>,
+    /// Its result is a new descriptor.
+    opens: bool,
+    /// It is made though its fiber is to raise.
+    anyway: bool,
+}
+
+impl How {
+    fn on(file: OwnedFd) -> Self {
+        Self {
+            file: Some(file),
+            ..Self::default()
+        }
+    }
+}
+
+/// As [`call`].
 unsafe fn call_with(
     core: *mut Core,
     me: TaskId,
-    (file, opens): (Option<OwnedFd>, bool),
+    how: How,
     mut job: impl FnMut(RawFd) -> i32 + Send + 'static,
     undo: impl FnOnce(RawFd),
 ) -> Result<i32, Failure> {
+    let How {
+        file,
+        opens,
+        anyway,
+    } = how;
     let number = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
     // SAFETY: see `switch`; what this frame owns is dropped, since the waits are protected.
     unsafe {
-        if let Some(raise) = (*core).take_pending(me) {
-            return Err(raise.into());
-        }
         let Some(waker) = (*core).machine.waker().cloned() else {
             return Ok(-libc::EBADF);
         };
+        let mut first = None;
+        if let Some(raise) = (*core).take_pending(me) {
+            if !anyway {
+                return Err(raise.into());
+            }
+            first = Some(raise);
+        }
         let call = Arc::new(Call {
             given_up: AtomicBool::new(false),
             opens,
@@ -232,15 +286,18 @@ unsafe fn call_with(
             Ok(thread) => thread,
             Err(error) => {
                 (*core).finish_wait(me);
+                if let Some(raise) = first {
+                    (*core).keep_raise(me, raise)?;
+                }
                 return Ok(-error.raw_os_error().unwrap_or(libc::EAGAIN));
             }
         };
         let listed = Listed::new(core, &call, &thread);
-        let waited = switch::wait(core, me, None);
-        let first = match waited {
-            Ok(_) => None,
-            Err(state) => Some(switch::unwinding(state)),
-        };
+        let mut waited = Ok(Wake::Interrupt);
+        if first.is_none() {
+            waited = switch::wait(core, me, None);
+            first = waited.err().map(|state| switch::unwinding(state));
+        }
         let (result, second) = finish(core, me, &call, &thread);
         drop(listed);
         let ended = match (first, second) {
@@ -370,7 +427,7 @@ pub unsafe fn call_on(
 ) -> Result<i32, Failure> {
     let file = duplicate(fd)?;
     // SAFETY: the caller's promise.
-    unsafe { call_with(core, me, (Some(file), false), job, |_| {}) }
+    unsafe { call_with(core, me, How::on(file), job, |_| {}) }
 }
 
 /// flock(2), with the lock given back if nobody can be told of it.
@@ -394,7 +451,7 @@ pub unsafe fn flock(
         call_with(
             core,
             me,
-            (Some(file), false),
+            How::on(file),
             move |file| lock(file, operation),
             unlock,
         )
