@@ -563,6 +563,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_opened_and_not_taken_is_handed_out_once() {
+        let mut ops = Ops::default();
+        let [given, left, plain, failed] = [3, 3, 3, 3].map(|fd| ops.start(wait(), fd));
+        for op in [given, left, failed] {
+            ops.note_opening(op);
+        }
+        for op in [given, left, plain] {
+            ops.complete(op, DONE, &[]);
+        }
+        let refused = Completion {
+            result: -libc::EMFILE,
+            flags: 0,
+        };
+        ops.complete(failed, refused, &[]);
+        assert_eq!(ops.take(given), Some(DONE));
+        assert_eq!(ops.take_opened(), [DONE.result]);
+        assert!(ops.take_opened().is_empty());
+        assert_eq!(ops.take(plain), Some(DONE));
+    }
+
+    #[test]
     fn a_discarded_stream_ends_at_its_final_completion() {
         let mut ops = Ops::default();
         let op = ops.start_stream(Arrivals::bytes(1 << 20), 3);
