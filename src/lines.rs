@@ -425,6 +425,18 @@ impl Lines {
         Some((old, line.generation))
     }
 
+    /// The descriptors whose work waits for a task to end its turn.
+    pub fn behind_tasks(&mut self) -> Vec<RawFd> {
+        if self.works == 0 {
+            return Vec::new();
+        }
+        self.lines
+            .iter_mut()
+            .filter(|(_, line)| matches!(line.holder, Holder::Task(_)) && line.has_work())
+            .map(|(fd, _)| fd)
+            .collect()
+    }
+
     /// Gives up all work that has not begun; returns the descriptors that were to be closed.
     pub fn give_up(&mut self) -> Vec<RawFd> {
         let mut closes = Vec::new();

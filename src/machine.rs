@@ -14,7 +14,7 @@ use crate::features::Features;
 use crate::fixed_buffers::{FixedBuffers, Mapping, RegionId};
 use crate::fixed_files::FixedFiles;
 use crate::lines::Lines;
-use crate::ops::{descriptor_of, Completion, Effect, OpKey, Ops};
+use crate::ops::{self, descriptor_of, Completion, Effect, OpKey, Ops};
 use crate::ring::Ring;
 use crate::slab::Key;
 use crate::stream::{Arrivals, Stream};
@@ -178,9 +178,11 @@ impl<T> Machine<T> {
     }
 
     /// Leaves the ring to the process that made it: for a child of fork, in which the ring is not mapped,
-    /// and whose own mappings may lie where it was. Its copies of the descriptors are closed. No task goes
+    /// and whose own mappings may lie where it was. Its copies of the descriptors are closed, and of those that were to
+    /// be. No task goes
     /// on by itself from now on.
     pub fn forsake(&mut self) {
+        self.give_up_work();
         if let Some(kernel) = self.kernel.take() {
             kernel.ring.forsake();
             kernel.waker.forsake();
@@ -225,6 +227,10 @@ impl<T> Machine<T> {
 
     /// Drops the records of operations that are over, with what they have brought: nobody will look.
     pub fn drop_results(&mut self) {
+        for fd in self.ops.take_opened() {
+            // SAFETY: nobody has been given the descriptor.
+            unsafe { libc::close(fd) };
+        }
         if self.is_quiet() {
             self.ops = Ops::default();
         }
@@ -233,6 +239,19 @@ impl<T> Machine<T> {
     /// Whether the kernel has given everything back.
     pub fn is_quiet(&self) -> bool {
         self.ops.in_flight() == 0
+    }
+
+    /// Whether nothing is to be done: the kernel has given everything back, and no work waits for its turn.
+    pub fn is_at_rest(&self) -> bool {
+        self.is_quiet() && self.lines.works() == 0
+    }
+
+    /// Gives up the work that nobody waits for and that has not begun; what was to be closed is.
+    pub fn give_up_work(&mut self) {
+        for fd in self.lines.give_up() {
+            // SAFETY: the machine was given the descriptor to close.
+            unsafe { libc::close(fd) };
+        }
     }
 
     /// Whether the kernel has operations that may work on memory the machine does not own.
@@ -248,6 +267,9 @@ impl<T> Machine<T> {
     #[inline]
     pub unsafe fn submit(&mut self, entry: Entry, wait: WaitId) -> io::Result<OpKey> {
         let op = self.ops.start(wait, descriptor_of(&entry));
+        if ops::opens(&entry) {
+            self.ops.note_opening(op);
+        }
         // SAFETY: the caller's promise.
         unsafe { self.push(op, entry) }
     }
@@ -625,8 +647,8 @@ impl<T> Machine<T> {
     }
 
     /// Cancels everything and waits at most `limit` nanoseconds; says whether the kernel has given
-    /// everything back. If not, what it may write to must be leaked. Work that nobody waits for may go on for a
-    /// tenth of that time; what was to be closed then is. Memory that it only reads, for a peer that takes its time
+    /// everything back. If not, what it may write to must be leaked. Tasks go on no more. Work that nobody waits for
+    /// may, for a tenth of that time; what was to be closed then is. Memory that it only reads, for a peer that takes its time
     /// ([`Machine::take_early`]), is waited for no longer either, and must be kept.
     pub fn shut_down(&mut self, limit: u64) -> bool {
         let start = clock::now();
@@ -637,12 +659,10 @@ impl<T> Machine<T> {
             kernel.files.clear(kernel.ring.uring());
         }
         if self.lines.works() > 0 {
+            self.end_turns();
             let until = start + limit / 10;
             self.wait_until(until, |machine| machine.lines.works() == 0);
-            for fd in self.lines.give_up() {
-                // SAFETY: the machine was given the descriptor to close.
-                unsafe { libc::close(fd) };
-            }
+            self.give_up_work();
         }
         let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any().all())
             .build()

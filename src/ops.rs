@@ -50,6 +50,8 @@ struct Record {
     life: Lifecycle,
     /// The descriptor that the kernel uses for it, or a negative number.
     fd: RawFd,
+    /// Its result is a new descriptor.
+    opens: bool,
 }
 
 /// No descriptor.
@@ -74,22 +76,31 @@ pub enum Effect {
 /// itself.)
 #[inline]
 pub fn descriptor_of(entry: &Entry) -> RawFd {
-    const OPCODE: usize = 0;
     const DESCRIPTOR: usize = 4;
-    // SAFETY: an Entry is a struct io_uring_sqe, with the 8-bit `opcode` at byte 0 and the 32-bit `fd` at byte 4
-    // (linux/io_uring.h).
-    let (operation, fd) = unsafe {
-        let bytes = std::ptr::from_ref(entry).cast::<u8>();
-        (
-            *bytes.add(OPCODE),
-            bytes.add(DESCRIPTOR).cast::<RawFd>().read(),
-        )
-    };
-    if ON_A_FILE >> operation & 1 == 1 {
-        fd
-    } else {
-        NONE
+    if ON_A_FILE >> code_of(entry) & 1 == 0 {
+        return NONE;
     }
+    // SAFETY: an Entry is a struct io_uring_sqe, with the 32-bit `fd` at byte 4 (linux/io_uring.h).
+    unsafe {
+        let bytes = std::ptr::from_ref(entry).cast::<u8>();
+        bytes.add(DESCRIPTOR).cast::<RawFd>().read()
+    }
+}
+
+/// Whether the result of an operation is a new descriptor.
+#[inline]
+pub fn opens(entry: &Entry) -> bool {
+    const OPENERS: u128 = 1 << opcode::Accept::CODE
+        | 1 << opcode::OpenAt::CODE
+        | 1 << opcode::OpenAt2::CODE
+        | 1 << opcode::Socket::CODE;
+    OPENERS >> code_of(entry) & 1 == 1
+}
+
+#[inline]
+fn code_of(entry: &Entry) -> u8 {
+    // SAFETY: a struct io_uring_sqe begins with the 8-bit `opcode`.
+    unsafe { *std::ptr::from_ref(entry).cast::<u8>() }
 }
 
 /// The operations of [`descriptor_of`], a bit each.
@@ -143,7 +154,11 @@ impl Ops {
         if let Some(count) = self.on.of(fd) {
             *count += 1;
         }
-        self.slab.insert(Record { life, fd })
+        self.slab.insert(Record {
+            life,
+            fd,
+            opens: false,
+        })
     }
 
     /// The kernel has given an operation on this descriptor back.
@@ -158,6 +173,27 @@ impl Ops {
     #[inline]
     pub fn start(&mut self, wait: WaitId, fd: RawFd) -> OpKey {
         self.open(Lifecycle::InFlight(wait), fd)
+    }
+
+    /// Notes that the result of an operation is a new descriptor.
+    pub fn note_opening(&mut self, op: OpKey) {
+        if let Some(record) = self.slab.get_mut(op) {
+            record.opens = true;
+        }
+    }
+
+    /// Takes the descriptors that operations have opened and that nobody has been given.
+    pub fn take_opened(&mut self) -> Vec<RawFd> {
+        let mut opened = Vec::new();
+        for record in self.slab.iter_mut() {
+            if let Lifecycle::Done(completion) = &mut record.life {
+                if std::mem::take(&mut record.opens) && completion.result >= 0 {
+                    opened.push(completion.result);
+                    completion.result = -libc::ECANCELED;
+                }
+            }
+        }
+        opened
     }
 
     /// Opens the record of an operation whose result nobody will want, with the memory it works
@@ -524,6 +560,27 @@ mod tests {
         ops.forget(two);
         assert_eq!(ops.on.get(3), Some(&0));
         assert!(ops.on(3).is_empty() && ops.on(-1).is_empty() && ops.on(9).is_empty());
+    }
+
+    #[test]
+    fn what_was_opened_and_not_taken_is_handed_out_once() {
+        let mut ops = Ops::default();
+        let [given, left, plain, failed] = [3, 3, 3, 3].map(|fd| ops.start(wait(), fd));
+        for op in [given, left, failed] {
+            ops.note_opening(op);
+        }
+        for op in [given, left, plain] {
+            ops.complete(op, DONE, &[]);
+        }
+        let refused = Completion {
+            result: -libc::EMFILE,
+            flags: 0,
+        };
+        ops.complete(failed, refused, &[]);
+        assert_eq!(ops.take(given), Some(DONE));
+        assert_eq!(ops.take_opened(), [DONE.result]);
+        assert!(ops.take_opened().is_empty());
+        assert_eq!(ops.take(plain), Some(DONE));
     }
 
     #[test]

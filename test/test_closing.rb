@@ -82,6 +82,43 @@ class TestClosing < SchedulerTest
     assert_equal [true, true], closed
   end
 
+  # What is closed, and may have to be closed off the thread.
+  CLOSED = {
+    pipe: -> { IO.pipe[1] }, file: -> { File.open(File::NULL, "w") }, socket: -> { UNIXSocket.pair[0] }, command: -> { IO.popen("cat", "r+") },
+    lingering: lambda do
+      server = TCPServer.new("127.0.0.1", 0)
+      client = TCPSocket.new("127.0.0.1", server.local_address.ip_port)
+      client.setsockopt(Socket::Option.linger(true, 30))
+      client.write_nonblock("x" * 65_536) while true
+    rescue IO::WaitWritable
+      # More than the peer's window is on its way.
+      client
+    end
+  }.freeze
+
+  CLOSED.each do |name, make|
+    define_method :"test_the_close_of_a_#{name}_is_not_lost_to_what_is_to_be_raised" do
+      io = make.call
+      fd = io.fileno
+      file = File.readlink("/proc/self/fd/#{fd}")
+      in_fiber do
+        assert_raises(Timeout::Error) do
+          Timeout.timeout(0.001) do
+            Fiber.schedule do
+              passed = Process.clock_gettime(Process::CLOCK_MONOTONIC) + 0.002
+              nil until Process.clock_gettime(Process::CLOCK_MONOTONIC) > passed
+              Fiber.scheduler.machine.submit
+            end
+            io.close
+            sleep
+          end
+        end
+        assert_predicate io, :closed?
+        refute_equal file, (File.readlink("/proc/self/fd/#{fd}") rescue nil)
+      end
+    end
+  end
+
   def test_a_thread_closes_what_a_fiber_waits_for
     result = nil
     reader, = IO.pipe

@@ -416,7 +416,20 @@ class TestCopyStream < SchedulerTest
       "an offset in a pipe" => [reader, target, 1, 4], "half closed, as the target" => [short, half[1]], "half closed, as the source" => [half[0], target],
       "opened for reading" => [short, only["r"]], "opened for writing" => [only["w"], target], "opened for writing, of length 0" => [only["w"], target, 0],
       "too long" => [short, target, 1 << 63], "too far" => [short, target, 1, 1 << 63], "closed" => [file.tap(&:close), target],
+      "a directory" => [Dir.tmpdir, target], "a directory to a file" => [Dir.tmpdir, File::NULL], "no room for a file" => [file("0123456789"), "/dev/full"],
+      "no room for a pipe's bytes" => [filled_pipe, "/dev/full"], "a reset" => [reset_socket, File::NULL], "a pipe's bytes for a peer that is gone" => [filled_pipe, orphan],
       "no length" => [short, target, 0], "past the end" => [short, target, nil, 1 << 40] }
+  end
+
+  def filled_pipe = IO.pipe.then { |reader, writer| reader.tap { writer.write("0123456789") && writer.close } }
+
+  # One whose connection the peer has reset.
+  def reset_socket
+    server = TCPServer.new("127.0.0.1", 0)
+    client = TCPSocket.new("127.0.0.1", server.local_address.ip_port)
+    server.accept.tap { |peer| peer.setsockopt(Socket::Option.linger(true, 0)) }.close
+    server.close
+    client.tap { client.wait_readable }
   end
 
   def test_errors_are_those_of_plain_ruby
@@ -424,7 +437,7 @@ class TestCopyStream < SchedulerTest
       failing_copies.transform_values do |arguments|
         IO.copy_stream(*arguments)
       rescue StandardError => e
-        e.class
+        [e.class, e.message]
       end
     end
     plain = outcomes.call

@@ -244,6 +244,25 @@ class TestRactors < PatientTest
     assert_equal ["[100, 100, 100, 100]\n", true], [output, status.success?]
   end
 
+  # Each write tries to lock what the program has locked, which may have to make an object, and so wait until the other
+  # Ractors let the collector run.
+  def test_ractors_that_lock_buffers_do_not_wait_for_each_other
+    skip "Ruby's own Ractors are not fit for it" if RUBY_VERSION < "4"
+    output, status = ruby(<<~RUBY)
+      #{SETUP}
+      ractors = Array.new(3) do
+        Ractor.new do
+          machine = UM.new
+          sink = File.open("/dev/null", "w")
+          buffer = IO::Buffer.new(10_000)
+          buffer.locked { 5000.times.sum { machine.write(sink.fileno, buffer) } }
+        end
+      end
+      p ractors.map { |ractor| value(ractor) }
+    RUBY
+    assert_equal ["[50000000, 50000000, 50000000]\n", true], [output, status.success?]
+  end
+
   def test_threads_that_move_between_native_threads
     output, status = ruby(<<~RUBY, env: { **OF_RUBY, "RUBY_MN_THREADS" => "1" })
       #{SLEEPS}

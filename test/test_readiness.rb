@@ -94,6 +94,29 @@ class TestReadiness < SchedulerTest
     [client, server.accept].tap { server.close }
   end
 
+  # Plain Ruby hands any bits to poll(2), and tells nil from false: nothing came, or something that nobody asked for.
+  def test_odd_events_are_waited_for_as_by_plain_ruby
+    masks = [0, 8, 16, 24, 32, 64, 256, 1024, 8192, 9, 12, 65_536, 1 << 20, 1 << 30, -1, 2**40]
+    answers = [->(&work) { Thread.new(&work).value }, ->(&work) { in_fiber(&work) }].map do |run|
+      run.call do
+        full, writer = IO.pipe
+        writer << "x"
+        hung_up, = IO.pipe.tap { |pipe| pipe[1].close }
+        half, peer = UNIXSocket.pair
+        peer.close_write
+        { full:, empty: IO.pipe[0], writer:, hung_up:, half: }.to_h do |name, io|
+          waits = masks.product([0, 0.001]).map do |mask, time|
+            io.wait(mask, time)
+          rescue StandardError => e
+            [e.class, e.message]
+          end
+          [name, waits]
+        end
+      end
+    end
+    assert_equal(*answers)
+  end
+
   def test_urgent_data_wakes
     waits = {
       wait_priority: ->(io) { io.wait_priority == io }, wait: ->(io) { io.wait(IO::PRIORITY, nil) == IO::PRIORITY },

@@ -5,12 +5,12 @@ require "tmpdir"
 
 # What is left of a thread that has ended: nothing.
 class TestThreads < SchedulerTest
-  # Runs the block on a machine in a thread that ends although fibers of the machine wait.
-  def in_ending_thread
+  # Runs the block on a machine in a thread that ends although fibers of the machine wait, or are to go on.
+  def in_ending_thread(at_once: false)
     Thread.new do
       machine = UM.new
       yield machine
-      3.times { machine.sleep(0.001) }
+      3.times { machine.sleep(0.001) } unless at_once
       nil
     end.join
   end
@@ -25,11 +25,11 @@ class TestThreads < SchedulerTest
   end
 
   # Asserts that nothing is left open of what the block opens.
-  def assert_leaves_no_descriptor(&)
-    in_ending_thread(&)
+  def assert_leaves_no_descriptor(at_once: false, &)
+    in_ending_thread(at_once:, &)
     GC.start
     before = open_descriptors
-    5.times { in_ending_thread(&) }
+    5.times { in_ending_thread(at_once:, &) }
     eventually { open_descriptors <= before }
   end
 
@@ -107,6 +107,50 @@ class TestThreads < SchedulerTest
     rescue Errno::ECONNRESET
       # Or so: it was never accepted.
     end
+  end
+
+  # The connection comes when nobody can be given it any more.
+  def test_a_connection_that_comes_as_a_thread_ends_is_closed
+    5.times do
+      server = TCPServer.new("127.0.0.1", 0)
+      client = nil
+      before = open_descriptors
+      in_ending_thread(at_once: true) do |machine|
+        machine.spin { machine.accept(server.fileno) }
+        machine.snooze
+        client = TCPSocket.new("127.0.0.1", server.local_address.ip_port)
+      end
+      assert_equal before + 1, open_descriptors
+    ensure
+      [server, client].each(&:close)
+    end
+  end
+
+  def test_a_file_that_is_opened_as_a_thread_ends_is_closed
+    Dir.mktmpdir do |folder|
+      fifo = File.join(folder, "fifo")
+      File.mkfifo(fifo)
+      assert_leaves_no_descriptor(at_once: true) do |machine|
+        machine.spin { machine.open(__FILE__, UM::O_RDONLY) }
+        machine.spin { machine.open(fifo, UM::O_RDONLY) }
+        machine.snooze
+        # Its open is over as soon as there is a writer.
+        File.open(fifo, "w").close
+      end
+    end
+  end
+
+  # The fiber has written, and does not go on: it is its turn until the thread ends.
+  def test_what_waits_for_a_fiber_is_written_as_a_thread_ends
+    reader, writer = IO.pipe
+    in_ending_thread(at_once: true) do |machine|
+      machine.spin { machine.write(writer.fileno, "first ") }
+      machine.snooze
+      machine.submit
+      machine.write_async(writer.fileno, "second")
+    end
+    writer.close
+    assert_equal "first second", reader.read
   end
 
   def test_a_buffer_that_an_ended_thread_was_reading_into_is_free

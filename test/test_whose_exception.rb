@@ -365,6 +365,60 @@ class TestWhoseException < SchedulerTest
     assert_equal [:computes, RuntimeError], log
   end
 
+  # Who rescues the thread's exception, and whether another fiber fails by the same object afterwards.
+  { root: ->(error) { Thread.current.raise(error) rescue nil }, fiber: ->(error) { Fiber.schedule { Thread.current.raise(error) rescue nil } } }.each do |who, rescued|
+    define_method :"test_what_the_#{who}_has_rescued_is_the_failure_of_whoever_raises_it_again" do
+      log = []
+      error = Stop.new("again")
+      silently do
+        thread_under(log) do
+          Fiber.set_scheduler(UM::FiberScheduler.new)
+          rescued.call(error)
+          Fiber.schedule { raise error }
+          Fiber.schedule { sleep(0.001) && log << :other }
+          Fiber.set_scheduler(nil)
+          log << :after
+        end.join
+      end
+
+      assert_equal %i[other after], log
+    end
+  end
+
+  def test_what_has_ended_a_scheduler_is_the_failure_of_whoever_raises_it_again
+    log = []
+    error = Stop.new("again")
+    silently do
+      thread_under(log) do
+        begin
+          Fiber.set_scheduler(UM::FiberScheduler.new)
+          Fiber.schedule { Thread.current.raise(error) }
+        rescue Stop
+          log << :ended
+        end
+        Fiber.set_scheduler(UM::FiberScheduler.new)
+        Fiber.schedule { raise error }
+        Fiber.schedule { sleep(0.001) && log << :other }
+      end.join
+    end
+
+    assert_equal %i[ended other], log
+  end
+
+  def test_what_a_fiber_rescues_and_raises_on_is_the_threads
+    { rescued: -> { (Thread.current.raise(Stop) rescue (sleep(0.001) && raise)) }, inner: -> { Fiber.new { Thread.current.raise(Stop) }.resume },
+      lazy: -> { Enumerator.new { Thread.current.raise(Stop) }.next } }.each do |name, program|
+      log = []
+      thread_under(log) do
+        Fiber.set_scheduler(UM::FiberScheduler.new)
+        Fiber.schedule(&program)
+        Fiber.schedule { sleep(1) && log << :never }
+        Fiber.set_scheduler(nil)
+      end.join
+      assert_equal [Stop], log, name
+    end
+  end
+
   def test_thread_raise_says_what_plain_ruby_says_of_its_arguments
     dead = Thread.new {}.join
     assert_nil dead.raise(1)

@@ -95,7 +95,7 @@ class UringMachine
           moved = @scheduler.io_splice(@origin, @target, step(rest), offset && (offset + copied))
           moved = copy_record(rest) if @encrypted && (moved.zero? || moved == NO_DATA)
           return copied + (@stored ? yield(rest, offset && (offset + copied)) : copy_rest(rest)) if refused?(moved)
-          raise SystemCallError.new("copy_stream", -moved) if moved.negative?
+          raise SystemCallError.new(call_that_failed(-moved), -moved) if moved.negative?
           break if moved.zero?
 
           copied += moved
@@ -119,6 +119,16 @@ class UringMachine
       private_constant :REFUSED
 
       def refused?(moved) = REFUSED.include?(moved)
+
+      # The call of Ruby's own copy that would have failed: the kernel does not say which end it was.
+      def call_that_failed(errno)
+        return "sendfile" if @stored
+
+        WRITE_ERRORS.include?(errno) || !@origin.is_a?(BasicSocket) ? "write" : "read"
+      end
+
+      WRITE_ERRORS = [Errno::EPIPE, Errno::ENOSPC, Errno::EFBIG, Errno::EDQUOT].map { |error| error::Errno }.freeze
+      private_constant :WRITE_ERRORS
 
       # How much to move at once. Where the kernel encrypts it takes bytes for a peer that is gone, so it is asked now and
       # then.
@@ -163,7 +173,7 @@ class UringMachine
       def read_ahead? = @encrypted ? @source.um_read_ahead? : FiberScheduler.read_ahead?(@source)
 
       def copy_some(length)
-        bytes = @source.readpartial(length ? [length, 65_536].min : 65_536)
+        bytes = read_some(length ? [length, 65_536].min : 65_536)
         count = bytes.bytesize
         if @destination.is_a?(::IO)
           write(bytes)
@@ -173,6 +183,12 @@ class UringMachine
           @destination.flush
         end
         count
+      end
+
+      def read_some(length)
+        @source.readpartial(length)
+      rescue SystemCallError => e
+        raise SystemCallError.new("read", e.errno)
       end
 
       # Writes all of it; what an exception keeps from being written goes back to the source.

@@ -98,6 +98,17 @@ impl<T> Machine<T> {
         self.add_work(new, Work::Close);
     }
 
+    /// Ends the turns of tasks that will not go on, where work waits for them and none of them has the kernel write.
+    pub(super) fn end_turns(&mut self) {
+        for fd in self.lines.behind_tasks() {
+            if !self.ops.any_on(fd) {
+                let (waits, next) = self.lines.dismiss(fd);
+                self.wake_all(waits);
+                self.give_turn(fd, next);
+            }
+        }
+    }
+
     /// Whether the kernel has operations on a descriptor.
     pub fn has_operations_on(&self, fd: RawFd) -> bool {
         self.ops.any_on(fd)
@@ -158,6 +169,10 @@ impl<T> Machine<T> {
             return;
         };
         let fd = job.fd;
+        if matches!(job.work, Work::Close) && result == -libc::ECANCELED {
+            // SAFETY: the machine was given the descriptor to close, and the kernel has not begun to.
+            unsafe { libc::close(fd) };
+        }
         let next = self.lines.worked(job, result);
         self.give_turn(fd, next);
     }

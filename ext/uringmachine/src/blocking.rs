@@ -63,6 +63,14 @@ pub unsafe fn wait(core: *mut Core, me: TaskId, operation: VALUE) -> Outcome {
     }
 }
 
+/// Has a worker call a 3.4 Proc, whatever is to be raised meanwhile: that is raised at the fiber's next wait.
+pub unsafe fn finish(core: *mut Core, me: TaskId, callable: VALUE) -> Outcome {
+    let work = Work::Callable(callable, Arc::default());
+    // SAFETY: the caller's promise.
+    unsafe { workers::run(&POOL.get(), core, me, work, Leaving::Never)? };
+    Ok(TRUE)
+}
+
 /// Has a worker call a 3.4 Proc. One that is to end early is interrupted as by a signal: Ruby's own code
 /// looks why, and comes here again.
 unsafe fn call(core: *mut Core, me: TaskId, callable: VALUE) -> Outcome {

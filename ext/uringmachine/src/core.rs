@@ -484,6 +484,13 @@ impl Core {
         })
     }
 
+    /// Whether a fiber was started by the scheduler or the machine.
+    pub fn has_started(&self, fiber: VALUE) -> bool {
+        self.find(fiber)
+            .and_then(|task| self.machine.tasks.get(task))
+            .is_some_and(|waiter| waiter.scheduled)
+    }
+
     /// The task of a fiber whose wait `unblock` may end.
     pub fn blocked_task(&self, mut task: TaskId) -> TaskId {
         let first = task;

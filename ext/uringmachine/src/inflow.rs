@@ -503,7 +503,8 @@ pub fn discards_truncated(fd: RawFd) -> bool {
 }
 
 /// Whether an empty read of a socket that keeps messages apart is the end, and no empty message: its peer has closed
-/// the connection, or it was shut down, and nothing else is there.
+/// the connection, or it was shut down, and nothing else is there. (An empty message right before that is taken for it:
+/// recvmsg(2) answers both by 0, without a flag or an address.)
 pub fn is_end(fd: RawFd) -> bool {
     let mut poll = libc::pollfd {
         fd,

@@ -9,16 +9,21 @@
 //! exceptions of the thread.
 
 use std::ffi::{c_int, c_void};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::core::Core;
 use crate::hooks;
+use crate::ractors::PerRactor;
 use crate::sys::{self, Raise, NIL, TRUE, VALUE};
+use crate::um;
 
 /// What [`Raise::Unwind`] throws, and the body of every fiber that a machine starts catches.
 static TAG: AtomicU64 = AtomicU64::new(0);
 /// A Mutex that nobody else has, to be locked by the main thread: see [`in_handler`].
 static MUTEX: AtomicU64 = AtomicU64::new(0);
+
+/// The main Ractor.
+static RACTOR: AtomicU64 = AtomicU64::new(0);
 
 /// The tag of an unwinding.
 pub fn tag() -> VALUE {
@@ -48,16 +53,28 @@ pub unsafe fn catch_unwinding<F: FnOnce() -> VALUE>(body: F) -> VALUE {
     unsafe { rb_sys::rb_catch_obj(tag(), Some(call::<F>), (&raw mut body) as VALUE) }
 }
 
-/// The thread that an exception was raised in from outside, in a variable that programs do not see.
-fn thread_variable() -> sys::ID {
-    sys::id("__um_thread")
+/// What is noted of an exception that was raised in a thread from outside, in variables that programs do not see: the
+/// thread, and the fiber that it was raised in last on its way to the thread's program.
+fn variables() -> [sys::ID; 2] {
+    static NAMES: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+    let [thread, fiber] = [0, 1].map(|place| NAMES[place].load(Ordering::Relaxed) as sys::ID);
+    if fiber != 0 {
+        return [thread, fiber];
+    }
+    let names = ["__um_thread", "__um_fiber"].map(sys::id);
+    for (place, name) in names.into_iter().enumerate() {
+        NAMES[place].store(name as usize, Ordering::Relaxed);
+    }
+    names
 }
 
-unsafe fn mark_for(exception: VALUE, thread: VALUE) {
+unsafe fn mark_for(exception: VALUE, thread: VALUE, fiber: VALUE) {
     // SAFETY: an exception; a frozen one cannot be marked.
     unsafe {
         if !sys::is_frozen(exception) {
-            rb_sys::rb_ivar_set(exception, thread_variable(), thread);
+            for (variable, value) in variables().into_iter().zip([thread, fiber]) {
+                rb_sys::rb_ivar_set(exception, variable, value);
+            }
         }
     }
 }
@@ -65,7 +82,28 @@ unsafe fn mark_for(exception: VALUE, thread: VALUE) {
 /// Whether an exception was raised in this thread, and not by what the fiber does.
 pub unsafe fn is_for_thread(exception: VALUE) -> bool {
     // SAFETY: plain accessors.
-    unsafe { rb_sys::rb_attr_get(exception, thread_variable()) == sys::rb_thread_current() }
+    unsafe { rb_sys::rb_attr_get(exception, variables()[0]) == sys::rb_thread_current() }
+}
+
+/// An exception is raised that may be the thread's: as it comes in, or by the fiber that it came to, which has rescued
+/// it. If anybody else raises it, it is that one's failure. (The fibers of a program's own are a part of those that
+/// resume them.)
+unsafe fn follow(exception: VALUE, thread: VALUE) {
+    // SAFETY: plain accessors.
+    unsafe {
+        let [of_thread, of_fiber] = variables();
+        if rb_sys::rb_attr_get(exception, of_thread) != thread {
+            return;
+        }
+        let fiber = sys::rb_fiber_current();
+        match rb_sys::rb_attr_get(exception, of_fiber) {
+            NIL if um::has_started(fiber) || sys::is_blocking_fiber(fiber) => {
+                mark_for(exception, thread, fiber);
+            }
+            last if last == NIL || last == fiber => {}
+            _ => mark_for(exception, NIL, NIL),
+        }
+    }
 }
 
 /// Thread#raise: makes the exception, and marks it.
@@ -87,7 +125,7 @@ unsafe extern "C" fn thread_raise(argc: c_int, argv: *const VALUE, thread: VALUE
         } else {
             sys::rb_make_exception(positional, argv)
         };
-        mark_for(exception, thread);
+        mark_for(exception, thread, NIL);
         let mut arguments = [exception, NIL];
         if named != 0 {
             arguments[1] = *argv.offset(positional as isize);
@@ -100,41 +138,51 @@ unsafe extern "C" fn thread_raise(argc: c_int, argv: *const VALUE, thread: VALUE
 unsafe extern "C" fn raised(event: VALUE, _data: *mut c_void) {
     // SAFETY: called with a raise event, on the thread that raises.
     unsafe {
-        if sys::rb_thread_current() == rb_sys::rb_thread_main() && in_handler() {
-            let argument = rb_sys::rb_tracearg_from_tracepoint(event);
-            let exception = rb_sys::rb_tracearg_raised_exception(argument);
-            mark_for(exception, sys::rb_thread_current());
+        let argument = rb_sys::rb_tracearg_from_tracepoint(event);
+        let exception = rb_sys::rb_tracearg_raised_exception(argument);
+        let thread = sys::rb_thread_current();
+        if thread == rb_sys::rb_thread_main() && in_handler() {
+            mark_for(exception, thread, NIL);
+        } else {
+            follow(exception, thread);
         }
     }
 }
 
-/// Has the exceptions of handlers marked from now on. Called on the thread that a scheduler is made for: handlers run
-/// on the main thread only.
-pub unsafe fn watch_handlers() {
-    static WATCH: AtomicU64 = AtomicU64::new(0);
+/// Has the exceptions of this Ractor followed from now on, and those of handlers marked: see [`follow`]. May longjmp.
+pub unsafe fn watch() {
+    static WATCHED: PerRactor<AtomicBool> = PerRactor::new();
     // SAFETY: a trace of raise events, kept for ever; may raise for want of memory, with nothing here to drop.
     unsafe {
-        if WATCH.load(Ordering::Relaxed) == 0
-            && sys::rb_thread_current() == rb_sys::rb_thread_main()
-        {
-            let watch = rb_sys::rb_tracepoint_new(
-                NIL,
-                rb_sys::RUBY_EVENT_RAISE,
-                Some(raised),
-                std::ptr::null_mut(),
-            );
-            rb_sys::rb_gc_register_mark_object(watch);
-            WATCH.store(watch, Ordering::Relaxed);
-            rb_sys::rb_tracepoint_enable(watch);
+        if !is_first(&WATCHED) {
+            return;
         }
+        let watch = rb_sys::rb_tracepoint_new(
+            NIL,
+            rb_sys::RUBY_EVENT_RAISE,
+            Some(raised),
+            std::ptr::null_mut(),
+        );
+        rb_sys::rb_gc_register_mark_object(watch);
+        rb_sys::rb_tracepoint_enable(watch);
     }
 }
 
-/// Whether the main thread runs a signal's handler, or a finalizer between two steps of a program: Ruby refuses to lock
+/// Whether this is the first call in this Ractor. What it shares is dropped before Ruby is called.
+unsafe fn is_first(done: &PerRactor<AtomicBool>) -> bool {
+    // SAFETY: a thread of Ruby's, with the GVL.
+    !unsafe { done.get() }.swap(true, Ordering::Relaxed)
+}
+
+/// Whether the process's main thread runs a signal's handler, or a finalizer between two steps of a program: Ruby refuses to lock
 /// a Mutex there (thread_sync.c, do_mutex_lock), and tells of it in no other way.
 unsafe fn in_handler() -> bool {
-    // SAFETY: the Mutex is this function's own, and is unlocked before anything else runs.
-    unsafe { refuses_to_lock(MUTEX.load(Ordering::Relaxed)) }
+    // SAFETY: the Mutex is this function's own, and is unlocked before anything else runs. Those of other Ractors, which
+    // run no handlers, would lock it at the same time.
+    unsafe {
+        sys::current_ractor() == RACTOR.load(Ordering::Relaxed)
+            && refuses_to_lock(MUTEX.load(Ordering::Relaxed))
+    }
 }
 
 unsafe fn refuses_to_lock(mutex: VALUE) -> bool {
@@ -247,6 +295,9 @@ pub unsafe fn define() {
         let mutex = rb_sys::rb_mutex_new();
         rb_sys::rb_gc_register_mark_object(mutex);
         MUTEX.store(mutex, Ordering::Relaxed);
+        let ractor = sys::current_ractor();
+        rb_sys::rb_gc_register_mark_object(ractor);
+        RACTOR.store(ractor, Ordering::Relaxed);
         let module = rb_sys::rb_module_new();
         sys::define_method(module, c"raise", thread_raise as *const (), -1);
         rb_sys::rb_prepend_module(rb_sys::rb_cThread, module);

@@ -11,9 +11,12 @@ const WORDS: usize = 4;
 /// the first that asks: Ruby warns of the first IO::Buffer that it is experimental.
 unsafe fn source_place() -> Option<usize> {
     static PLACE: OnceLock<Option<usize>> = OnceLock::new();
+    if let Some(place) = PLACE.get() {
+        return *place;
+    }
+    let mut place = None;
     // SAFETY: plain calls of Ruby methods, on new objects that this frame keeps; what raises is stopped.
-    *PLACE.get_or_init(|| unsafe {
-        let mut place = None;
+    unsafe {
         let slot = &raw mut place;
         let found = sys::protect(|| {
             let null = std::ptr::null_mut();
@@ -29,8 +32,9 @@ unsafe fn source_place() -> Option<usize> {
         if found.is_err() {
             sys::take_exception();
         }
-        place
-    })
+    }
+    // Whoever asks meanwhile, in another Ractor or out of a warning, finds the same out.
+    *PLACE.get_or_init(|| place)
 }
 
 /// Whether an IO::Buffer without memory of its own is a slice of another one: not one that Ruby makes over its own

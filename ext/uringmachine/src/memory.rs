@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use uringmachine_runtime::slab::Key;
 use uringmachine_runtime::OpKey;
@@ -535,20 +535,26 @@ fn place(offset: i64, size: usize) -> Result<usize, Raise> {
 /// each; a process of its own has none of its parent's operations.
 static LOCKS: PerProcess<Mutex<HashMap<VALUE, u32>>> = PerProcess::new();
 
+/// The list, for as long as nothing of Ruby's is called: whoever makes an object may have to wait until all Ractors
+/// let the collector run, and one that waits for the list does not.
+fn locks() -> MutexGuard<'static, HashMap<VALUE, u32>> {
+    LOCKS.get().lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Locks an object for one more operation that reads it; false if somebody else has locked it.
 pub unsafe fn lock(object: VALUE) -> bool {
-    let mut locks = LOCKS.get().lock().unwrap_or_else(PoisonError::into_inner);
-    // SAFETY: as below.
-    match locks.get_mut(&object) {
-        Some(count) if unsafe { is_locked(object) } => {
-            *count += 1;
-            return true;
-        }
-        // It is that of an object that was collected, with a fiber that never went on.
-        _ => drop(locks.remove(&object)),
-    }
-    // SAFETY: the object is a String or an IO::Buffer; a raise is stopped before the guard's frame.
+    // SAFETY: the object is a String or an IO::Buffer, and this thread's: nobody else looks at it meanwhile. A raise
+    // is stopped.
     unsafe {
+        if is_locked(object) {
+            return match locks().get_mut(&object) {
+                Some(count) => {
+                    *count += 1;
+                    true
+                }
+                None => false,
+            };
+        }
         let locked = sys::protect(|| {
             if sys::is_string(object) {
                 rb_sys::rb_str_locktmp(object)
@@ -561,13 +567,14 @@ pub unsafe fn lock(object: VALUE) -> bool {
             return false;
         }
     }
-    locks.insert(object, 1);
+    // What is known of its address is of an object that was collected, with a fiber that never went on.
+    locks().insert(object, 1);
     true
 }
 
 /// Takes a lock back, in a child of fork too one that the parent took.
 pub unsafe fn unlock(object: VALUE) {
-    let mut locks = LOCKS.get().lock().unwrap_or_else(PoisonError::into_inner);
+    let mut locks = locks();
     if let Some(count) = locks.get_mut(&object) {
         *count -= 1;
         if *count > 0 {

@@ -6,10 +6,11 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use uringmachine_runtime::waker::Waker;
 use uringmachine_runtime::{clock, TaskId, WaitId, Wake};
 
 use crate::core::{Core, Resumption};
@@ -22,6 +23,8 @@ const AGAIN: u64 = 1_000_000;
 
 struct Call {
     given_up: AtomicBool,
+    /// Its result is a new descriptor.
+    opens: bool,
     /// What it works on, closed when it is over or given up.
     file: Mutex<Option<Arc<OwnedFd>>>,
     state: Mutex<State>,
@@ -29,6 +32,8 @@ struct Call {
 
 struct State {
     result: Option<i32>,
+    /// Whether the result, if it is one, is a descriptor that nobody will be given: it is closed.
+    unwanted: bool,
     /// The wait that the end of the call ends.
     wait: WaitId,
 }
@@ -40,6 +45,33 @@ impl Call {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters the result of the call.
+    fn end(&self, result: i32, waker: &Waker) {
+        let mut state = self.state();
+        state.result = Some(result);
+        if state.unwanted {
+            self.close_opened(result);
+        }
+        waker.complete(state.wait);
+    }
+
+    /// Nobody will take the result; says whether the call is over.
+    fn forsake(&self) -> bool {
+        let mut state = self.state();
+        if let (Some(result), false) = (state.result, state.unwanted) {
+            self.close_opened(result);
+        }
+        state.unwanted = true;
+        state.result.is_some()
+    }
+
+    fn close_opened(&self, result: i32) {
+        if self.opens && result >= 0 {
+            // SAFETY: nobody has been given the descriptor.
+            unsafe { libc::close(result) };
+        }
     }
 }
 
@@ -94,7 +126,7 @@ pub fn give_up_all(core: *mut Core) {
         left.retain(|(call, thread)| {
             call.given_up.store(true, Ordering::Release);
             call.file().take();
-            if call.state().result.is_some() {
+            if call.forsake() {
                 // SAFETY: the handle is on the frame of a fiber that is never run again.
                 unsafe { libc::pthread_detach(*thread) };
                 return false;
@@ -125,31 +157,111 @@ pub unsafe fn call(
     undo: impl FnOnce(),
 ) -> Result<i32, Failure> {
     // SAFETY: the caller's promise.
-    unsafe { call_with(core, me, None, move |_| job(), |_| undo()) }
+    unsafe { call_with(core, me, How::default(), move |_| job(), |_| undo()) }
 }
 
-/// As [`call`], with a descriptor for the call.
+/// As [`call`], of a call that is made though the fiber is to raise: it is interrupted then, and that is raised after it.
+///
+/// # Safety
+/// As [`call`].
+pub unsafe fn call_anyway(
+    core: *mut Core,
+    me: TaskId,
+    mut job: impl FnMut() -> i32 + Send + 'static,
+) -> Result<i32, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let how = How {
+            anyway: true,
+            ..How::default()
+        };
+        call_with(core, me, how, move |_| job(), |_| {})
+    }
+}
+
+/// As [`call`], for a call whose result is a new descriptor, which is closed if nobody can be given it.
+///
+/// # Safety
+/// As [`call`].
+pub unsafe fn open(
+    core: *mut Core,
+    me: TaskId,
+    mut job: impl FnMut() -> i32 + Send + 'static,
+) -> Result<i32, Failure> {
+    let opened = Arc::new(AtomicI32::new(-1));
+    let told = Arc::clone(&opened);
+    let job = move |_| {
+        let result = job();
+        told.store(result, Ordering::Release);
+        result
+    };
+    let undo = |_| {
+        // SAFETY: nobody has been given the descriptor.
+        unsafe { libc::close(opened.load(Ordering::Acquire)) };
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let how = How {
+            opens: true,
+            ..How::default()
+        };
+        call_with(core, me, how, job, undo)
+    }
+}
+
+/// How a call is made.
+#[derive(Default)]
+struct How {
+    /// The descriptor for it.
+    file: Option<OwnedFd>,
+    /// Its result is a new descriptor.
+    opens: bool,
+    /// It is made though its fiber is to raise.
+    anyway: bool,
+}
+
+impl How {
+    fn on(file: OwnedFd) -> Self {
+        Self {
+            file: Some(file),
+            ..Self::default()
+        }
+    }
+}
+
+/// As [`call`].
 unsafe fn call_with(
     core: *mut Core,
     me: TaskId,
-    file: Option<OwnedFd>,
+    how: How,
     mut job: impl FnMut(RawFd) -> i32 + Send + 'static,
     undo: impl FnOnce(RawFd),
 ) -> Result<i32, Failure> {
+    let How {
+        file,
+        opens,
+        anyway,
+    } = how;
     let number = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
     // SAFETY: see `switch`; what this frame owns is dropped, since the waits are protected.
     unsafe {
-        if let Some(raise) = (*core).take_pending(me) {
-            return Err(raise.into());
-        }
         let Some(waker) = (*core).machine.waker().cloned() else {
             return Ok(-libc::EBADF);
         };
+        let mut first = None;
+        if let Some(raise) = (*core).take_pending(me) {
+            if !anyway {
+                return Err(raise.into());
+            }
+            first = Some(raise);
+        }
         let call = Arc::new(Call {
             given_up: AtomicBool::new(false),
+            opens,
             file: Mutex::new(file.map(Arc::new)),
             state: Mutex::new(State {
                 result: None,
+                unwanted: false,
                 wait: (*core).machine.tasks.begin_wait(me),
             }),
         });
@@ -168,23 +280,24 @@ unsafe fn call_with(
                 // What the job owns goes before anybody learns of its end.
                 drop(job);
                 drop(file);
-                let mut state = worker.state();
-                state.result = Some(result);
-                waker.complete(state.wait);
+                worker.end(result, &waker);
             });
         let thread = match spawned {
             Ok(thread) => thread,
             Err(error) => {
                 (*core).finish_wait(me);
+                if let Some(raise) = first {
+                    (*core).keep_raise(me, raise)?;
+                }
                 return Ok(-error.raw_os_error().unwrap_or(libc::EAGAIN));
             }
         };
         let listed = Listed::new(core, &call, &thread);
-        let waited = switch::wait(core, me, None);
-        let first = match waited {
-            Ok(_) => None,
-            Err(state) => Some(switch::unwinding(state)),
-        };
+        let mut waited = Ok(Wake::Interrupt);
+        if first.is_none() {
+            waited = switch::wait(core, me, None);
+            first = waited.err().map(|state| switch::unwinding(state));
+        }
         let (result, second) = finish(core, me, &call, &thread);
         drop(listed);
         let ended = match (first, second) {
@@ -314,7 +427,7 @@ pub unsafe fn call_on(
 ) -> Result<i32, Failure> {
     let file = duplicate(fd)?;
     // SAFETY: the caller's promise.
-    unsafe { call_with(core, me, Some(file), job, |_| {}) }
+    unsafe { call_with(core, me, How::on(file), job, |_| {}) }
 }
 
 /// flock(2), with the lock given back if nobody can be told of it.
@@ -338,7 +451,7 @@ pub unsafe fn flock(
         call_with(
             core,
             me,
-            Some(file),
+            How::on(file),
             move |file| lock(file, operation),
             unlock,
         )

@@ -65,15 +65,18 @@ impl<T: Default + Send + Sync + 'static> PerRactor<T> {
     }
 
     unsafe fn key(&self) -> *mut c_void {
-        let make = || {
-            let kind = Box::leak(Box::new(sys::RactorLocalStorageType {
-                mark: None,
-                free: Some(free::<T>),
-            }));
-            // SAFETY: the type lives for ever.
-            Key(unsafe { sys::rb_ractor_local_storage_ptr_newkey(kind) })
-        };
-        self.key.get_or_init(make).0
+        if let Some(key) = self.key.get() {
+            return key.0;
+        }
+        // Nobody waits for the one that makes it, which may have to let the collector run: a second one, if it was
+        // made at the same time, is never used, and stays.
+        let kind = Box::leak(Box::new(sys::RactorLocalStorageType {
+            mark: None,
+            free: Some(free::<T>),
+        }));
+        // SAFETY: the type lives for ever.
+        let key = Key(unsafe { sys::rb_ractor_local_storage_ptr_newkey(kind) });
+        self.key.get_or_init(|| key).0
     }
 }
 

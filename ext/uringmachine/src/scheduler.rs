@@ -214,7 +214,7 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
                 return Err(Raise::argument("machine belongs to another thread"));
             }
             let body = sys::protect(|| {
-                interrupts::watch_handlers();
+                interrupts::watch();
                 turns::meet_openssl();
                 rb_sys::rb_proc_new(Some(run_fiber), NIL)
             });
@@ -373,7 +373,14 @@ unsafe fn new_fiber(body: VALUE, storage: Option<VALUE>) -> Result<VALUE, Raise>
     // SAFETY: may raise, stopped here; the Hash is on the frame.
     unsafe {
         static NEW: OnceLock<(VALUE, sys::ID)> = OnceLock::new();
-        let (class, new) = *NEW.get_or_init(|| (sys::class(c"Fiber"), sys::id("new")));
+        let (class, new) = match NEW.get() {
+            Some(found) => *found,
+            None => {
+                // A look-up may wait for other Ractors: none of them waits for it.
+                let found = (sys::class(c"Fiber"), sys::id("new"));
+                *NEW.get_or_init(|| found)
+            }
+        };
         sys::protect(|| match storage {
             None => rb_sys::rb_funcall_with_block(class, new, 0, std::ptr::null(), body),
             Some(storage) => {

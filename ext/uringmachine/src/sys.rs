@@ -348,6 +348,12 @@ pub unsafe fn funcall(receiver: VALUE, method: ID, arguments: &[VALUE]) -> VALUE
 /// Whether the hook that runs was reached from a method of this name: the first frame above the
 /// frames of `hook` itself (a subclass that calls super has one more).
 pub unsafe fn called_from(hook: &[u8], method: &[u8]) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { called_from_any(hook, &[method]) }
+}
+
+/// As [`called_from`], of any of these.
+pub unsafe fn called_from_any(hook: &[u8], methods: &[&[u8]]) -> bool {
     const DEPTH: usize = 6;
     let mut frames = [NIL; DEPTH];
     let mut lines = [0; DEPTH];
@@ -361,7 +367,7 @@ pub unsafe fn called_from(hook: &[u8], method: &[u8]) -> bool {
             }
             let name = string_bytes(&name);
             if name != hook {
-                return name == method;
+                return methods.contains(&name);
             }
         }
     }

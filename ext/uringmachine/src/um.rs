@@ -13,6 +13,7 @@ use crate::arguments;
 use crate::core::Core;
 use crate::durations;
 use crate::errors;
+use crate::interrupts;
 use crate::native;
 use crate::splicing;
 use crate::sys::{self, Raise, NIL, TRUE, VALUE};
@@ -95,6 +96,8 @@ struct Entry {
 // SAFETY: a core is used under the GVL only, by the collector too.
 unsafe impl Send for Entry {}
 
+/// The list, for as long as nothing of Ruby's is called that may make an object: that may have to wait until all
+/// Ractors let the collector run, and one that waits for the list does not. The collector itself looks into the list.
 fn machines() -> MutexGuard<'static, Vec<Entry>> {
     MACHINES.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -151,13 +154,17 @@ fn give_up(mut core: Box<Core>) {
         return;
     }
     native::give_up_all(place);
-    if core.machine.is_quiet() {
+    if core.machine.is_at_rest() {
+        core.machine.drop_results();
         return;
     }
     // SAFETY: a plain accessor. Only the thread that a ring belongs to may enter it, and no Ruby runs
     // while it does.
     let own = core.thread() == unsafe { sys::rb_thread_current() };
-    if !(own && core.machine.shut_down(SHUT_DOWN_LIMIT)) {
+    let shut = own && core.machine.shut_down(SHUT_DOWN_LIMIT);
+    core.machine.give_up_work();
+    core.machine.drop_results();
+    if !shut {
         // What the kernel may still touch is never freed.
         core.machine.leak();
         std::mem::forget(core);
@@ -175,27 +182,32 @@ unsafe extern "C" fn end_of_thread(
 ) {
     // SAFETY: a plain accessor.
     let thread = unsafe { sys::rb_thread_current() };
+    // The list is not locked for as long as the kernel may take: other Ractors would wait.
+    let own: Vec<*mut Core> = machines()
+        .iter()
+        // SAFETY: a core in the list lives while it is locked.
+        .filter(|entry| unsafe { (*entry.core).thread() == thread && (*entry.core).is_usable() })
+        .map(|entry| entry.core)
+        .collect();
     let mut waited_in = Vec::new();
-    for entry in machines().iter() {
-        // SAFETY: a core in the list lives while it is locked. None but its own thread uses its ring.
+    for place in own {
+        // SAFETY: no collector runs, here nor in another Ractor, before this thread calls Ruby: the core is alive.
+        // None but its own thread uses its ring.
         unsafe {
-            let core = &mut *entry.core;
-            if core.thread() != thread || !core.is_usable() {
-                continue;
-            }
+            let core = &mut *place;
             if core.machine.has_waited_operations() {
                 // What `mark_busy` has kept is alive.
-                waited_in.push((entry.object, entry.core));
+                waited_in.push((object_of(place), place));
             }
-            if core.machine.is_quiet() || core.machine.shut_down(SHUT_DOWN_LIMIT) {
+            if core.machine.is_at_rest() || core.machine.shut_down(SHUT_DOWN_LIMIT) {
                 core.machine.close();
-                core.machine.drop_results();
             } else {
                 // The memory is the kernel's until it is done, and is kept as long: for ever.
                 core.machine.leak();
             }
+            core.machine.drop_results();
             core.pipes = splicing::Pipes::default();
-            native::give_up_all(entry.core);
+            native::give_up_all(place);
         }
     }
     for (object, core) in waited_in {
@@ -280,6 +292,7 @@ pub unsafe fn bind(value: VALUE) -> Result<*mut Core, Raise> {
         sys::rb_thread_remove_event_hook(thread, end_of_thread);
         sys::rb_thread_add_event_hook(thread, end_of_thread, sys::EVENT_THREAD_END, NIL);
         sys::protect(|| {
+            interrupts::watch();
             used_by(thread, true, |map| {
                 static USES: AtomicU64 = AtomicU64::new(0);
                 let number = USES.fetch_add(1, Ordering::Relaxed);
@@ -321,6 +334,18 @@ pub unsafe fn waited_in_by(fiber: VALUE) -> Option<(VALUE, *mut Core)> {
             .find(|(_, core)| {
                 (**core).thread() == thread && (**core).is_usable() && (**core).has_waiting(fiber)
             })
+    }
+}
+
+/// Whether a fiber of this thread was started by a scheduler or a machine.
+pub unsafe fn has_started(fiber: VALUE) -> bool {
+    // SAFETY: as `mark_busy`; plain accessors.
+    unsafe {
+        let thread = sys::rb_thread_current();
+        machines().iter().any(|entry| {
+            let core = &*entry.core;
+            core.thread() == thread && core.has_started(fiber)
+        })
     }
 }
 
@@ -717,15 +742,21 @@ pub unsafe fn end_of_forker(fiber: VALUE, result: &Result<VALUE, c_int>) {
 unsafe extern "C" fn forsake(_class: VALUE) -> VALUE {
     // SAFETY: a plain accessor.
     FORKER.store(unsafe { sys::rb_fiber_current() }, Ordering::Relaxed);
-    for entry in machines().iter() {
+    let mut place = 0;
+    loop {
+        // To unlock what an operation has locked is a call into Ruby: the list is not locked for it.
+        let core = match machines().get(place) {
+            Some(entry) => entry.core,
+            None => return NIL,
+        };
+        place += 1;
         // SAFETY: the cores in the list are alive, and no fiber of a child's parent runs in one.
         unsafe {
-            if (*entry.core).is_forked() {
-                (*entry.core).forsake();
+            if (*core).is_forked() {
+                (*core).forsake();
             }
         }
     }
-    NIL
 }
 
 /// Defines the class and its alias.

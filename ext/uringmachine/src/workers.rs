@@ -297,6 +297,8 @@ pub enum Leaving<'a> {
     AtOnce,
     /// It waits for the job, which is interrupted by this; again and again if it returns true.
     AfterInterrupting(&'a mut dyn FnMut() -> bool),
+    /// It has the job done, though nobody has begun it.
+    Never,
 }
 
 /// How long an interrupted job is waited for until it is interrupted again, in nanoseconds.
@@ -316,8 +318,11 @@ pub unsafe fn run<W: Work>(
 ) -> Result<(), Raise> {
     // SAFETY: see `switch`; what this frame owns is dropped, since the waits are protected.
     unsafe {
-        if let Some(raise) = (*core).take_pending(me) {
-            return Err(raise);
+        let stays = matches!(leaving, Leaving::Never);
+        if !stays {
+            if let Some(raise) = (*core).take_pending(me) {
+                return Err(raise);
+            }
         }
         let Some(waker) = (*core).machine.waker().cloned() else {
             return Err(Raise::errno(libc::EBADF));
@@ -337,6 +342,7 @@ pub unsafe fn run<W: Work>(
             wait,
             raise: None,
         };
+        (*core).waiter(me).draining = stays;
         let mut outlook = pool.enqueue(job);
         let mut interrupted = false;
         let mut refusal = None;
@@ -369,7 +375,7 @@ pub unsafe fn run<W: Work>(
             if (*core).is_forked() {
                 break End::Cut;
             }
-            outlook = if fiber.is_to_raise() {
+            outlook = if !stays && fiber.is_to_raise() {
                 if pool.withdraw(&ticket) {
                     break End::Cut;
                 }

@@ -38,6 +38,14 @@ unsafe extern "C" fn address_resolve(this: VALUE, hostname: VALUE) -> VALUE {
     }
 }
 
+/// Whether the operation is the close of an IO, which has forgotten its descriptor by now: if anything is raised first,
+/// nobody closes it. From Ruby 4.0 on `io_close` is called for it.
+unsafe fn is_close() -> bool {
+    const CLOSES: [&[u8]; 4] = [b"close", b"close_read", b"close_write", b"reopen"];
+    // SAFETY: within the hook.
+    !super::io::has_cause() && unsafe { sys::called_from_any(b"blocking_operation_wait", &CLOSES) }
+}
+
 /// Runs a blocking operation on a worker thread while other fibers run here.
 ///
 /// @method UringMachine::FiberScheduler#blocking_operation_wait(operation)
@@ -51,6 +59,9 @@ unsafe extern "C" fn blocking_operation_wait(this: VALUE, operation: VALUE) -> V
         sys::method(|| {
             let core = get(this).core()?;
             let me = (*core).current_task();
+            if is_close() {
+                return blocking::finish(core, me, operation);
+            }
             switch::take_turns(core, me)?;
             blocking::wait(core, me, operation)
         })

@@ -83,6 +83,25 @@ pub unsafe fn wait_ready(
     }
 }
 
+/// Waits for what poll(2) answers to events that are none of the three: which of the three it means, or 0.
+#[cold]
+unsafe fn wait_as_poll(
+    core: *mut Core,
+    me: uringmachine_runtime::TaskId,
+    fd: RawFd,
+    events: i64,
+    deadline: Option<u64>,
+) -> Result<i64, Raise> {
+    loop {
+        // SAFETY: as `wait_ready`.
+        match unsafe { poll_on_thread(core, me, &[(fd, events as u32)], deadline) } {
+            Ok(answers) => return Ok(answers.map_or(0, |answers| ready_events(answers[0]))),
+            Err(Failure::Raise(raise)) => return Err(raise),
+            Err(_) => {}
+        }
+    }
+}
+
 /// poll(2), on a thread: the answers, or `None` at the deadline. The ring's own poll ends when the peer will send no more
 /// (POLLRDHUP), whatever it is for, and would do so again at once (io_uring/poll.c, IO_POLL_UNMASK).
 ///
@@ -160,10 +179,11 @@ pub unsafe fn poll_on_thread(
 ///
 /// @method UringMachine::FiberScheduler#io_wait(io, events, timeout = nil)
 /// @param io [IO]
-/// @param events [Integer] IO::READABLE, IO::PRIORITY and IO::WRITABLE
+/// @param events [Integer] IO::READABLE, IO::PRIORITY and IO::WRITABLE; others are waited for as poll(2) does, and
+///   are not told of
 /// @param timeout [Numeric, nil] seconds; nil is io.timeout
 /// @return [Integer, false] the events that are ready; false after the timeout
-/// @raise [ArgumentError] if events names none
+/// @raise [ArgumentError] if events is not positive
 /// @kernel 5.5
 /// @example
 ///   scheduler.io_wait(io, IO::WRITABLE) #=> 4
@@ -183,10 +203,11 @@ unsafe extern "C" fn io_wait(argc: std::ffi::c_int, argv: *const VALUE, this: VA
                     "events must be an Integer",
                 ));
             };
-            let events = events & EVENTS;
-            if events == 0 {
+            if events <= 0 {
                 return Err(Raise::argument("Events must be positive integer!"));
             }
+            // Others are poll(2)'s: Ruby's own wait asks for them too, and tells of none.
+            let (asked, events) = (events, events & EVENTS);
             let fd = sys::rb_io_descriptor(io);
             let mut timeout = if argc == 3 { *argv.add(2) } else { sys::NIL };
             if timeout == sys::NIL {
@@ -204,12 +225,16 @@ unsafe extern "C" fn io_wait(argc: std::ffi::c_int, argv: *const VALUE, this: VA
             }
             // An offloaded IO.copy_stream waits on the worker's thread (io.c, nogvl_wait_for).
             if timeout == Some(0) || scheduler.is_foreign() {
-                return plain_poll(fd, events, timeout);
+                return plain_poll(fd, if events == 0 { asked } else { events }, timeout);
             }
             let core = scheduler.core()?;
             let me = (*core).current_task();
             let deadline = timeout.map(durations::from_now);
-            let ready = wait_ready(core, me, fd, events, deadline)?;
+            let ready = if events == 0 {
+                wait_as_poll(core, me, fd, asked, deadline)?
+            } else {
+                wait_ready(core, me, fd, events, deadline)?
+            };
             Ok(if ready == 0 {
                 FALSE
             } else {

@@ -162,7 +162,7 @@ unsafe extern "C" fn write_off(this: VALUE, io: VALUE, string: VALUE) -> VALUE {
             began?;
             match ended.map_err(|ended| splicing::failure(ended, || timed_out(Failure::Timeout))) {
                 Ok(()) => Ok(NIL),
-                Err(Ok(errno)) => Err(Raise::errno(-errno)),
+                Err(Ok(errno)) => Err(Raise::errno_with(-errno, "write")),
                 Err(Err(failure)) => answer(Err(failure)),
             }
         })

@@ -1,8 +1,6 @@
 //! open, statx, splice, fsync and their kin: files by descriptor.
 
 use std::ffi::{c_int, CStr, CString};
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::Arc;
 
 use io_uring::squeue::Flags;
 use uringmachine_runtime::{opcode, types};
@@ -116,19 +114,10 @@ unsafe fn open_on_thread(
     flags: i32,
     mode: libc::mode_t,
 ) -> Result<i32, Failure> {
-    let opened = Arc::new(AtomicI32::new(-1));
-    let unwanted = Arc::clone(&opened);
-    // SAFETY: see `switch`; the path is the job's own. A descriptor that nobody can be given is nobody else's.
+    // SAFETY: see `switch`; the path is the job's own.
     unsafe {
-        let open = move || {
-            let fd = native::result_of(libc::open(path.as_ptr(), flags, mode));
-            opened.store(fd, Ordering::Release);
-            fd
-        };
-        let close = move || {
-            libc::close(unwanted.load(Ordering::Acquire));
-        };
-        count(native::call(caller.core, caller.me, open, close)?)
+        let open = move || native::result_of(libc::open(path.as_ptr(), flags, mode));
+        count(native::open(caller.core, caller.me, open)?)
     }
 }
 

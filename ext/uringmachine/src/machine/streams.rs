@@ -262,7 +262,8 @@ unsafe extern "C" fn read_each(argc: c_int, argv: *const VALUE, this: VALUE) -> 
 
 /// Receives until the peer is done and gives what has come to the block, as soon as something has; of a datagram socket,
 /// each datagram, also an empty one. What has come when the block breaks or raises is for whoever reads the descriptor next
-/// with this machine.
+/// with this machine. An empty message of a connection (SEQPACKET) is given too, but for one that nothing but the peer's
+/// close comes after: the kernel answers both alike.
 ///
 /// @method UringMachine#recv_each(fd, flags = 0, &block)
 /// @param fd [Integer] file descriptor
