@@ -243,13 +243,13 @@ class TestKernelTLS < TestMachineTLS
 
   def test_a_write_that_is_ended_by_an_exception_leaves_the_connection_usable
     each_version do |_, server, client|
-      assert_raises(TooLate) { machine.timeout(0.01, TooLate) { machine.ssl_write(client, BYTES * 8) } }
+      count = machine.timeout(0.01, TooLate) { machine.ssl_write(client, BYTES * 8) }
+      assert_includes 1...BYTES.bytesize * 8, count
       writer = machine.spin { machine.ssl_write(client, "the end") }
       received = +""
       received << read(server) until received.end_with?("the end")
       machine.join(writer)
-      kept = received.bytesize - "the end".bytesize
-      assert_same_bytes (BYTES * 8).byteslice(0, kept), received.byteslice(0, kept)
+      assert_same_bytes "#{(BYTES * 8).byteslice(0, count)}the end".b, received.b
     end
   end
 

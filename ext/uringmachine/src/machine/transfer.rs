@@ -268,6 +268,7 @@ unsafe fn write_sources(
     }
     let mut left = pieces.as_mut_slice();
     let mut total = 0_u64;
+    let mut stepped = false;
     // SAFETY: the core is alive while one of its fibers runs a method; the pieces are on this frame.
     unsafe {
         let result = loop {
@@ -284,10 +285,11 @@ unsafe fn write_sources(
             if left.is_empty() {
                 break Ok(total);
             }
+            stepped = true;
             (*caller.core).waiter(caller.me).stepping = true;
         };
-        let waiter = (*caller.core).waiter(caller.me);
-        if waiter.stepping {
+        if stepped {
+            let waiter = (*caller.core).waiter(caller.me);
             waiter.stepping = false;
             waiter.closed_by = NIL;
         }
