@@ -88,7 +88,7 @@ class TestClosing < SchedulerTest
     lingering: lambda do
       server = TCPServer.new("127.0.0.1", 0)
       client = TCPSocket.new("127.0.0.1", server.local_address.ip_port)
-      client.setsockopt(Socket::Option.linger(true, 30))
+      client.setsockopt(Socket::Option.linger(true, 1))
       client.write_nonblock("x" * 65_536) while true
     rescue IO::WaitWritable
       # More than the peer's window is on its way.
@@ -116,6 +116,8 @@ class TestClosing < SchedulerTest
         assert_predicate io, :closed?
         refute_equal file, (File.readlink("/proc/self/fd/#{fd}") rescue nil)
       end
+      # A command's.
+      Process.waitall
     end
   end
 

@@ -199,6 +199,14 @@ class TestFairness < SchedulerTest
     pass: ->(_) { -> { Thread.pass || true } }
   }.freeze
 
+  def teardown
+    children.each do |pid,|
+      Process.kill(:KILL, pid)
+      Process.wait(pid)
+    end
+    super
+  end
+
   WORKS.each do |name, prepare|
     # Another fiber is ready, another waits for the time, and another for what has come.
     define_method(:"test_others_run_beside_#{name}") do

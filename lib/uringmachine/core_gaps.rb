@@ -148,7 +148,7 @@ class UringMachine
       ::Process.singleton_class => %i[wait wait2 waitpid waitpid2],
       ::Process::Status.singleton_class => %i[wait],
       Thread.singleton_class => %i[pass]
-    }.freeze
+    }.then { |turns| Ractor.make_shareable(turns) }
     private_constant :TURNS
 
     # Prepends what takes turns to the methods of a class.
@@ -191,14 +191,19 @@ class UringMachine
       take_turns_in(sockets, %i[sysread syswrite])
     end
 
-    TURNS.each { |owner, names| take_turns_in(owner, names) }
+    # Has methods take turns. Called when the first scheduler is made: programs without one do not pay for it.
+    def self.take_turns
+      TURNS.each { |owner, names| take_turns_in(owner, names) }
+      ::IO.prepend(Writing)
+    end
+
     private_class_method :define_turn, :take_turns_in
 
     # An address as text.
     NUMERIC = /:|\A[\d.]+\z/
 
     File.prepend(Files)
-    ::IO.prepend(Syncing, Writing)
+    ::IO.prepend(Syncing)
     Socket.singleton_class.prepend(Names)
     Addrinfo.prepend(AddressNames)
     IPSocket.prepend(SocketNames)

@@ -215,7 +215,7 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
             }
             let body = sys::protect(|| {
                 interrupts::watch();
-                turns::meet_openssl();
+                turns::begin();
                 rb_sys::rb_proc_new(Some(run_fiber), NIL)
             });
             let scheduler = get(this);

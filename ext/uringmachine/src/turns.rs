@@ -4,6 +4,7 @@
 //! Such a method is prepended by one of the same arity, which takes a turn, and has Ruby's own do the rest.
 
 use std::ffi::c_int;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::scheduler;
 use crate::switch;
@@ -94,11 +95,16 @@ unsafe extern "C" fn define_turn(_module: VALUE, to: VALUE, name: VALUE, arity: 
     }
 }
 
-/// See lib/uringmachine/core_gaps.rb. May longjmp.
-pub unsafe fn meet_openssl() {
-    // SAFETY: a plain call of a Ruby method; nothing here needs dropping.
+/// Has the methods take turns from now on, and those of OpenSSL's sockets if there are any by now: see
+/// lib/uringmachine/core_gaps.rb. May longjmp.
+pub unsafe fn begin() {
+    static BEGUN: AtomicBool = AtomicBool::new(false);
+    // SAFETY: plain calls of Ruby methods; nothing here needs dropping.
     unsafe {
         let module = rb_sys::rb_path2class(c"UringMachine::CoreGaps".as_ptr());
+        if !BEGUN.swap(true, Ordering::Relaxed) {
+            sys::funcall(module, sys::id("take_turns"), &[]);
+        }
         sys::funcall(module, sys::id("meet_openssl"), &[]);
     }
 }
