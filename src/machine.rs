@@ -178,11 +178,9 @@ impl<T> Machine<T> {
     }
 
     /// Leaves the ring to the process that made it: for a child of fork, in which the ring is not mapped,
-    /// and whose own mappings may lie where it was. Its copies of the descriptors are closed, and of those that were to
-    /// be. No task goes
+    /// and whose own mappings may lie where it was. Its copies of the descriptors are closed. No task goes
     /// on by itself from now on.
     pub fn forsake(&mut self) {
-        self.give_up_work();
         if let Some(kernel) = self.kernel.take() {
             kernel.ring.forsake();
             kernel.waker.forsake();

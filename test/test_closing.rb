@@ -121,6 +121,34 @@ class TestClosing < SchedulerTest
     end
   end
 
+  # A machine closes it, and the number is another file's when the fiber, which has written a part, goes on.
+  def test_what_is_left_of_a_write_goes_to_nobody_else
+    bytes = "x" * 5_000_000
+    writes = { write: ->(io) { io.write(bytes) }, flush: ->(io) { (io.sync = false) || io << bytes << bytes }, syswrite: ->(io) { nil while io.syswrite(bytes) } }
+    writes.each do |name, write|
+      one, other = UNIXSocket.pair
+      one.autoclose = false
+      Tempfile.create("um") do |file|
+        error = nil
+        in_fiber do
+          machine = Fiber.scheduler.machine
+          Fiber.schedule do
+            write.call(one)
+          rescue SystemCallError => e
+            error = e.class
+          end
+          other.readpartial(100_000) && sleep(0.001)
+          machine.close_async(one.fileno)
+          machine.submit
+          foreign = Array.new(4) { File.open(file.path, "a") }.find { |candidate| candidate.fileno == one.fileno }
+          assert foreign, "its number is not reused"
+          sleep(0.001) until error
+          assert_equal [Errno::ECANCELED, 0], [error, foreign.size], name
+        end
+      end
+    end
+  end
+
   def test_a_thread_closes_what_a_fiber_waits_for
     result = nil
     reader, = IO.pipe

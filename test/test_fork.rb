@@ -51,23 +51,6 @@ class TestFork < SchedulerTest
     assert_equal 20, received.size
   end
 
-  def test_what_a_machine_of_the_parents_is_yet_to_close_is_closed_in_the_child
-    reader, writer = IO.pipe
-    machine = UM.new
-    machine.write_async(writer.fileno, "x" * 100_000)
-    machine.close_async(writer.fileno)
-    writer.autoclose = false
-    pid = fork do
-      writer.stat
-      exit!(1)
-    rescue Errno::EBADF
-      exit!(0)
-    end
-    assert_equal 0, Process.wait2(pid)[1].exitstatus
-    machine.snooze
-    assert_equal 100_000, Thread.new { reader.read.bytesize }.tap { |thread| machine.sleep(0.001) while thread.alive? }.value
-  end
-
   def test_the_parents_scheduler_object_is_refused_in_the_child
     scheduler = UM::FiberScheduler.new
     reader, writer = IO.pipe

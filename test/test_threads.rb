@@ -114,13 +114,14 @@ class TestThreads < SchedulerTest
     5.times do
       server = TCPServer.new("127.0.0.1", 0)
       client = nil
+      GC.start
       before = open_descriptors
       in_ending_thread(at_once: true) do |machine|
         machine.spin { machine.accept(server.fileno) }
         machine.snooze
         client = TCPSocket.new("127.0.0.1", server.local_address.ip_port)
       end
-      assert_equal before + 1, open_descriptors
+      assert_operator open_descriptors, :<=, before + 1
     ensure
       [server, client].each(&:close)
     end

@@ -157,6 +157,15 @@ impl Waiter {
     }
 }
 
+/// A task's operation on an IO has moved something, though its descriptor was closed meanwhile, and not by the IO: Ruby
+/// may go on with the rest, and the number be another file's by then.
+pub struct Lost {
+    pub task: TaskId,
+    pub io: VALUE,
+    pub fd: std::os::fd::RawFd,
+    pub exception: VALUE,
+}
+
 /// A running `timeout_after` block.
 #[derive(Debug)]
 pub struct Timeout {
@@ -247,6 +256,8 @@ pub struct Core {
     /// What the kernel still has after its operations have ended (zero-copy sends).
     pub loans: Vec<Loan>,
     pub waits: crate::waits::Waits,
+    /// What the next operation of a task on an IO is to raise.
+    pub lost: Vec<Lost>,
     pub timeouts: Slab<Timeout>,
     /// What is to be raised in fibers that do not wait in this machine: `Fiber#raise` does it.
     pub raises: Vec<(VALUE, Pending)>,
@@ -303,6 +314,7 @@ impl Core {
             reading: ByDescriptor::default(),
             loans: Vec::new(),
             waits: crate::waits::Waits::default(),
+            lost: Vec::new(),
             timeouts: Slab::default(),
             raises: Vec::new(),
             starting: NIL,
@@ -360,6 +372,7 @@ impl Core {
         self.descriptors = Descriptors::default();
         self.reading = ByDescriptor::default();
         self.loans = Vec::new();
+        self.lost = Vec::new();
         self.scratch = crate::memory::Scratch::default();
         (self.root, self.kept, self.home) = (None, None, NIL);
     }
@@ -778,6 +791,26 @@ impl Core {
         }
     }
 
+    /// Notes that a task has lost the descriptor of an IO.
+    #[cold]
+    pub fn note_lost(&mut self, lost: Lost) {
+        let tasks = &self.machine.tasks;
+        self.lost
+            .retain(|other| other.task != lost.task && tasks.get(other.task).is_some());
+        self.lost.push(lost);
+    }
+
+    /// What an operation of a task is to raise that has lost the descriptor of this IO; once.
+    #[inline]
+    pub fn take_lost(&mut self, task: TaskId, io: VALUE, fd: std::os::fd::RawFd) -> Option<Raise> {
+        if self.lost.is_empty() {
+            return None;
+        }
+        let place = self.lost.iter().position(|lost| lost.task == task)?;
+        let lost = self.lost.swap_remove(place);
+        (lost.io == io && lost.fd == fd).then_some(Raise::Exception(lost.exception))
+    }
+
     /// Notes that bytes were moved without waiting.
     #[inline]
     pub fn count_at_once(&mut self, bytes: usize) {
@@ -957,6 +990,10 @@ impl Core {
         }
         for (_, held) in self.holds.iter() {
             held.iter().for_each(|object| mark(*object));
+        }
+        for lost in &self.lost {
+            mark(lost.io);
+            mark(lost.exception);
         }
         for (_, timeout) in self.timeouts.iter() {
             mark(timeout.fiber);

@@ -798,7 +798,10 @@ unsafe extern "C" fn end_waits(_class: VALUE, io: VALUE, side: VALUE) -> VALUE {
 unsafe extern "C" fn forget(_class: VALUE, fd: VALUE) -> VALUE {
     if let Some(fd) = sys::as_fixnum(fd) {
         // SAFETY: the GVL is held.
-        unsafe { um::forget(fd as i32) };
+        unsafe {
+            um::forget(fd as i32);
+            um::found(fd as i32);
+        }
     }
     NIL
 }

@@ -381,6 +381,12 @@ pub unsafe fn forget(fd: RawFd) {
     unsafe { each_within_reach(|core| (*core).descriptors.forget(fd)) };
 }
 
+/// What a descriptor is from now on is an IO's own doing: nobody has lost it.
+pub unsafe fn found(fd: RawFd) {
+    // SAFETY: as `forget`.
+    unsafe { each_within_reach(|core| (*core).lost.retain(|lost| lost.fd != fd)) };
+}
+
 /// Whether a close of a descriptor has anything to end, in any machine within reach.
 pub unsafe fn is_in_use(fd: RawFd) -> bool {
     let mut in_use = tls::is_held(fd);

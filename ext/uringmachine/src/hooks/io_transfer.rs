@@ -12,7 +12,7 @@ use std::os::fd::RawFd;
 use uringmachine_runtime::ring::poll_first;
 use uringmachine_runtime::{opcode, types, Entry, TaskId};
 
-use crate::core::Core;
+use crate::core::{Core, Lost};
 use crate::descriptors::{never_waits, Descriptor, Kind};
 use crate::durations;
 use crate::hooks::io::timed_out;
@@ -69,6 +69,9 @@ impl Transfer {
     pub unsafe fn run(&self) -> Outcome {
         // SAFETY: `core` is alive while a hook of its scheduler runs.
         unsafe {
+            if let Some(raise) = (*self.core).take_lost(self.me, self.io, self.fd) {
+                return Err(raise);
+            }
             if (*self.core).has_held_long() {
                 switch::let_go(self.core, self.me)?;
             }
@@ -76,7 +79,15 @@ impl Transfer {
             if self.stepping.get() {
                 let waiter = (*self.core).waiter(self.me);
                 waiter.stepping = false;
-                waiter.closed_by = NIL;
+                let exception = std::mem::replace(&mut waiter.closed_by, NIL);
+                if exception != NIL && result.is_ok() {
+                    (*self.core).note_lost(Lost {
+                        task: self.me,
+                        io: self.io,
+                        fd: self.fd,
+                        exception,
+                    });
+                }
             }
             result.map(|count| sys::fixnum(count as i64))
         }
