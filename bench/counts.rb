@@ -39,19 +39,14 @@ SCHEDULER = {
   "schedule and finish" => [1_000, "n.times { Fiber.schedule { nil } }"],
   "Queue between fibers" => [3_000, "queue = Queue.new; Fiber.schedule { n.times { queue.pop } }; n.times { queue << 1; sleep(0) }"],
   "pipe, ready" => [2_000, "reader, writer = IO.pipe; writer.sync = true; n.times { writer.write('x'); reader.readpartial(8) }"],
-  "pipe, waiting" => [1_000, <<~RUBY],
-    reader, writer = IO.pipe
-    writer.sync = true
-    Fiber.schedule { n.times { reader.readpartial(8) } }
-    n.times { writer.write('x'); sleep(0) }
+  "pipes, there and back" => [1_000, <<~RUBY],
+    there, back = Array.new(2) { IO.pipe }
+    [there, back].each { |_, writer| writer.sync = true }
+    Fiber.schedule { n.times { back[1].write(there[0].readpartial(8)) } }
+    n.times { there[1].write('x'); back[0].readpartial(8) }
   RUBY
   "socket, ready" => [2_000, "a, b = UNIXSocket.pair; n.times { a.write('x'); b.readpartial(8) }"],
-  "socket, waiting" => [1_000, <<~RUBY],
-    a, b = UNIXSocket.pair
-    Fiber.schedule { n.times { b.readpartial(8) } }
-    n.times { a.write('x'); sleep(0) }
-  RUBY
-  "echo between two fibers" => [1_000, <<~RUBY]
+  "socket, there and back" => [1_000, <<~RUBY]
     a, b = UNIXSocket.pair
     Fiber.schedule { n.times { b.write(b.readpartial(8)) } }
     n.times { a.write('x'); a.readpartial(8) }
@@ -97,7 +92,7 @@ def run(row, operations)
   Tempfile.create("counts") do |found|
     Tempfile.create("log") do |log|
       code = "GC.disable; require 'socket'; require 'uringmachine'\n#{format(PROGRAM.fetch(row.kind), row.code)}"
-      command = ["valgrind", "--tool=callgrind", "--trace-syscalls=yes", "--log-file=#{log.path}", "--callgrind-out-file=#{found.path}",
+      command = [ENV.fetch("VALGRIND", "valgrind"), "--tool=callgrind", "--trace-syscalls=yes", "--log-file=#{log.path}", "--callgrind-out-file=#{found.path}",
                  RbConfig.ruby, "--disable=gems,jit", "-W0", "-e", code, operations.to_s]
       output = IO.popen(command, err: %i[child out], &:read)
       $?.success? or abort("the row's program failed:\n#{output}")
