@@ -1,43 +1,19 @@
 //! Ruby's side of uringmachine: the classes, the scheduler's hooks, and the worker threads.
 
-mod addresses;
-mod arguments;
-mod async_op;
-mod blocking;
-mod buffer_pool;
-mod constants;
-mod core;
-mod descriptors;
-mod durations;
-mod errors;
-mod file_systems;
-mod forks;
+mod classes;
 mod hooks;
-mod inflow;
-mod interrupts;
-mod io;
-mod io_buffers;
+mod lending;
 mod machine;
-mod memory;
-mod mutex;
-mod native;
-mod opening;
-mod positions;
-mod process;
-mod queue;
-mod ractors;
-mod report;
-mod resolver;
-mod scheduler;
-mod splicing;
-mod switch;
-mod sys;
+mod methods;
+mod off_thread;
+mod os;
+mod ruby;
 mod tls;
-mod turns;
-mod um;
-mod waiters;
-mod waits;
-mod workers;
+
+use classes::{async_op, buffer_pool, fiber_scheduler, io, mutex, process, queue, turns};
+use machine::interrupts;
+use os::{constants, per_process};
+use ruby::errors;
 
 /// Called by Ruby when the extension is required. Nothing here touches io_uring.
 ///
@@ -45,22 +21,23 @@ mod workers;
 /// Called once, by Ruby, with the GVL.
 #[no_mangle]
 pub unsafe extern "C" fn Init_uringmachine() {
-    forks::count();
+    per_process::count();
     // SAFETY: Ruby is up.
     unsafe {
         rb_sys::rb_ext_ractor_safe(true);
-        memory::find_string_lock();
+        ruby::version::find();
+        lending::find_string_lock();
         interrupts::define();
-        let class = um::define();
+        let class = classes::machine::define();
         errors::define(class);
         constants::define(class);
-        machine::define(class);
+        methods::define(class);
         async_op::define(class);
         queue::define(class);
         buffer_pool::define(class);
         io::define(class);
         mutex::define(class);
-        scheduler::define(class);
+        hooks::define(fiber_scheduler::define(class));
         process::define(class);
         turns::define(class);
     }

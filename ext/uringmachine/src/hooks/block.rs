@@ -3,11 +3,9 @@
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::Wake;
 
-use crate::core::Pending;
-use crate::durations;
-use crate::scheduler::get;
-use crate::switch;
-use crate::sys::{self, FALSE, NIL, TRUE, VALUE};
+use crate::classes::fiber_scheduler::get;
+use crate::machine::switch;
+use crate::ruby::{self, duration, FALSE, NIL, TRUE, VALUE};
 
 /// Waits until `unblock`. Ruby calls it for Mutex, Queue, ConditionVariable and Thread#join.
 ///
@@ -20,16 +18,16 @@ use crate::sys::{self, FALSE, NIL, TRUE, VALUE};
 unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALUE) -> VALUE {
     // SAFETY: Ruby passes `argc` arguments; see `switch`.
     unsafe {
-        sys::method(|| {
+        ruby::method(|| {
             if !(1..=2).contains(&argc) {
-                return Err(sys::Raise::argument(&format!(
+                return Err(ruby::Raise::argument(&format!(
                     "wrong number of arguments (given {argc}, expected 1..2)"
                 )));
             }
             let core = get(this).core()?;
             let blocker = *argv;
             let deadline = if argc == 2 {
-                durations::rest(*argv.add(1))?.map(durations::from_now)
+                duration::rest(*argv.add(1))?.map(duration::from_now)
             } else {
                 None
             };
@@ -37,7 +35,7 @@ unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALU
             // The unblock may have come before this hook was reached. Callers look again at what they
             // wait for, except Ruby 3.4's Thread#join: it must not see another blocker's.
             let early = std::mem::replace(&mut (*core).waiter(me).unblocked_by, FALSE);
-            let joins = sys::is_a(blocker, rb_sys::rb_cThread);
+            let joins = ruby::is_a(blocker, rb_sys::rb_cThread);
             if early == blocker || (early != FALSE && !joins) {
                 (*core).finish_wait(me);
                 return Ok(TRUE);
@@ -46,7 +44,7 @@ unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALU
             waiter.blocked = true;
             waiter.blocker = blocker;
             let ended = switch::pause(core, me, deadline)?;
-            Ok(sys::boolean(ended != switch::Ended::Deadline))
+            Ok(ruby::boolean(ended != switch::Ended::Deadline))
         })
     }
 }
@@ -68,8 +66,8 @@ unsafe extern "C" fn unblock(this: VALUE, blocker: VALUE, fiber: VALUE) -> VALUE
         let task = match (*core).find(fiber) {
             Some(task) => task,
             // A fiber that never waited here, about to: see below.
-            None if sys::rb_obj_is_fiber(fiber) == TRUE
-                && sys::truthy(sys::rb_fiber_alive_p(fiber)) =>
+            None if ruby::rb_obj_is_fiber(fiber) == TRUE
+                && ruby::truthy(ruby::rb_fiber_alive_p(fiber)) =>
             {
                 (*core).add(fiber, false)
             }
@@ -101,39 +99,10 @@ unsafe extern "C" fn unblock(this: VALUE, blocker: VALUE, fiber: VALUE) -> VALUE
     }
 }
 
-/// Raises in a fiber that waits, because its IO is being closed. From any thread.
-///
-/// @method UringMachine::FiberScheduler#fiber_interrupt(fiber, exception)
-/// @param fiber [Fiber, #raise] from Ruby 4.1 on, whatever answers alive? and raise
-/// @param exception [Exception]
-/// @return [nil]
-/// @example
-///   scheduler.fiber_interrupt(fiber, IOError.new("stream closed in another thread"))
-unsafe extern "C" fn fiber_interrupt(this: VALUE, fiber: VALUE, exception: VALUE) -> VALUE {
-    // SAFETY: as in `unblock`.
-    unsafe {
-        let Some(core) = get(this).core_from_anywhere() else {
-            return NIL;
-        };
-        match (*core).find_waiting(fiber) {
-            Some(task) => match (*core).machine.tasks.state(task) {
-                Some(State::Waiting | State::Ready(_)) => {
-                    (*core).interrupt_by_close(task, exception);
-                }
-                _ => (*core).raises.push((fiber, Pending::Exception(exception))),
-            },
-            None => (*core).raises.push((fiber, Pending::Exception(exception))),
-        }
-        (*core).notify();
-        NIL
-    }
-}
-
 pub unsafe fn define(class: VALUE) {
     // SAFETY: each function takes what its arity says.
     unsafe {
-        sys::define_method(class, c"block", block as *const (), -1);
-        sys::define_method(class, c"unblock", unblock as *const (), 2);
-        sys::define_method(class, c"fiber_interrupt", fiber_interrupt as *const (), 2);
+        ruby::define_method(class, c"block", block as *const (), -1);
+        ruby::define_method(class, c"unblock", unblock as *const (), 2);
     }
 }

@@ -1,95 +1,114 @@
-//! io_close (Ruby 4.0).
+//! close, scheduler_close and run: the end of a scheduler.
 
-use std::os::fd::RawFd;
+//! UM::FiberScheduler: the object, its life, and how fibers start and end. Its hooks are in
+//! `hooks/`.
 
-use crate::core::Core;
-use crate::native;
-use crate::scheduler::get;
-use crate::switch::Failure;
-use crate::sys::{self, FALSE, TRUE, VALUE};
-use crate::um;
+use crate::classes::fiber_scheduler::get;
+use crate::machine::ending::{run_all, terminate_all, thread_is_ending, unwind_all};
+use crate::machine::owner;
+use crate::ruby::{self, Raise, NIL, TRUE, VALUE};
 
-/// Closes a descriptor now, so that it is closed when IO#close returns. Also called from finalizers, at any
-/// point: it neither switches fibers nor raises.
+/// How long the end of a scheduler waits for the kernel to give memory back, in nanoseconds.
+const SHUT_DOWN_LIMIT: u64 = 5_000_000_000;
+
+/// Drives the fibers until none waits.
 ///
-/// @method UringMachine::FiberScheduler#io_close(fd)
-/// @param fd [Integer] file descriptor
-/// @return [Boolean] false leaves the closing, and the report of an error, to Ruby
+/// @method UringMachine::FiberScheduler#run
+/// @return [true]
 /// @example
-///   scheduler.io_close(fd) #=> true
-unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
-    // SAFETY: the type of `this` is checked; the descriptor is the caller's to close.
+///   scheduler.run
+unsafe extern "C" fn run(this: VALUE) -> VALUE {
+    // SAFETY: see `switch`.
     unsafe {
-        let fd = match sys::as_fixnum(descriptor) {
-            Some(fd) => fd as i32,
-            None => sys::rb_io_descriptor(descriptor),
-        };
-        let mut may_linger = true;
-        let mut is_slow = false;
-        if let Some(core) = get(this).core_from_anywhere() {
-            may_linger = !(*core).descriptors.is_no_socket(fd);
-            is_slow = (*core).descriptors.is_slow_file(fd);
-        }
-        // Ruby knows whom it concerns that waits through the same IO object: they have ended.
-        um::end_waits(fd);
-        um::forget(fd);
-        if (is_slow || (may_linger && lingers(fd))) && sys::called_from(b"io_close", b"close") {
-            if let Ok(core) = get(this).core() {
-                return sys::method(|| close_on_thread(core, fd));
-            }
-        }
-        // Only EBADF leaves it open, and that is for Ruby to say.
-        if libc::close(fd) != 0 && *libc::__errno_location() == libc::EBADF {
-            return FALSE;
-        }
-        TRUE
+        ruby::method(|| {
+            let core = get(this).core()?;
+            run_all(core)?;
+            Ok(TRUE)
+        })
     }
 }
 
-/// Whether closing a socket waits until what was written has been sent (SO_LINGER, socket(7)).
-fn lingers(fd: RawFd) -> bool {
-    let mut linger = libc::linger {
-        l_onoff: 0,
-        l_linger: 0,
-    };
-    let mut length = std::mem::size_of::<libc::linger>() as libc::socklen_t;
-    // SAFETY: the value has the length given; what is no socket is refused.
-    let result = unsafe {
-        let value = (&raw mut linger).cast();
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, value, &mut length)
-    };
-    result == 0 && linger.l_onoff != 0 && linger.l_linger > 0
-}
-
-/// Has a thread do the waiting. (The ring would not wait: it lets go of the file before it is released.) Only
-/// from IO#close: a finalizer must not switch fibers.
-unsafe fn close_on_thread(core: *mut Core, fd: RawFd) -> sys::Outcome {
-    // SAFETY: see `switch`; the descriptor is the caller's to close.
+/// Waits for the fibers, or unwinds them if the thread is being ended, and gives the ring back. Ruby calls
+/// it when the scheduler is replaced, and at the thread's end.
+///
+/// @method UringMachine::FiberScheduler#scheduler_close
+/// @return [nil]
+/// @raise [RuntimeError] if it is closed already
+/// @example
+///   Fiber.set_scheduler(nil) # calls it
+unsafe extern "C" fn scheduler_close(this: VALUE) -> VALUE {
+    // SAFETY: see `switch`.
     unsafe {
-        let me = (*core).current_task();
-        let close = move || match libc::close(fd) {
-            0 => 0,
-            _ => match *libc::__errno_location() {
-                // It is closed all the same, and must not be closed again (close(2), NOTES).
-                libc::EINTR => 0,
-                errno => -errno,
-            },
-        };
-        // Ruby has forgotten the descriptor: if anything was raised first, nobody would close it.
-        match native::call_anyway(core, me, close) {
-            // There was no thread to be had.
-            Ok(result) if result == -libc::EAGAIN => {
-                libc::close(fd);
-                Ok(TRUE)
+        ruby::method(|| {
+            let scheduler = get(this);
+            if scheduler.closed {
+                return Err(Raise::new(
+                    rb_sys::rb_eRuntimeError,
+                    "Scheduler already closed!",
+                ));
             }
-            Ok(result) => Ok(sys::boolean(result != -libc::EBADF)),
-            Err(Failure::Raise(raise)) => Err(raise),
-            Err(_) => Ok(TRUE),
-        }
+            if scheduler.core.is_null() || (*scheduler.core).is_forked() {
+                scheduler.closed = true;
+                return Ok(NIL);
+            }
+            let core = match scheduler.core() {
+                Ok(core) => core,
+                Err(raise) => {
+                    scheduler.closed = true;
+                    return Err(raise);
+                }
+            };
+            let ended = if thread_is_ending() {
+                terminate_all(core)
+            } else {
+                match run_all(core) {
+                    Ok(()) => Ok(()),
+                    Err(raise) => Err(unwind_all(core, raise)),
+                }
+            };
+            get(this).closed = true;
+            if (*core).machine.shut_down(SHUT_DOWN_LIMIT) {
+                (*core).machine.close();
+            } else {
+                // The kernel may still write to what the machine knows: it must never be freed.
+                owner::leak(get(this).machine);
+            }
+            ended.map(|()| NIL)
+        })
     }
 }
 
+/// Closes the scheduler: as `Fiber.set_scheduler(nil)` where it is installed.
+///
+/// @method UringMachine::FiberScheduler#close
+/// @return [nil]
+/// @raise [RuntimeError] if it is closed already
+/// @example
+///   scheduler.close
+unsafe extern "C" fn close(this: VALUE) -> VALUE {
+    // SAFETY: plain accessors; set_scheduler calls scheduler_close and may raise, with nothing here
+    // to drop.
+    unsafe {
+        // What is installed may be an object that delegates to this one.
+        let installed = ruby::rb_fiber_scheduler_get();
+        let itself = ruby::id("uring_scheduler");
+        if installed == this
+            || (installed != NIL
+                && rb_sys::rb_respond_to(installed, itself) != 0
+                && ruby::funcall(installed, itself, &[]) == this)
+        {
+            return ruby::rb_fiber_scheduler_set(NIL);
+        }
+        ruby::funcall(this, ruby::id("scheduler_close"), &[])
+    }
+}
+
+/// Defines the hooks.
 pub unsafe fn define(class: VALUE) {
-    // SAFETY: the function takes what its arity says.
-    unsafe { sys::define_method(class, c"io_close", io_close as *const (), 1) };
+    // SAFETY: the functions take what their arity says.
+    unsafe {
+        ruby::define_method(class, c"run", run as *const (), 0);
+        ruby::define_method(class, c"close", close as *const (), 0);
+        ruby::define_method(class, c"scheduler_close", scheduler_close as *const (), 0);
+    }
 }

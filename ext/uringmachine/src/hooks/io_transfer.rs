@@ -6,21 +6,21 @@
 //! ready, it is made on a thread.
 
 use std::cell::Cell;
+use std::ffi::c_int;
 use std::ffi::c_void;
 use std::os::fd::RawFd;
 
 use uringmachine_runtime::ring::poll_first;
 use uringmachine_runtime::{opcode, types, Entry, TaskId};
 
-use crate::core::{Core, Lost};
-use crate::descriptors::{never_waits, Descriptor, Kind};
-use crate::durations;
-use crate::hooks::io::timed_out;
-use crate::hooks::readiness::wait_ready;
-use crate::memory;
-use crate::positions::{self, CURRENT};
-use crate::switch::{self, Failure};
-use crate::sys::{self, Outcome, Raise, NIL, VALUE};
+use crate::classes::fiber_scheduler::get;
+use crate::lending;
+use crate::machine::hints::{never_waits, Descriptor, Kind};
+use crate::machine::poll::wait_ready;
+use crate::machine::positions::{self, CURRENT};
+use crate::machine::switch::{self, Failure};
+use crate::machine::{Core, Lost};
+use crate::ruby::{self, duration, version, Outcome, Raise, NIL, VALUE};
 
 /// The most that is copied to the page cache in one call on the scheduler's thread: a fraction of a millisecond. More
 /// is written on another.
@@ -89,7 +89,7 @@ impl Transfer {
                     });
                 }
             }
-            result.map(|count| sys::fixnum(count as i64))
+            result.map(|count| ruby::fixnum(count as i64))
         }
     }
 
@@ -136,7 +136,7 @@ impl Transfer {
         // SAFETY: a type check; the rest as `run`.
         unsafe {
             match raise {
-                Raise::Exception(error) if sys::is_a(error, sys::io_timeout_error()) => Ok(()),
+                Raise::Exception(error) if ruby::is_a(error, ruby::io_timeout_error()) => Ok(()),
                 Raise::Exception(error) if error == (*self.core).waiter(self.me).closed_by => {
                     Ok(())
                 }
@@ -285,7 +285,7 @@ impl Transfer {
                         again if again == -(libc::EAGAIN as isize) => {
                             // What poll calls ready, and is not, is no stream.
                             if std::mem::replace(&mut was_ready, false)
-                                && crate::descriptors::kind(self.fd) != Kind::Stream
+                                && crate::machine::hints::kind(self.fd) != Kind::Stream
                             {
                                 return Ok(Step::Mistaken);
                             }
@@ -365,7 +365,7 @@ impl Transfer {
                     (true, 0, 0) => return Ok(self.read_or_write(done)),
                     // The time is for the first byte.
                     (true, 0, tenths) => {
-                        let limit = durations::from_now(tenths * 100_000_000);
+                        let limit = duration::from_now(tenths * 100_000_000);
                         if !self.wait_until(libc::POLLIN, limit)? {
                             return Ok(0);
                         }
@@ -406,7 +406,7 @@ impl Transfer {
     /// io_read_memory_call), except on a socket.
     unsafe fn is_nonblocking_read(&self) -> bool {
         // SAFETY: called from within the hook.
-        self.single || unsafe { sys::called_from(b"io_read", b"read_nonblock") }
+        self.single || unsafe { ruby::called_from(b"io_read", b"read_nonblock") }
     }
 
     fn events(&self) -> i16 {
@@ -599,27 +599,27 @@ impl Transfer {
             let fixed = (*self.core).machine.fixed_index(base, size as usize);
             // A lock on a slice does not keep the memory, which is another buffer's.
             let mut copy = Vec::new();
-            let base = if fixed.is_none() && memory::is_slice(self.buffer) {
+            let base = if fixed.is_none() && lending::is_slice(self.buffer) {
                 copy.extend_from_slice(std::slice::from_raw_parts(base, size as usize));
                 copy.as_mut_ptr()
             } else {
                 base
             };
             let (mut ignored, mut length) = (std::ptr::null_mut(), 0);
-            let flags = sys::rb_io_buffer_get_bytes(self.buffer, &mut ignored, &mut length);
-            let unlocked = flags & sys::IO_BUFFER_LOCKED == 0;
+            let flags = ruby::rb_io_buffer_get_bytes(self.buffer, &mut ignored, &mut length);
+            let unlocked = flags & ruby::IO_BUFFER_LOCKED == 0;
             if unlocked {
-                sys::rb_io_buffer_lock(self.buffer);
+                ruby::rb_io_buffer_lock(self.buffer);
                 (*self.core).waiter(self.me).held = self.buffer;
             }
-            (*self.core).fixed_use.begin(fixed);
+            (*self.core).lending.in_use.begin(fixed);
             self.step();
             let result = work(base, size, fixed);
-            (*self.core).fixed_use.end(fixed);
+            (*self.core).lending.in_use.end(fixed);
             (*self.core).waiter(self.me).held = NIL;
-            // In a child of fork `memory::take_over` has done that.
+            // In a child of fork `lending::take_over` has done that.
             if unlocked && !(*self.core).is_forked() {
-                sys::rb_io_buffer_unlock(self.buffer);
+                ruby::rb_io_buffer_unlock(self.buffer);
             }
             self.locate()?;
             if let (Ok(count @ 1..), false, false) = (&result, self.writes, copy.is_empty()) {
@@ -640,7 +640,7 @@ impl Transfer {
         let (mut base, mut size) = (std::ptr::null_mut::<c_void>(), 0);
         // SAFETY: an IO::Buffer; the accessor does not raise, and finds nothing in one that was freed.
         unsafe {
-            sys::rb_io_buffer_get_bytes(self.buffer, &mut base, &mut size);
+            ruby::rb_io_buffer_get_bytes(self.buffer, &mut base, &mut size);
             if base.is_null() || self.offset + self.size > size {
                 return Err(Raise::misuse(
                     "the buffer was freed or made smaller meanwhile",
@@ -701,9 +701,122 @@ impl Transfer {
     /// `io.timeout` counted from now: Ruby leaves it to the hook.
     unsafe fn deadline(&self) -> Result<Option<u64>, Raise> {
         // SAFETY: `io` is an IO, or answers as one.
-        match unsafe { sys::rb_io_timeout(self.io) } {
+        match unsafe { ruby::rb_io_timeout(self.io) } {
             NIL => Ok(None),
-            timeout => durations::deadline(timeout),
+            timeout => duration::deadline(timeout),
         }
+    }
+}
+
+impl Transfer {
+    /// Reads the arguments (io, buffer[, from], a, b), where (a, b) is (length, offset) or, from
+    /// interface 4 on, (offset, length).
+    unsafe fn new(
+        this: VALUE,
+        arguments: &[VALUE],
+        positioned: bool,
+        writes: bool,
+    ) -> Result<Self, Raise> {
+        // SAFETY: the accessors raise for wrong types; nothing on this frame needs dropping.
+        unsafe {
+            let least = 2 + usize::from(positioned);
+            if !(least..=least + 2).contains(&arguments.len()) {
+                return Err(Raise::argument(&format!(
+                    "wrong number of arguments (given {}, expected {least}..{})",
+                    arguments.len(),
+                    least + 2
+                )));
+            }
+            let core = get(this).core()?;
+            let (io, buffer) = (arguments[0], arguments[1]);
+            let fd = ruby::rb_io_descriptor(io);
+            let position = if positioned {
+                let from = rb_sys::rb_num2ll(arguments[2]);
+                if from < 0 {
+                    return Err(Raise::errno(libc::EINVAL));
+                }
+                from
+            } else {
+                CURRENT
+            };
+            let number = |place: usize, name: &str| match arguments.get(place) {
+                None => Ok(None),
+                Some(value) => match usize::try_from(rb_sys::rb_num2ll(*value)) {
+                    Ok(number) => Ok(Some(number)),
+                    Err(_) => Err(Raise::argument(&format!("{name} can't be negative"))),
+                },
+            };
+            let single = !version::has_minimum();
+            let (length, offset) = if single {
+                (number(least + 1, "Length")?, number(least, "Offset")?)
+            } else {
+                (number(least, "Length")?, number(least + 1, "Offset")?)
+            };
+            let (mut base, mut size) = (std::ptr::null_mut::<c_void>(), 0);
+            if writes {
+                ruby::rb_io_buffer_get_bytes_for_reading(buffer, (&raw mut base).cast(), &mut size);
+            } else {
+                ruby::rb_io_buffer_get_bytes_for_writing(buffer, &mut base, &mut size);
+            }
+            let offset = offset.unwrap_or(0);
+            let length = length.unwrap_or(0);
+            if offset > size {
+                return Err(Raise::argument(
+                    "Specified offset is bigger than the buffer size!",
+                ));
+            }
+            let left = size - offset;
+            if length > left {
+                return Err(Raise::argument(
+                    "Specified offset+length is bigger than the buffer size!",
+                ));
+            }
+            let (size, minimum) = if single { (length, 0) } else { (left, length) };
+            let me = (*core).current_task();
+            Ok(Self {
+                core,
+                me,
+                io,
+                fd,
+                buffer,
+                offset,
+                base: Cell::new(base.cast::<u8>().add(offset)),
+                size,
+                minimum,
+                position,
+                single,
+                writes,
+                stepping: Cell::new(false),
+            })
+        }
+    }
+}
+
+/// The error that a failed operation raises; IO::TimeoutError after `io.timeout`.
+pub fn timed_out(failure: Failure) -> Raise {
+    match failure {
+        Failure::Raise(raise) => raise,
+        Failure::Scheduled(_) => Raise::errno(libc::EINTR),
+        // SAFETY: a constant of IO.
+        Failure::Timeout => Raise::new(
+            unsafe { ruby::io_timeout_error() },
+            "Blocking operation timed out!",
+        ),
+    }
+}
+
+pub unsafe fn transfer(
+    argc: c_int,
+    argv: *const VALUE,
+    this: VALUE,
+    positioned: bool,
+    writes: bool,
+) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+    unsafe {
+        ruby::method(|| {
+            let arguments = std::slice::from_raw_parts(argv, argc as usize);
+            Transfer::new(this, arguments, positioned, writes)?.run()
+        })
     }
 }

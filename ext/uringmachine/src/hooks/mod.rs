@@ -1,31 +1,63 @@
-//! The hooks of Fiber::Scheduler, a file per kind. All are public methods that a subclass may
+//! The hooks of Fiber::Scheduler, a file per hook, by Ruby's name. All are public methods that a subclass may
 //! override.
 
+mod address_resolve;
 mod block;
+mod blocking_operation_wait;
 mod close;
-pub mod io;
+mod fiber;
+mod fiber_interrupt;
+mod io_close;
+mod io_read;
+mod io_select;
+mod io_splice;
 mod io_transfer;
-mod offload;
-pub mod process;
-pub mod readiness;
-pub mod select;
-mod splice;
-mod time;
+mod io_wait;
+mod io_write;
+mod kernel_sleep;
+mod process_fork;
+mod process_wait;
+mod timeout_after;
+mod r#yield;
 
-use crate::sys::VALUE;
+use crate::ruby::{self, version, VALUE};
+
+/// The scheduler interface that the hooks speak: RUBY_FIBER_SCHEDULER_VERSION of the running Ruby.
+///
+/// @method UringMachine::FiberScheduler.interface_version
+/// @return [Integer] 2 is Ruby 3.4, 3 is 4.0, 4 is 4.1
+/// @example
+///   UM::FiberScheduler.interface_version #=> 3
+unsafe extern "C" fn interface_version(_class: VALUE) -> VALUE {
+    ruby::fixnum(version::scheduler_interface())
+}
 
 /// Defines every hook the running Ruby may call.
 pub unsafe fn define(class: VALUE) {
     // SAFETY: each file defines functions that take what their arity says.
     unsafe {
+        ruby::define_singleton_method(
+            class,
+            c"interface_version",
+            interface_version as *const (),
+            0,
+        );
+        address_resolve::define(class);
         block::define(class);
+        blocking_operation_wait::define(class);
         close::define(class);
-        io::define(class);
-        offload::define(class);
-        process::define(class);
-        readiness::define(class);
-        select::define(class);
-        splice::define(class);
-        time::define(class);
+        fiber::define(class);
+        fiber_interrupt::define(class);
+        io_close::define(class);
+        io_read::define(class);
+        io_select::define(class);
+        io_splice::define(class);
+        io_wait::define(class);
+        io_write::define(class);
+        kernel_sleep::define(class);
+        process_fork::define(class);
+        process_wait::define(class);
+        timeout_after::define(class);
+        r#yield::define(class);
     }
 }

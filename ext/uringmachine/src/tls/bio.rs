@@ -10,10 +10,10 @@ use uringmachine_runtime::TaskId;
 use super::kernel::{self, Kernel};
 use super::openssl::{self, Bio, OpenSsl, Ssl};
 use super::transport::{errno, is_transient, Sent};
-use crate::core::Core;
-use crate::sys::VALUE;
-use crate::um::DataType;
-use crate::waiters::Waiters;
+use crate::machine::line::Waiters;
+use crate::machine::Core;
+use crate::ruby::typed_data::DataType;
+use crate::ruby::VALUE;
 
 /// Bytes between OpenSSL and a descriptor.
 #[derive(Default)]

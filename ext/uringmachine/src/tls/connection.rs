@@ -7,10 +7,9 @@ use super::bio::{self, Wire};
 use super::no_ssl_socket;
 use super::openssl::{self, OpenSsl, Ssl};
 use super::transport::{errno, Received};
-use crate::durations;
-use crate::machine::Caller;
-use crate::switch::{self, Failure};
-use crate::sys::{self, Raise, NIL, VALUE};
+use crate::machine::caller::Caller;
+use crate::machine::switch::{self, Failure};
+use crate::ruby::{self, duration, Raise, NIL, VALUE};
 
 /// The most plaintext in a record.
 const RECORD: usize = 16 << 10;
@@ -64,7 +63,7 @@ impl Connection {
     /// The IO below.
     unsafe fn io(&self) -> VALUE {
         // SAFETY: a plain accessor.
-        unsafe { rb_sys::rb_attr_get(self.object, sys::id("@io")) }
+        unsafe { rb_sys::rb_attr_get(self.object, ruby::id("@io")) }
     }
 
     /// The descriptor below; IOError if it is closed.
@@ -73,8 +72,8 @@ impl Connection {
         let slot = &raw mut fd;
         // SAFETY: the accessor may raise, stopped here.
         unsafe {
-            sys::protect(|| {
-                *slot = sys::rb_io_descriptor(self.io());
+            ruby::protect(|| {
+                *slot = ruby::rb_io_descriptor(self.io());
                 NIL
             })
             .map_err(|state| switch::unwinding(state))?;
@@ -99,9 +98,9 @@ impl Connection {
             return Ok(None);
         }
         // SAFETY: `@io` is an IO.
-        match unsafe { sys::rb_io_timeout(self.io()) } {
+        match unsafe { ruby::rb_io_timeout(self.io()) } {
             NIL => Ok(None),
-            timeout => durations::deadline(timeout),
+            timeout => duration::deadline(timeout),
         }
     }
 
@@ -114,7 +113,7 @@ impl Connection {
             let slot = &raw mut result;
             (self.openssl.ERR_clear_error)();
             *libc::__errno_location() = 0;
-            let called = sys::protect(|| {
+            let called = ruby::protect(|| {
                 *slot = call();
                 NIL
             });
@@ -150,8 +149,8 @@ impl Connection {
     unsafe fn callback_error(&self) -> Option<Raise> {
         // SAFETY: plain accessors; the exception is still that of this fiber.
         unsafe {
-            let variable = sys::id("callback_state");
-            let state = sys::as_fixnum(rb_sys::rb_attr_get(self.object, variable))?;
+            let variable = ruby::id("callback_state");
+            let state = ruby::as_fixnum(rb_sys::rb_attr_get(self.object, variable))?;
             rb_sys::rb_ivar_set(self.object, variable, NIL);
             Some(switch::unwinding(state as c_int))
         }
@@ -431,13 +430,13 @@ unsafe fn type_of(object: VALUE) -> Result<*const rb_sys::rb_data_type_t, Raise>
     const NAME: &CStr = c"OpenSSL/SSL";
     // SAFETY: what is a T_DATA and an SSLSocket has typed data. The lowest bits of the type are flags.
     unsafe {
-        let class = sys::protect(|| rb_sys::rb_path2class(c"OpenSSL::SSL::SSLSocket".as_ptr()));
+        let class = ruby::protect(|| rb_sys::rb_path2class(c"OpenSSL::SSL::SSLSocket".as_ptr()));
         let Ok(class) = class else {
-            sys::take_exception();
+            ruby::take_exception();
             return Err(no_ssl_socket(object));
         };
         let is_data = rb_sys::RB_TYPE_P(object, rb_sys::ruby_value_type::RUBY_T_DATA);
-        if !is_data || !sys::is_a(object, class) {
+        if !is_data || !ruby::is_a(object, class) {
             return Err(no_ssl_socket(object));
         }
         let data = object as *const rb_sys::RTypedData;

@@ -16,12 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use bio::{forget, is_any_held, is_held};
 pub use connection::{Connection, Wait};
 
-use crate::arguments;
-use crate::machine::Caller;
-use crate::memory::Source;
-use crate::switch::{self, Failure};
-use crate::sys::{self, Raise, NIL, TRUE, VALUE};
-use crate::um;
+use crate::lending::Source;
+use crate::machine::caller::Caller;
+use crate::machine::switch::{self, Failure};
+use crate::machine::{owner, registry};
+use crate::ruby::{self, arguments, Raise, NIL, TRUE, VALUE};
+use std::os::fd::RawFd;
 
 /// Reads what there is from a TLS connection, at most `length` bytes, waiting until there is something;
 /// 0 at its end, that is, once the peer has sent its close_notify.
@@ -98,7 +98,7 @@ unsafe fn keep_for_later(
         match failure {
             Failure::Timeout | Failure::Scheduled(_) => Ok(()),
             Failure::Raise(Raise::Exception(error)) => {
-                if sys::is_a(error, sys::io_timeout_error()) {
+                if ruby::is_a(error, ruby::io_timeout_error()) {
                     return Ok(());
                 }
                 let raise = Raise::Exception(error);
@@ -148,7 +148,7 @@ pub unsafe fn write_some(
         }
         if result.is_ok() {
             let held = sources.iter().map(Source::held).collect();
-            let hold = (*core).holds.insert(held);
+            let hold = (*core).lending.holds.insert(held);
             let pieces: Vec<&[u8]> = sources
                 .iter()
                 .map(|source| std::slice::from_raw_parts(source.pointer, source.length))
@@ -159,7 +159,7 @@ pub unsafe fn write_some(
                 }
                 _ => connection.write(caller, &pieces, wait, accepted),
             };
-            (*core).holds.remove(hold);
+            (*core).lending.holds.remove(hold);
         }
         for source in sources {
             source.release(core);
@@ -177,12 +177,12 @@ pub fn set_socket_module(module: VALUE) {
 }
 
 /// What an SSLSocket keeps of us, in instance variables that Ruby code does not see.
-fn keeper_variable() -> sys::ID {
-    sys::id("__um_wire")
+fn keeper_variable() -> ruby::ID {
+    ruby::id("__um_wire")
 }
 
-fn machine_variable() -> sys::ID {
-    sys::id("__um_machine")
+fn machine_variable() -> ruby::ID {
+    ruby::id("__um_machine")
 }
 
 /// Puts an SSLSocket on the ring of the UM `machine`: gives it a BIO of ours, once, and extends it with
@@ -195,7 +195,7 @@ pub unsafe fn set_bio(machine: VALUE, object: VALUE, kernel: bool) -> Result<(),
     // SAFETY: what may raise is protected; the SSL takes the BIO.
     unsafe {
         let connection = Connection::find(object)?;
-        if sys::is_frozen(object) {
+        if ruby::is_frozen(object) {
             return Err(Raise::argument("ssl_socket is frozen"));
         }
         if connection.wire.is_null() {
@@ -219,8 +219,8 @@ pub unsafe fn set_bio(machine: VALUE, object: VALUE, kernel: bool) -> Result<(),
             };
             (connection.openssl.SSL_set_bio)(connection.ssl, bio, bio);
             rb_sys::rb_ivar_set(object, keeper_variable(), keeper);
-            rb_sys::rb_ivar_set(object, sys::id("@__um_bio__"), TRUE);
-            sys::protect(|| {
+            rb_sys::rb_ivar_set(object, ruby::id("@__um_bio__"), TRUE);
+            ruby::protect(|| {
                 rb_sys::rb_extend_object(object, SOCKET.load(Ordering::Relaxed));
                 NIL
             })
@@ -241,14 +241,14 @@ pub unsafe fn machine_of(object: VALUE) -> Result<VALUE, Raise> {
     unsafe {
         let machine = rb_sys::rb_attr_get(object, machine_variable());
         if machine != NIL {
-            let core = um::core(machine)?;
-            if (*core).thread() == sys::rb_thread_current() && !(*core).is_forked() {
+            let core = owner::core(machine)?;
+            if (*core).thread() == ruby::rb_thread_current() && !(*core).is_forked() {
                 return Ok(machine);
             }
         }
-        sys::protect(|| {
+        ruby::protect(|| {
             let module = rb_sys::rb_path2class(c"UringMachine::TLS".as_ptr());
-            sys::funcall(module, sys::id("machine"), &[])
+            ruby::funcall(module, ruby::id("machine"), &[])
         })
         .map_err(Raise::Jump)
     }
@@ -257,4 +257,14 @@ pub unsafe fn machine_of(object: VALUE) -> Result<VALUE, Raise> {
 /// The error for an argument that is no SSLSocket.
 fn no_ssl_socket(value: VALUE) -> Raise {
     arguments::wrong_type(value, "ssl_socket", "an OpenSSL::SSL::SSLSocket")
+}
+
+/// Before a descriptor is closed, or becomes another file's: as [`registry::end_waits`], with what TLS has of it.
+///
+/// # Safety
+/// As [`registry::end_waits`].
+pub unsafe fn end_waits(fd: RawFd) -> registry::EndedWaits {
+    forget(fd);
+    // SAFETY: the caller's promise.
+    unsafe { registry::end_waits(fd) }
 }

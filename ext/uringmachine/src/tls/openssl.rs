@@ -10,7 +10,7 @@ use std::ffi::{c_char, c_int, c_long, c_ulong, c_void, CStr, CString};
 use std::sync::OnceLock;
 
 use super::bio;
-use crate::sys::{self, Raise, NIL, VALUE};
+use crate::ruby::{self, Raise, NIL, VALUE};
 
 /// Opaque structs of OpenSSL.
 pub enum Ssl {}
@@ -186,10 +186,10 @@ impl OpenSsl {
     pub unsafe fn is_error(&self, exception: VALUE) -> bool {
         // SAFETY: may raise, stopped here.
         unsafe {
-            match sys::protect(|| rb_sys::rb_path2class(c"OpenSSL::SSL::SSLError".as_ptr())) {
-                Ok(class) => sys::is_a(exception, class),
+            match ruby::protect(|| rb_sys::rb_path2class(c"OpenSSL::SSL::SSLError".as_ptr())) {
+                Ok(class) => ruby::is_a(exception, class),
                 Err(_) => {
-                    sys::take_exception();
+                    ruby::take_exception();
                     false
                 }
             }
@@ -218,23 +218,23 @@ impl OpenSsl {
                     text.push_str(&format!(" ({})", copy(data)));
                 }
             }
-            let errors = sys::protect(|| {
+            let errors = ruby::protect(|| {
                 let module = rb_sys::rb_path2class(c"OpenSSL".as_ptr());
-                sys::funcall(module, sys::id("errors"), &[])
+                ruby::funcall(module, ruby::id("errors"), &[])
             });
             (self.ERR_clear_error)();
             let errors = match errors {
                 Ok(errors) => errors,
                 Err(_) => {
-                    sys::take_exception();
+                    ruby::take_exception();
                     NIL
                 }
             };
-            match sys::protect(|| rb_sys::rb_path2class(c"OpenSSL::SSL::SSLError".as_ptr())) {
+            match ruby::protect(|| rb_sys::rb_path2class(c"OpenSSL::SSL::SSLError".as_ptr())) {
                 Ok(class) => {
                     let raise = Raise::new(class, &text);
                     if let Raise::Exception(exception) = raise {
-                        rb_sys::rb_ivar_set(exception, sys::id("@errors"), errors);
+                        rb_sys::rb_ivar_set(exception, ruby::id("@errors"), errors);
                     }
                     raise
                 }

@@ -10,13 +10,12 @@ use uringmachine_runtime::{opcode, types, Entry};
 use super::bio::{self, Party, Queue, Wire};
 use super::connection::{Connection, Wait};
 use super::kernel::{self, Message, HEADER, RECORD};
-use crate::core::Pending;
-use crate::hooks::readiness::poll_on_thread;
-use crate::machine::Caller;
-use crate::switch::{self, Failure, Yields};
-use crate::sys::{self, Raise};
-use crate::um;
-use crate::waiters::{self, Waiters};
+use crate::machine::caller::Caller;
+use crate::machine::line::{self, Waiters};
+use crate::machine::poll::poll_on_thread;
+use crate::machine::switch::{self, Failure, Yields};
+use crate::machine::{registry, Pending};
+use crate::ruby::{self, Raise};
 
 /// How much is received at once: little by an idle connection, more while what came filled it.
 const LEAST: usize = 4 << 10;
@@ -259,8 +258,8 @@ impl Connection {
                 core,
                 me: (*core).current_task(),
             };
-            let machine = um::object_of(core);
-            match waiters::wait(&caller, machine, || line(self.wire), false, deadline) {
+            let machine = registry::object_of(core);
+            match line::wait(&caller, machine, || line(self.wire), false, deadline) {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(timed_out(Failure::Timeout, wait)),
                 Err(failure) => Err(failure),
@@ -273,7 +272,7 @@ impl Connection {
         unsafe {
             Party {
                 core: caller.core,
-                machine: um::object_of(caller.core),
+                machine: registry::object_of(caller.core),
                 task: (*caller.core).current_task(),
             }
         }
@@ -307,7 +306,7 @@ impl Connection {
                         poll_first(opcode::Recv::new(fd, pointer, length as u32).build())
                     }
                     (false, _) => opcode::Read::new(fd, pointer, length as u32)
-                        .offset(crate::arguments::CURRENT)
+                        .offset(crate::ruby::arguments::CURRENT)
                         .build(),
                 }
             };
@@ -476,7 +475,7 @@ impl Connection {
                         .build()
                 } else {
                     opcode::Write::new(fd, bytes.as_ptr(), length)
-                        .offset(crate::arguments::CURRENT)
+                        .offset(crate::ruby::arguments::CURRENT)
                         .build()
                 };
                 let mut seen = -libc::ECANCELED;
@@ -631,7 +630,7 @@ fn is_ready(fd: c_int, events: i16) -> bool {
 unsafe fn timed_out_error() -> Raise {
     // SAFETY: a constant of IO.
     Raise::new(
-        unsafe { sys::io_timeout_error() },
+        unsafe { ruby::io_timeout_error() },
         "Blocking operation timed out!",
     )
 }

@@ -1,0 +1,48 @@
+//! address_resolve: a name looked up off the thread.
+
+//! What has no operation in io_uring: address_resolve and blocking_operation_wait.
+
+use crate::classes::fiber_scheduler::get;
+use crate::off_thread::resolver;
+use crate::ruby::{self, Raise, NIL, VALUE};
+
+/// Looks a host up by the system's resolver, off the thread.
+///
+/// @method UringMachine::FiberScheduler#address_resolve(hostname)
+/// @param hostname [String]
+/// @return [Array<String>, nil] the addresses, numeric, in the order of getaddrinfo(3); nil if there are
+///   none
+/// @raise [ArgumentError] if there is a zero byte in hostname
+/// @example
+///   scheduler.address_resolve("localhost") #=> ["::1", "127.0.0.1"]
+unsafe extern "C" fn address_resolve(this: VALUE, hostname: VALUE) -> VALUE {
+    // SAFETY: see `switch`; a String is checked before its bytes are read.
+    unsafe {
+        ruby::method(|| {
+            let core = get(this).core()?;
+            let hostname =
+                ruby::protect(|| rb_sys::rb_str_to_str(hostname)).map_err(Raise::Jump)?;
+            let name = std::ffi::CString::new(ruby::string_bytes(&hostname))
+                .map_err(|_| Raise::argument("hostname contains null byte"))?;
+            let me = (*core).current_task();
+            let addresses = resolver::resolve(core, me, name)?;
+            if addresses.is_empty() {
+                return Ok(NIL);
+            }
+            let list = rb_sys::rb_ary_new();
+            for address in &addresses {
+                let text = rb_sys::rb_utf8_str_new(address.as_ptr().cast(), address.len() as _);
+                rb_sys::rb_ary_push(list, text);
+            }
+            Ok(list)
+        })
+    }
+}
+
+/// Defines the hook.
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: the functions take what their arity says.
+    unsafe {
+        ruby::define_method(class, c"address_resolve", address_resolve as *const (), 1);
+    }
+}

@@ -1,0 +1,106 @@
+//! fiber: Fiber.schedule.
+
+//! UM::FiberScheduler: the object, its life, and how fibers start and end. Its hooks are in
+//! `hooks/`.
+
+use crate::classes::fiber_scheduler::get;
+use crate::machine::switch;
+use crate::ruby::{self, Raise, TRUE, VALUE};
+use std::ffi::c_int;
+use std::sync::OnceLock;
+use uringmachine_runtime::Wake;
+
+/// Starts a fiber at once and returns it when it first waits, or ends. Fiber.schedule calls it.
+///
+/// @method UringMachine::FiberScheduler#fiber(storage: nil, &block)
+/// @param storage [Hash, true, nil] as of Fiber.new
+/// @return [Fiber]
+/// @raise [ArgumentError] without a block
+/// @example
+///   Fiber.schedule { sleep 1 }
+unsafe extern "C" fn fiber(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; see `switch` on frames and unwinding.
+    unsafe {
+        ruby::method(|| {
+            if rb_sys::rb_block_given_p() == 0 {
+                return Err(Raise::argument(
+                    "tried to create Proc object without a block",
+                ));
+            }
+            let core = get(this).core()?;
+            let block = rb_sys::rb_block_proc();
+            let fiber = new_fiber(get(this).body, storage(argc, argv)?)?;
+            let me = (*core).current_task();
+            let task = (*core).add(fiber, true);
+            // Whoever started the fiber goes on as soon as it waits.
+            let wait = (*core).machine.tasks.begin_wait(me);
+            (*core).machine.tasks.wake_first(wait, Wake::Complete);
+            let is_root = (*core).root.is_none() && !(*core).waiter(me).scheduled;
+            if is_root {
+                (*core).root = Some(me);
+            }
+            (*core).current = task;
+            (*core).starting = block;
+            let result = switch::wait(core, me, Some((fiber, this)));
+            if is_root {
+                (*core).root = None;
+            }
+            (*core).finish_wait(me);
+            match result {
+                Ok(_) => Ok(fiber),
+                Err(state) => Err(Raise::Jump(state)),
+            }
+        })
+    }
+}
+
+/// The `storage:` of `Fiber.schedule(storage: …)`, as Fiber.new takes it.
+unsafe fn storage(argc: c_int, argv: *const VALUE) -> Result<Option<VALUE>, Raise> {
+    if argc == 0 {
+        return Ok(None);
+    }
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        let options = *argv;
+        if argc > 1 || rb_sys::rb_obj_is_kind_of(options, rb_sys::rb_cHash) != TRUE {
+            return Err(Raise::argument(&format!(
+                "wrong number of arguments (given {argc}, expected 0)"
+            )));
+        }
+        let key = rb_sys::rb_id2sym(ruby::id("storage"));
+        let storage = rb_sys::rb_hash_lookup2(options, key, ruby::UNDEF);
+        Ok((storage != ruby::UNDEF).then_some(storage))
+    }
+}
+
+/// A fiber that does not block, with a body.
+unsafe fn new_fiber(body: VALUE, storage: Option<VALUE>) -> Result<VALUE, Raise> {
+    // SAFETY: may raise, stopped here; the Hash is on the frame.
+    unsafe {
+        static NEW: OnceLock<(VALUE, ruby::ID)> = OnceLock::new();
+        let (class, new) = match NEW.get() {
+            Some(found) => *found,
+            None => {
+                // A look-up may wait for other Ractors: none of them waits for it.
+                let found = (ruby::class(c"Fiber"), ruby::id("new"));
+                *NEW.get_or_init(|| found)
+            }
+        };
+        ruby::protect(|| match storage {
+            None => rb_sys::rb_funcall_with_block(class, new, 0, std::ptr::null(), body),
+            Some(storage) => {
+                let options = rb_sys::rb_hash_new();
+                rb_sys::rb_hash_aset(options, rb_sys::rb_id2sym(ruby::id("storage")), storage);
+                let keywords = rb_sys::RB_PASS_KEYWORDS as c_int;
+                rb_sys::rb_funcall_with_block_kw(class, new, 1, &options, body, keywords)
+            }
+        })
+        .map_err(Raise::Jump)
+    }
+}
+
+/// Defines the hook.
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: the function takes what its arity says.
+    unsafe { ruby::define_method(class, c"fiber", fiber as *const (), -1) };
+}

@@ -1,0 +1,54 @@
+//! io_write and io_pwrite. What they do is in [`super::io_transfer`].
+
+use std::ffi::c_int;
+
+use super::io_transfer::transfer;
+use crate::ruby::{self, version, VALUE};
+
+/// Writes a buffer to an IO: all of it from `offset` on. `io.timeout` is honoured.
+///
+/// @method UringMachine::FiberScheduler#io_write(io, buffer, length = 0, offset = 0)
+/// @param io [IO]
+/// @param buffer [IO::Buffer]
+/// @param length [Integer] the least to move unless the file ends; 0 is one attempt. From scheduler
+///   interface 4 on (Ruby 4.1) the order is offset, length, and length is the most
+/// @param offset [Integer] where in the buffer
+/// @return [Integer] bytes, or a negative errno if nothing was written
+/// @raise [IO::TimeoutError] after io.timeout
+/// @kernel 5.6
+/// @example
+///   scheduler.io_write(io, buffer, 0, 0) #=> 5
+unsafe extern "C" fn io_write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: as `transfer`.
+    unsafe { transfer(argc, argv, this, false, true) }
+}
+
+/// Writes as `io_write`, at a position of the file. Not on Ruby 3.4, which would call it without its lock.
+///
+/// @method UringMachine::FiberScheduler#io_pwrite(io, buffer, from, length = 0, offset = 0)
+/// @param io [IO]
+/// @param buffer [IO::Buffer]
+/// @param from [Integer] where in the file, in bytes
+/// @param length [Integer] the least to move unless the file ends; 0 is one attempt. From scheduler
+///   interface 4 on (Ruby 4.1) the order is offset, length, and length is the most
+/// @param offset [Integer] where in the buffer
+/// @return [Integer] bytes, or a negative errno if nothing was written
+/// @raise [IO::TimeoutError] after io.timeout
+/// @kernel 5.6
+/// @example
+///   scheduler.io_pwrite(file, buffer, 4096, 0, 0) #=> 4096
+unsafe extern "C" fn io_pwrite(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: as `transfer`.
+    unsafe { transfer(argc, argv, this, true, true) }
+}
+
+/// Defines the hooks.
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: the functions take what their arity says.
+    unsafe {
+        ruby::define_method(class, c"io_write", io_write as *const (), -1);
+        if version::has_pwrite() {
+            ruby::define_method(class, c"io_pwrite", io_pwrite as *const (), -1);
+        }
+    }
+}

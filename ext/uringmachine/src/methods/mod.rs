@@ -1,0 +1,43 @@
+//! The methods of UringMachine, a file per kind of thing they work on.
+//!
+//! Each doc comment holds the method's documentation for Ruby users, in YARD's words, from `@method`
+//! on; `script/docs` makes docs/api.md of them.
+
+mod address;
+mod descriptors;
+mod fibers;
+mod files;
+mod introspection;
+mod paths;
+pub mod processes;
+mod readiness;
+mod sending;
+mod sockets;
+pub mod streams;
+mod time;
+mod tls;
+pub mod transfer;
+mod watch;
+
+use crate::ruby::VALUE;
+
+/// Defines the methods.
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: each file defines functions that take what their arity says.
+    unsafe {
+        descriptors::define(class);
+        fibers::define(class);
+        files::define(class);
+        introspection::define(class);
+        paths::define(class);
+        processes::define(class);
+        readiness::define(class);
+        sending::define(class);
+        sockets::define(class);
+        streams::define(class);
+        time::define(class);
+        tls::define(class);
+        transfer::define(class);
+        watch::define(class);
+    }
+}

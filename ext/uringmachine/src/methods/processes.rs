@@ -1,0 +1,207 @@
+//! waitid and its kin: child processes, and processes by descriptor.
+
+use std::ffi::c_int;
+
+use crate::machine::caller::{method, number};
+use crate::machine::child::{take, Wanted};
+use crate::os::direct;
+use crate::os::process::{descriptor, has_ended, send_signal};
+use crate::ruby::{self, arguments, define_all, define_all_singleton, Raise, NIL, VALUE};
+
+/// Waits for a change of a child process, and takes it. Processes that Ruby started are waited for no more
+/// then: `$?` is not set.
+///
+/// @method UringMachine#waitid(idtype, id, options)
+/// @param idtype [Integer] what id is: UM::P_PID, UM::P_PGID, UM::P_PIDFD or UM::P_ALL
+/// @param id [Integer] a process, a group of processes (0 is this process's own) or a descriptor of a
+///   process
+/// @param options [Integer] which change: UM::WEXITED, UM::WSTOPPED, UM::WCONTINUED. With UM::WNOWAIT it is
+///   not taken; with UM::WNOHANG there is no waiting
+/// @return [Array(Integer, Integer, Integer)] the process, its exit status or the number of the signal, and
+///   which of the two it is: UM::CLD_EXITED, UM::CLD_KILLED and so on. All 0 if there is no change, with
+///   UM::WNOHANG
+/// @raise [SystemCallError] as waitid(2): Errno::ECHILD if there is no such child
+/// @raise [TypeError] if an argument is no Integer
+/// @raise [ArgumentError] if one is out of range
+/// @kernel 6.7 by the ring
+/// @example
+///   machine.waitid(UM::P_PID, pid, UM::WEXITED) #=> [4711, 0, 1]
+unsafe extern "C" fn waitid(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; a siginfo of a child's change has these fields.
+    unsafe {
+        method(argc, argv, this, 3..=3, |caller, arguments| {
+            let wanted = Wanted::new(&arguments)?;
+            loop {
+                let found = wanted.look(0)?;
+                if found.is_none() && wanted.may_wait() {
+                    wanted.wait(&caller)?;
+                    continue;
+                }
+                let (pid, status, code) = found.map_or((0, 0, 0), |info| {
+                    (info.si_pid(), info.si_status(), info.si_code)
+                });
+                let numbers = [number(pid), number(status), number(code)];
+                return Ok(rb_sys::rb_ary_new_from_values(3, numbers.as_ptr()));
+            }
+        })
+    }
+}
+
+/// Waits for a change of a child process, and takes it, as a Process::Status.
+///
+/// @method UringMachine#waitid_status(idtype, id, options)
+/// @param idtype [Integer] as for `waitid`
+/// @param id [Integer] as for `waitid`
+/// @param options [Integer] as for `waitid`, but without UM::WNOWAIT
+/// @return [Process::Status, nil] nil if there is no change, with UM::WNOHANG
+/// @raise [SystemCallError] as waitid(2): Errno::ECHILD if there is no such child
+/// @raise [TypeError] if an argument is no Integer
+/// @raise [ArgumentError] if one is out of range
+/// @kernel 6.7 by the ring
+/// @example
+///   machine.waitid_status(UM::P_PID, pid, UM::WEXITED).success? #=> true
+unsafe extern "C" fn waitid_status(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; a siginfo of a child's change has a pid.
+    unsafe {
+        method(argc, argv, this, 3..=3, |caller, arguments| {
+            let wanted = Wanted::new(&arguments)?;
+            if wanted.options & libc::WNOWAIT != 0 {
+                return Err(Raise::argument("options can't have UM::WNOWAIT").into());
+            }
+            loop {
+                match wanted.look(libc::WNOWAIT)? {
+                    Some(info) => {
+                        // Somebody else may be quicker: then it waits again.
+                        let status = take(info.si_pid(), wanted.options)?;
+                        if status != NIL {
+                            return Ok(status);
+                        }
+                    }
+                    None if wanted.may_wait() => wanted.wait(&caller)?,
+                    None => return Ok(NIL),
+                }
+            }
+        })
+    }
+}
+
+/// Makes a descriptor of a process, which is ready to be read when the process ends. It is close-on-exec.
+///
+/// @method UringMachine.pidfd_open(pid)
+/// @param pid [Integer] a process
+/// @return [Integer] the descriptor
+/// @raise [SystemCallError] as pidfd_open(2): Errno::ESRCH if there is no such process
+/// @raise [TypeError] if pid is no Integer
+/// @raise [ArgumentError] if it is out of range
+/// @kernel 5.3
+/// @example
+///   fd = UM.pidfd_open(pid)
+///   machine.waitid(UM::P_PIDFD, fd, UM::WEXITED)
+unsafe extern "C" fn pidfd_open(argc: c_int, argv: *const VALUE, _class: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the call points to nothing.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            let pid = arguments.int(0, "pid")?;
+            let result = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+            Ok(number(descriptor(result)?))
+        })
+    }
+}
+
+/// Sends a signal to a process by its descriptor: never to another one that has got the same number since.
+///
+/// @method UringMachine.pidfd_send_signal(fd, sig, flags = 0)
+/// @param fd [Integer] the descriptor
+/// @param sig [Integer] the signal's number, as UM::SIGTERM; 0 only asks whether it could be sent
+/// @param flags [Integer] as pidfd_send_signal(2)'s
+/// @return [Integer] fd
+/// @raise [SystemCallError] as pidfd_send_signal(2): Errno::ESRCH if the process has ended
+/// @raise [TypeError] if an argument is no Integer
+/// @raise [ArgumentError] if one is out of range
+/// @kernel 5.1
+/// @example
+///   UM.pidfd_send_signal(fd, UM::SIGTERM)
+unsafe extern "C" fn pidfd_send_signal(argc: c_int, argv: *const VALUE, _class: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the call points to nothing.
+    unsafe {
+        arguments::with(argc, argv, 2..=3, |arguments| {
+            let fd = arguments.fd(0, "fd")?;
+            let signal = arguments.int(1, "sig")?;
+            let flags = match arguments.optional(2) {
+                None => 0,
+                Some(_) => arguments.unsigned(2, "flags")?,
+            };
+            send_signal(fd, signal, flags)?;
+            Ok(arguments.get(0))
+        })
+    }
+}
+
+/// Asks whether a process has ended, reaped or not. Takes nothing and does not wait.
+///
+/// @method UringMachine.pidfd_ended?(fd)
+/// @param fd [Integer] the descriptor of a process
+/// @return [Boolean]
+/// @raise [SystemCallError] Errno::EBADF
+/// @raise [TypeError] if fd is no Integer
+/// @raise [ArgumentError] if it is out of range
+/// @kernel 5.3
+/// @example
+///   UM.pidfd_ended?(fd) #=> false
+unsafe extern "C" fn has_pidfd_ended(argc: c_int, argv: *const VALUE, _class: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            Ok(ruby::boolean(has_ended(arguments.fd(0, "fd")?)?))
+        })
+    }
+}
+
+/// Makes this process the parent of its descendants whose own parents end, or ends that.
+///
+/// @method UringMachine.pr_set_child_subreaper(value)
+/// @param value [Boolean]
+/// @return [Boolean] value
+/// @raise [SystemCallError] as prctl(2)
+/// @raise [TypeError] if value is neither true nor false
+/// @kernel 3.4
+/// @example
+///   UM.pr_set_child_subreaper(true)
+unsafe extern "C" fn pr_set_child_subreaper(
+    argc: c_int,
+    argv: *const VALUE,
+    _class: VALUE,
+) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments; the call points to nothing.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            let value = arguments.get(0);
+            if value != ruby::TRUE && value != ruby::FALSE {
+                return Err(arguments::wrong_type(value, "value", "true or false"));
+            }
+            let on = libc::c_ulong::from(value == ruby::TRUE);
+            direct(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, on))?;
+            Ok(value)
+        })
+    }
+}
+
+/// Defines the methods.
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: the functions are methods.
+    unsafe {
+        define_all(
+            class,
+            &[(c"waitid", waitid), (c"waitid_status", waitid_status)],
+        );
+        define_all_singleton(
+            class,
+            &[
+                (c"pidfd_open", pidfd_open),
+                (c"pidfd_send_signal", pidfd_send_signal),
+                (c"pidfd_ended?", has_pidfd_ended),
+                (c"pr_set_child_subreaper", pr_set_child_subreaper),
+            ],
+        );
+    }
+}

@@ -1,0 +1,384 @@
+//! ssl_read and its kin, and what UM::TLS::Socket in lib/uringmachine/tls.rb is made of.
+
+use std::ffi::c_int;
+
+use super::transfer;
+use crate::lending::Destination;
+use crate::machine::caller::{answer, method, Caller};
+use crate::machine::switch::{self, Failure};
+use crate::ruby::arguments::{self, Arguments};
+use crate::ruby::{self, define_all, Outcome, Raise, FALSE, NIL, TRUE, VALUE};
+use crate::tls::{self, Connection, Wait};
+
+/// Puts an SSLSocket on the ring: its own methods (connect, accept, read, gets, write, close and so on)
+/// then let other fibers run where they wait. A second call for the same socket makes it another machine's.
+///
+/// Called before `connect` or `accept`, or after; not while a handshake is half-way. On another thread than
+/// the machine's, the socket's methods go through that thread's own machine.
+///
+/// @method UringMachine#ssl_set_bio(ssl_socket, kernel: false)
+/// @param ssl_socket [OpenSSL::SSL::SSLSocket]
+/// @param kernel [Boolean] whether the kernel is to encrypt and decrypt, where it offers that: see
+///   UM::SSL.accelerate
+/// @return [UringMachine] self
+/// @raise [TypeError] if it is no SSLSocket
+/// @raise [IOError] if it is closed
+/// @raise [UringMachine::Error] if Ruby's openssl extension uses something other than OpenSSL 3
+/// @kernel 5.6
+/// @example
+///   machine.ssl_set_bio(ssl_socket)
+///   ssl_socket.connect
+unsafe extern "C" fn ssl_set_bio(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        method(argc, argv, this, 1..=2, |_, arguments| {
+            let kernel = match arguments.optional(1) {
+                None => None,
+                Some(options) if ruby::is_hash(options) => {
+                    arguments::keywords(options, ["kernel"])?[0]
+                }
+                Some(other) => {
+                    return Err(arguments::wrong_type(other, "kernel", "a keyword").into())
+                }
+            };
+            tls::set_bio(this, arguments.get(0), kernel.is_some_and(ruby::truthy))?;
+            Ok(this)
+        })
+    }
+}
+
+/// Reads from a TLS connection into a buffer: it returns as soon as there is something. Any number of
+/// fibers may read and write the same connection if it was given to `ssl_set_bio`; without that, one may
+/// read and one may write.
+///
+/// @method UringMachine#ssl_read(ssl_socket, buffer, maxlen = nil)
+/// @param ssl_socket [OpenSSL::SSL::SSLSocket]
+/// @param buffer [String, IO::Buffer] where the bytes go. A String is cut to end with them; an IO::Buffer
+///   that is too small is resized. It can't be modified while the operation runs
+/// @param maxlen [Integer, nil] the most bytes to read; nil is the size of an IO::Buffer, and 16 KiB for a
+///   String
+/// @return [Integer] bytes read; 0 once the peer has closed the connection by a close_notify
+/// @raise [OpenSSL::SSL::SSLError] with OpenSSL's reason, if the protocol is broken; so it is by an end
+///   without close_notify, unless the context has OP_IGNORE_UNEXPECTED_EOF
+/// @raise [SystemCallError] as recv(2)
+/// @raise [TypeError] if ssl_socket is no SSLSocket
+/// @raise [UringMachine::Error] if the buffer is no buffer, or in use by another operation
+/// @kernel 5.6
+/// @example
+///   buffer = +""
+///   machine.ssl_read(ssl_socket, buffer, 8192) #=> 5
+unsafe extern "C" fn ssl_read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        method(argc, argv, this, 2..=3, |caller, arguments| {
+            let connection = Connection::find(arguments.get(0))?;
+            let maxlen = transfer::length(&arguments, 2, "maxlen")?;
+            let buffer = arguments.get(1);
+            let count = read_into(&caller, &connection, buffer, maxlen, Wait::Forever)?;
+            Ok(ruby::fixnum(count as i64))
+        })
+    }
+}
+
+unsafe fn read_into(
+    caller: &Caller,
+    connection: &Connection,
+    buffer: VALUE,
+    maxlen: Option<usize>,
+    wait: Wait,
+) -> Result<usize, Failure> {
+    // SAFETY: the destination keeps the memory in place until it is finished, and the core marks its
+    // object.
+    unsafe {
+        let core = caller.core;
+        let destination = Destination::new(core, buffer, maxlen, 0, "buffer")?;
+        let hold = (*core).lending.holds.insert(vec![destination.held()]);
+        let (pointer, length) = (destination.pointer, destination.length);
+        let fixed = destination.fixed;
+        let result = connection.read(caller, pointer, length, fixed, wait);
+        let finished = destination.finish(core, result.as_ref().ok().copied());
+        (*core).lending.holds.remove(hold);
+        finished?;
+        result
+    }
+}
+
+/// Writes from a buffer to a TLS connection, all of it. Returns when the kernel has the bytes.
+///
+/// What the fiber is to raise when some bytes are taken (a time limit, an exception) ends it with their count, and is
+/// raised at the fiber's next wait. Those that are not sent yet go out with the next call.
+///
+/// @method UringMachine#ssl_write(ssl_socket, buffer, len = nil)
+/// @param ssl_socket [OpenSSL::SSL::SSLSocket]
+/// @param buffer [String, IO::Buffer] the bytes
+/// @param len [Integer, nil] how many of them; nil, 0 and -1 are all
+/// @return [Integer] bytes written: all of them, unless it was ended
+/// @raise [OpenSSL::SSL::SSLError] with OpenSSL's reason, if the protocol is broken
+/// @raise [SystemCallError] as send(2)
+/// @raise [TypeError] if ssl_socket is no SSLSocket
+/// @raise [UringMachine::Error] if the buffer is no buffer
+/// @kernel 5.6
+/// @example
+///   machine.ssl_write(ssl_socket, "Hello, world!\n") #=> 14
+unsafe extern "C" fn ssl_write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        method(argc, argv, this, 2..=3, |caller, arguments| {
+            let connection = Connection::find(arguments.get(0))?;
+            let len = transfer::length_or_all(&arguments, 2, "len")?.filter(|len| *len != 0);
+            let buffers = &arguments.all()[1..2];
+            let wait = Wait::Forever;
+            let written = tls::write_counted(&caller, &connection, buffers, len, wait)?;
+            Ok(ruby::fixnum(written as i64))
+        })
+    }
+}
+
+/// Runs a function of UM::TLS with the machine for its first argument, an SSLSocket on the ring.
+unsafe fn on_ring(
+    argc: c_int,
+    argv: *const VALUE,
+    count: usize,
+    body: impl FnOnce(Caller, Connection, Arguments) -> Result<VALUE, Failure>,
+) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, count..=count, |arguments| {
+            let connection = find(&arguments)?;
+            let machine = tls::machine_of(arguments.get(0))?;
+            let caller = Caller::new(machine)?;
+            let result = answer(body(caller, connection, arguments));
+            std::hint::black_box(machine);
+            result
+        })
+    }
+}
+
+unsafe fn find(arguments: &Arguments) -> Result<Connection, Raise> {
+    // SAFETY: the type is checked.
+    let connection = unsafe { Connection::find(arguments.get(0))? };
+    if connection.wire.is_null() {
+        return Err(Raise::misuse(
+            "ssl_socket is not on the ring: see ssl_set_bio",
+        ));
+    }
+    Ok(connection)
+}
+
+/// UM::TLS.read(ssl_socket, buffer, length): the count, 0 at the end.
+unsafe extern "C" fn read(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        on_ring(argc, argv, 3, |caller, connection, arguments| {
+            let length = transfer::length(&arguments, 2, "length")?;
+            let buffer = arguments.get(1);
+            let count = read_into(&caller, &connection, buffer, length, Wait::Timeout)?;
+            Ok(ruby::fixnum(count as i64))
+        })
+    }
+}
+
+/// UM::TLS.write(ssl_socket, string): writes all of a String and takes off it what OpenSSL has accepted,
+/// also when it raises: those bytes go out with the next call.
+unsafe extern "C" fn write(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        on_ring(argc, argv, 2, |caller, connection, arguments| {
+            let string = arguments::string(arguments.get(1), "string")?;
+            let buffers = &arguments.all()[1..2];
+            let mut accepted = 0;
+            let result = tls::write_some(
+                &caller,
+                &connection,
+                buffers,
+                None,
+                Wait::Timeout,
+                &mut accepted,
+            );
+            let dropped = ruby::protect(|| rb_sys::rb_str_drop_bytes(string, accepted as _));
+            result?;
+            dropped.map_err(Raise::Jump)?;
+            Ok(NIL)
+        })
+    }
+}
+
+/// UM::TLS.write_counted(ssl_socket, string): writes all of a String; how much of it OpenSSL has accepted.
+unsafe extern "C" fn write_counted(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        on_ring(argc, argv, 2, |caller, connection, arguments| {
+            let buffers = &arguments.all()[1..2];
+            let wait = Wait::Timeout;
+            let written = tls::write_counted(&caller, &connection, buffers, None, wait)?;
+            Ok(ruby::fixnum(written as i64))
+        })
+    }
+}
+
+/// UM::TLS.drive(ssl_socket) { stock method that does not wait }: calls it until it wants nothing more, and
+/// does what it wants by the ring. What it returns.
+unsafe extern "C" fn drive(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        on_ring(argc, argv, 1, |caller, connection, _| loop {
+            let wanted = step(&connection)?;
+            if wanted == wait_readable() {
+                connection.exchange(&caller, Wait::Timeout)?;
+                continue;
+            }
+            if wanted == wait_writable() {
+                connection.make_room(&caller, Wait::Timeout)?;
+                continue;
+            }
+            connection.flush(&caller, Wait::Timeout)?;
+            return Ok(wanted);
+        })
+    }
+}
+
+/// UM::TLS.attempt(ssl_socket) { the same }: calls it until it wants what can't be done without waiting.
+unsafe extern "C" fn attempt(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            let connection = find(&arguments)?;
+            loop {
+                let wanted = step(&connection)?;
+                connection.send_now();
+                if wanted != wait_readable() || !connection.receive_now()? {
+                    return Ok(wanted);
+                }
+            }
+        })
+    }
+}
+
+unsafe fn step(connection: &Connection) -> Outcome {
+    // SAFETY: the block may raise, stopped here.
+    unsafe {
+        connection.claim()?;
+        let result = ruby::protect(|| rb_sys::rb_yield(NIL));
+        connection.unclaim();
+        result.map_err(|state| {
+            let raise = switch::unwinding(state);
+            // Tells the peer why.
+            connection.send_now();
+            raise
+        })
+    }
+}
+
+fn wait_readable() -> VALUE {
+    // SAFETY: a Symbol of a name that is interned for good.
+    unsafe { rb_sys::rb_id2sym(ruby::id("wait_readable")) }
+}
+
+fn wait_writable() -> VALUE {
+    // SAFETY: as above.
+    unsafe { rb_sys::rb_id2sym(ruby::id("wait_writable")) }
+}
+
+/// UM::TLS.takes_now?(ssl_socket): whether a write would not have to wait.
+unsafe extern "C" fn takes_now(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            Ok(if find(&arguments)?.takes_now()? {
+                TRUE
+            } else {
+                FALSE
+            })
+        })
+    }
+}
+
+/// UM::TLS.kernel_sends?(ssl_socket): whether bytes that are written to its IO are encrypted by the kernel.
+unsafe extern "C" fn kernel_sends(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            let connection = Connection::find(arguments.get(0))?;
+            Ok(ruby::boolean(connection.kernel_sends()))
+        })
+    }
+}
+
+/// UM::TLS.kernel_receives?(ssl_socket): whether bytes that are read from its IO come decrypted by the kernel.
+unsafe extern "C" fn kernel_receives(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            let connection = Connection::find(arguments.get(0))?;
+            Ok(ruby::boolean(connection.kernel_receives()))
+        })
+    }
+}
+
+/// UM::TLS.holds_bytes?(ssl_socket): whether OpenSSL has bytes that came from the descriptor.
+unsafe extern "C" fn holds_bytes(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            Ok(ruby::boolean(find(&arguments)?.holds_bytes()))
+        })
+    }
+}
+
+/// UM::TLS.check_peer(ssl_socket): raises Errno::EPIPE if the peer has reset a connection that the kernel encrypts,
+/// for what writes to the descriptor itself.
+unsafe extern "C" fn check_peer(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            let connection = find(&arguments)?;
+            connection.check_peer(connection.descriptor()?)?;
+            Ok(NIL)
+        })
+    }
+}
+
+/// UM::TLS.abandon(ssl_socket): has the fibers raise that wait for its descriptor.
+unsafe extern "C" fn abandon(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
+    // SAFETY: Ruby passes `argc` arguments.
+    unsafe {
+        arguments::with(argc, argv, 1..=1, |arguments| {
+            find(&arguments)?.abandon();
+            Ok(NIL)
+        })
+    }
+}
+
+/// Defines the methods, and the module behind UM::TLS::Socket.
+pub unsafe fn define(class: VALUE) {
+    // SAFETY: the functions are methods.
+    unsafe {
+        define_all(
+            class,
+            &[
+                (c"ssl_set_bio", ssl_set_bio),
+                (c"ssl_read", ssl_read),
+                (c"ssl_write", ssl_write),
+            ],
+        );
+        let module = rb_sys::rb_define_module_under(class, c"TLS".as_ptr());
+        crate::ruby::define_all_singleton(
+            module,
+            &[
+                (c"read", read),
+                (c"write", write),
+                (c"write_counted", write_counted),
+                (c"drive", drive),
+                (c"attempt", attempt),
+                (c"takes_now?", takes_now),
+                (c"kernel_sends?", kernel_sends),
+                (c"kernel_receives?", kernel_receives),
+                (c"holds_bytes?", holds_bytes),
+                (c"check_peer", check_peer),
+                (c"abandon", abandon),
+            ],
+        );
+        let socket = rb_sys::rb_define_module_under(module, c"Socket".as_ptr());
+        tls::set_socket_module(socket);
+    }
+}

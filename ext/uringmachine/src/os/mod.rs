@@ -1,0 +1,31 @@
+//! Linux: what it is called with, and what it answers, that the ring has no part in.
+
+pub mod constants;
+pub mod file_system;
+pub mod per_process;
+pub mod per_ractor;
+pub mod process;
+pub mod socket_address;
+
+use crate::ruby::Raise;
+
+/// The result of a system call that was made directly.
+pub fn direct(result: i32) -> Result<i32, Raise> {
+    if result >= 0 {
+        return Ok(result);
+    }
+    // SAFETY: errno of the call just made.
+    Err(Raise::errno(unsafe { *libc::__errno_location() }))
+}
+
+/// poll(2) without waiting. It answers EINTR although it does not wait, if a signal is pending.
+pub fn poll_now(polls: &mut [libc::pollfd]) -> Result<(), Raise> {
+    loop {
+        // SAFETY: the pointer and the count belong together.
+        let result = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as _, 0) };
+        // SAFETY: errno of the call just made.
+        if result >= 0 || unsafe { *libc::__errno_location() } != libc::EINTR {
+            return direct(result).map(drop);
+        }
+    }
+}
