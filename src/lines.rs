@@ -1,5 +1,5 @@
 //! Who writes to a descriptor: one at a time, in the order they came. It is a task, which makes its operations
-//! itself, or work that nobody waits for, which the machine does: bytes to be written, all of them, a shutdown, a
+//! itself, or work that nobody waits for, which the driver does: bytes to be written, all of them, a shutdown, a
 //! close.
 
 use std::collections::VecDeque;
@@ -206,7 +206,7 @@ pub enum Next {
     Start(Box<Job>),
 }
 
-/// The lines of one machine's descriptors.
+/// The lines of one driver's descriptors.
 #[derive(Debug, Default)]
 pub struct Lines {
     lines: ByDescriptor<Line>,

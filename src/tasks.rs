@@ -16,7 +16,7 @@ pub type TaskId = Key;
 pub struct WaitId {
     /// The task that waits.
     pub task: TaskId,
-    /// The serial of the wait, never used twice in a machine.
+    /// The serial of the wait, never used twice in a driver.
     pub serial: u64,
 }
 
@@ -34,7 +34,7 @@ pub enum Wake {
 /// Where a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It runs, or it is suspended by somebody else than this machine.
+    /// It runs, or it is suspended by somebody else than this driver.
     Running,
     /// It waits.
     Waiting,
@@ -67,7 +67,7 @@ impl<T> Task<T> {
     }
 }
 
-/// The tasks of one machine, each with the embedder's payload.
+/// The tasks of one driver, each with the embedder's payload.
 #[derive(Debug)]
 pub struct Tasks<T> {
     tasks: Slab<Task<T>>,

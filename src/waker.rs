@@ -1,4 +1,4 @@
-//! Ending a machine's sleep from another thread.
+//! Ending a driver's sleep from another thread.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -9,7 +9,7 @@ use crate::tasks::WaitId;
 
 /// An eventfd (eventfd(2)) the ring polls, and the waits that other threads have completed.
 ///
-/// Clones share both, so a worker thread may keep one beyond the machine's end.
+/// Clones share both, so a worker thread may keep one beyond the driver's end.
 #[derive(Clone, Debug)]
 pub struct Waker {
     shared: Arc<Shared>,
@@ -20,7 +20,7 @@ struct Shared {
     /// The eventfd, or [`GONE`].
     event: AtomicI32,
     completed: Mutex<Vec<WaitId>>,
-    /// Whether `completed` may have something: looked at by a machine that never sleeps.
+    /// Whether `completed` may have something: looked at by a driver that never sleeps.
     pending: AtomicBool,
 }
 
@@ -60,13 +60,13 @@ impl Waker {
         })
     }
 
-    /// Ends the machine's sleep, or keeps it from falling asleep. Async-signal-safe: one write(2).
+    /// Ends the driver's sleep, or keeps it from falling asleep. Async-signal-safe: one write(2).
     #[inline]
     pub fn wake(&self) {
         wake_fd(self.fd());
     }
 
-    /// Hands over a completed wait and wakes the machine. May be called from any thread.
+    /// Hands over a completed wait and wakes the driver. May be called from any thread.
     pub fn complete(&self, wait: WaitId) {
         self.completed().push(wait);
         self.shared.pending.store(true, Ordering::Release);

@@ -1,15 +1,15 @@
-//! A machine's side of the [`lines`](crate::lines): whose turn it is to write to a descriptor, and the work that nobody
+//! A driver's side of the [`lines`](crate::lines): whose turn it is to write to a descriptor, and the work that nobody
 //! waits for.
 
 use std::os::fd::RawFd;
 
-use super::Machine;
+use super::Driver;
 use crate::lines::{Job, Next, Work};
-use crate::ops::OpKey;
+use crate::operation::OpKey;
 use crate::ring::Ring;
 use crate::tasks::{TaskId, WaitId, Wake};
 
-impl<T> Machine<T> {
+impl<T> Driver<T> {
     /// Gives a task its turn to write to a descriptor, if nobody writes to it: see [`Lines::begin`].
     #[inline]
     pub fn begin_turn(&mut self, fd: RawFd, task: TaskId) -> bool {
@@ -72,7 +72,7 @@ impl<T> Machine<T> {
     /// Ends what waits for a descriptor that is being closed, but the work that was given before: operations are
     /// cancelled, and tasks that wait for their turn sent away.
     pub fn end_operations_on(&mut self, fd: RawFd) {
-        for op in self.ops.on(fd) {
+        for op in self.in_flight.on(fd) {
             // What cannot be cancelled now ends when the ring does.
             let _ = self.cancel(op);
         }
@@ -91,7 +91,7 @@ impl<T> Machine<T> {
             return;
         }
         if let Some(generations) = self.lines.rename(fd, new) {
-            for job in self.ops.jobs_mut() {
+            for job in self.in_flight.jobs_mut() {
                 job.rename(fd, new, generations);
             }
         }
@@ -101,7 +101,7 @@ impl<T> Machine<T> {
     /// Ends the turns of tasks that will not go on, where work waits for them and none of them has the kernel write.
     pub(super) fn end_turns(&mut self) {
         for fd in self.lines.behind_tasks() {
-            if !self.ops.any_on(fd) {
+            if !self.in_flight.any_on(fd) {
                 let (waits, next) = self.lines.dismiss(fd);
                 self.wake_all(waits);
                 self.give_turn(fd, next);
@@ -111,7 +111,7 @@ impl<T> Machine<T> {
 
     /// Whether the kernel has operations on a descriptor.
     pub fn has_operations_on(&self, fd: RawFd) -> bool {
-        self.ops.any_on(fd)
+        self.in_flight.any_on(fd)
     }
 
     /// Begins a new line for a descriptor that is closed now; the work for it that has not begun is not done.
@@ -147,15 +147,15 @@ impl<T> Machine<T> {
             self.forget_line(job.fd);
         }
         let entry = job.entry();
-        let op = self.ops.start_job(job);
+        let op = self.in_flight.start_job(job);
         // SAFETY: the entry points to the job's bytes, which its record keeps until the completion.
         if unsafe { self.push_entry(op, entry) }.is_ok() {
             return Ok(());
         }
-        match self.ops.forget(op) {
+        match self.in_flight.forget(op) {
             Some(job) => {
                 if matches!(job.work, Work::Close) {
-                    // SAFETY: the machine was given the descriptor to close.
+                    // SAFETY: the driver was given the descriptor to close.
                     unsafe { libc::close(job.fd) };
                 }
                 Err((job, libc::ENOBUFS))
@@ -165,12 +165,12 @@ impl<T> Machine<T> {
     }
 
     pub(super) fn worked(&mut self, op: OpKey, result: i32) {
-        let Some(job) = self.ops.take_job(op) else {
+        let Some(job) = self.in_flight.take_job(op) else {
             return;
         };
         let fd = job.fd;
         if matches!(job.work, Work::Close) && result == -libc::ECANCELED {
-            // SAFETY: the machine was given the descriptor to close, and the kernel has not begun to.
+            // SAFETY: the driver was given the descriptor to close, and the kernel has not begun to.
             unsafe { libc::close(fd) };
         }
         let next = self.lines.worked(job, result);

@@ -14,7 +14,7 @@ const ABANDONED: RawFd = -2;
 
 /// The registered files of one ring.
 #[derive(Debug, Default)]
-pub struct FixedFiles {
+pub struct RegisteredFiles {
     /// The descriptor that a slot's file was registered by.
     slots: Vec<RawFd>,
     /// The slot of a descriptor, one more than its number; 0 is none.
@@ -24,7 +24,7 @@ pub struct FixedFiles {
     abandoned: Vec<u16>,
 }
 
-impl FixedFiles {
+impl RegisteredFiles {
     /// Registers the file of a descriptor; again, if the descriptor is another file's by now.
     pub fn register(&mut self, uring: &IoUring, fd: RawFd) -> io::Result<()> {
         if fd < 0 {
@@ -71,7 +71,7 @@ impl FixedFiles {
     }
 
     /// Forgets the file that was registered by a descriptor, by any thread; the ring lets go of it at the next
-    /// [`FixedFiles::release_abandoned`]. False if there is none.
+    /// [`RegisteredFiles::release_abandoned`]. False if there is none.
     pub fn abandon(&mut self, fd: RawFd) -> bool {
         let Some(slot) = self.slot(fd) else {
             return false;

@@ -2,12 +2,13 @@
 //!
 //! Bytes are copied out of the provided buffer as soon as their completion is reaped, so a buffer
 //! is back with the kernel at once, and cancelling never touches the memory of whoever reads. A
-//! stream that brings more than is consumed is stopped, and started again when it is wanted.
+//! multishot that brings more than is consumed is stopped, and started again when it is wanted.
 
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 
-use crate::ops::{Completion, Effect};
+use crate::byte_queue::Bytes;
+use crate::operation::{Completion, Effect};
 use crate::tasks::WaitId;
 
 /// What a multishot operation brings.
@@ -19,7 +20,7 @@ pub enum Arrivals {
     Bytes {
         /// What has come and is not consumed.
         bytes: Bytes,
-        /// How much may come before the stream is stopped.
+        /// How much may come before the multishot is stopped.
         limit: usize,
         /// Where each completion's bytes end, for whoever wants them one by one.
         chunks: VecDeque<usize>,
@@ -32,7 +33,7 @@ impl Arrivals {
         Self::Descriptors(VecDeque::new())
     }
 
-    /// Room for bytes; a stream that brings more than `limit` is stopped.
+    /// Room for bytes; a multishot that brings more than `limit` is stopped.
     pub fn bytes(limit: usize) -> Self {
         Self::Bytes {
             bytes: Bytes::default(),
@@ -44,7 +45,7 @@ impl Arrivals {
 
 /// The state of a multishot operation.
 #[derive(Debug)]
-pub struct Stream {
+pub struct Multishot {
     /// The wait that the next arrival, or the end, ends.
     pub wait: Option<WaitId>,
     /// What has come.
@@ -57,7 +58,7 @@ pub struct Stream {
     discarded: bool,
 }
 
-impl Stream {
+impl Multishot {
     pub(crate) fn new(arrivals: Arrivals) -> Self {
         Self {
             wait: None,
@@ -136,7 +137,7 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
+impl Drop for Multishot {
     fn drop(&mut self) {
         // What nobody has taken nobody will close.
         self.discard();
@@ -144,88 +145,14 @@ impl Drop for Stream {
 }
 
 fn close(fd: RawFd) {
-    // SAFETY: the kernel made the descriptor for this stream, and nobody else has seen it.
+    // SAFETY: the kernel made the descriptor for this multishot, and nobody else has seen it.
     unsafe { libc::close(fd) };
-}
-
-/// A queue of bytes in one piece.
-#[derive(Debug, Default)]
-pub struct Bytes {
-    data: Vec<u8>,
-    start: usize,
-}
-
-/// What an empty queue keeps of its memory, and how much consumed memory may lie before the bytes.
-const KEPT: usize = 64 << 10;
-
-impl Bytes {
-    /// The bytes, the oldest first.
-    #[inline]
-    pub fn as_slice(&self) -> &[u8] {
-        &self.data[self.start..]
-    }
-
-    /// How many bytes there are.
-    #[inline]
-    pub fn len(&self) -> usize {
-        self.data.len() - self.start
-    }
-
-    /// Whether there is none.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Appends bytes.
-    #[inline]
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.data.extend_from_slice(bytes);
-    }
-
-    /// Room for `length` bytes at the end, whose first `count` count once they are written: see
-    /// [`Bytes::commit`]. Nothing else may be done to the queue meanwhile.
-    pub fn reserve(&mut self, length: usize) -> *mut u8 {
-        self.data.reserve(length);
-        // SAFETY: the end of the vector's bytes is within its capacity.
-        unsafe { self.data.as_mut_ptr().add(self.data.len()) }
-    }
-
-    /// Takes over `count` bytes that were written where [`Bytes::reserve`] said.
-    ///
-    /// # Safety
-    /// That many were reserved and written.
-    pub unsafe fn commit(&mut self, count: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.data.set_len(self.data.len() + count) };
-    }
-
-    /// Takes the oldest bytes away.
-    ///
-    /// # Panics
-    /// If there are not as many.
-    #[inline]
-    pub fn consume(&mut self, count: usize) {
-        assert!(count <= self.len(), "consumed more than there is");
-        self.start += count;
-        if self.start == self.data.len() {
-            self.data.clear();
-            self.start = 0;
-            if self.data.capacity() > KEPT {
-                self.data.shrink_to(KEPT);
-            }
-        } else if self.start > KEPT && self.start > self.data.len() / 2 {
-            self.data.drain(..self.start);
-            self.start = 0;
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::slab::Key;
-    use proptest::prelude::*;
 
     fn wait() -> WaitId {
         WaitId {
@@ -243,14 +170,14 @@ mod tests {
 
     #[test]
     fn an_arrival_ends_one_wait_and_the_next_arrival_none() {
-        let mut stream = Stream::new(Arrivals::bytes(100));
-        stream.wait = Some(wait());
+        let mut multishot = Multishot::new(Arrivals::bytes(100));
+        multishot.wait = Some(wait());
         assert_eq!(
-            stream.arrive(completion(2), true, b"ab"),
+            multishot.arrive(completion(2), true, b"ab"),
             Effect::Wakes(wait())
         );
-        assert_eq!(stream.arrive(completion(1), true, b"c"), Effect::None);
-        let Arrivals::Bytes { bytes, chunks, .. } = &stream.arrivals else {
+        assert_eq!(multishot.arrive(completion(1), true, b"c"), Effect::None);
+        let Arrivals::Bytes { bytes, chunks, .. } = &multishot.arrivals else {
             unreachable!()
         };
         assert_eq!(bytes.as_slice(), b"abc");
@@ -258,45 +185,26 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_floods_is_stopped_once_and_may_be_started_again() {
-        let mut stream = Stream::new(Arrivals::bytes(3));
-        assert_eq!(stream.arrive(completion(3), true, b"abc"), Effect::None);
+    fn a_multishot_that_floods_is_stopped_once_and_may_be_started_again() {
+        let mut multishot = Multishot::new(Arrivals::bytes(3));
+        assert_eq!(multishot.arrive(completion(3), true, b"abc"), Effect::None);
         assert_eq!(
-            stream.arrive(completion(1), true, b"d"),
+            multishot.arrive(completion(1), true, b"d"),
             Effect::Floods(None)
         );
-        assert_eq!(stream.arrive(completion(1), true, b"e"), Effect::None);
-        assert!(!stream.is_resumable());
-        stream.arrive(completion(-libc::ECANCELED), false, b"");
-        assert!(stream.is_resumable());
+        assert_eq!(multishot.arrive(completion(1), true, b"e"), Effect::None);
+        assert!(!multishot.is_resumable());
+        multishot.arrive(completion(-libc::ECANCELED), false, b"");
+        assert!(multishot.is_resumable());
     }
 
     #[test]
     fn the_end_of_the_file_and_an_error_are_final() {
         for result in [0, -libc::ECONNRESET, -libc::ECANCELED] {
-            let mut stream = Stream::new(Arrivals::bytes(3));
-            stream.arrive(completion(result), false, b"");
-            assert_eq!(stream.ended, Some(result));
-            assert!(!stream.is_resumable());
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn bytes_come_out_as_they_went_in(steps in prop::collection::vec((0usize..50_000, 0usize..50_000), 1..40)) {
-            let mut bytes = Bytes::default();
-            let (mut next_in, mut next_out) = (0u8, 0u8);
-            for (push, consume) in steps {
-                let new: Vec<u8> = (0..push).map(|_| { next_in = next_in.wrapping_add(1); next_in }).collect();
-                bytes.push(&new);
-                let consume = consume.min(bytes.len());
-                for byte in &bytes.as_slice()[..consume] {
-                    next_out = next_out.wrapping_add(1);
-                    prop_assert_eq!(*byte, next_out);
-                }
-                bytes.consume(consume);
-            }
-            prop_assert_eq!(next_in.wrapping_sub(next_out), bytes.len() as u8);
+            let mut multishot = Multishot::new(Arrivals::bytes(3));
+            multishot.arrive(completion(result), false, b"");
+            assert_eq!(multishot.ended, Some(result));
+            assert!(!multishot.is_resumable());
         }
     }
 }

@@ -7,26 +7,14 @@
 
 use std::os::fd::RawFd;
 
-use io_uring::squeue::Entry;
-use io_uring::{cqueue, opcode};
+use io_uring::cqueue;
 
 use crate::by_descriptor::ByDescriptor;
 use crate::lines::Job;
-use crate::slab::{Key, Slab};
-use crate::stream::{Arrivals, Stream};
+use crate::multishot::{Arrivals, Multishot};
+use crate::operation::{Completion, Effect, OpKey, NO_DESCRIPTOR};
+use crate::slab::Slab;
 use crate::tasks::WaitId;
-
-/// Names one operation; its bits are the `user_data` of its entry.
-pub type OpKey = Key;
-
-/// The result of an operation: what its completion carried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Completion {
-    /// The count or descriptor, or -errno.
-    pub result: i32,
-    /// The completion's IORING_CQE_F_* flags.
-    pub flags: u32,
-}
 
 #[derive(Debug)]
 enum Lifecycle {
@@ -38,7 +26,7 @@ enum Lifecycle {
     /// here until the kernel is done with it.
     Orphan(#[allow(dead_code)] Option<Box<[u8]>>),
     /// It completes again and again.
-    Stream(Box<Stream>),
+    Multishot(Box<Multishot>),
     /// It is a part of work that nobody waits for.
     Work(Box<Job>),
     /// Its result was taken, and the kernel still has its memory (a zero-copy send).
@@ -54,93 +42,9 @@ struct Record {
     opens: bool,
 }
 
-/// No descriptor.
-const NONE: RawFd = -1;
-
-/// What a completion led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Nobody waits for it.
-    None,
-    /// It ends this wait.
-    Wakes(WaitId),
-    /// It ends an operation of work that nobody waits for: see [`Ops::take_job`].
-    Works,
-    /// It ends this wait, if there is one, and the stream has more than it wants: it is to be
-    /// cancelled.
-    Floods(Option<WaitId>),
-}
-
-/// The descriptor that an operation reads, writes, polls or changes the file of, so that the close of the one ends the
-/// other; a negative number if there is none. (Others have a directory there, or nothing, or are about the descriptor
-/// itself.)
-#[inline]
-pub fn descriptor_of(entry: &Entry) -> RawFd {
-    const DESCRIPTOR: usize = 4;
-    if ON_A_FILE >> code_of(entry) & 1 == 0 {
-        return NONE;
-    }
-    // SAFETY: an Entry is a struct io_uring_sqe, with the 32-bit `fd` at byte 4 (linux/io_uring.h).
-    unsafe {
-        let bytes = std::ptr::from_ref(entry).cast::<u8>();
-        bytes.add(DESCRIPTOR).cast::<RawFd>().read()
-    }
-}
-
-/// Whether the result of an operation is a new descriptor.
-#[inline]
-pub fn opens(entry: &Entry) -> bool {
-    const OPENERS: u128 = 1 << opcode::Accept::CODE
-        | 1 << opcode::OpenAt::CODE
-        | 1 << opcode::OpenAt2::CODE
-        | 1 << opcode::Socket::CODE;
-    OPENERS >> code_of(entry) & 1 == 1
-}
-
-#[inline]
-fn code_of(entry: &Entry) -> u8 {
-    // SAFETY: a struct io_uring_sqe begins with the 8-bit `opcode`.
-    unsafe { *std::ptr::from_ref(entry).cast::<u8>() }
-}
-
-/// The operations of [`descriptor_of`], a bit each.
-const ON_A_FILE: u128 = {
-    let codes = [
-        opcode::Read::CODE,
-        opcode::Write::CODE,
-        opcode::Readv::CODE,
-        opcode::Writev::CODE,
-        opcode::ReadFixed::CODE,
-        opcode::WriteFixed::CODE,
-        opcode::ReadMulti::CODE,
-        opcode::Recv::CODE,
-        opcode::Send::CODE,
-        opcode::SendZc::CODE,
-        opcode::RecvMsg::CODE,
-        opcode::SendMsg::CODE,
-        opcode::Accept::CODE,
-        opcode::Connect::CODE,
-        opcode::PollAdd::CODE,
-        opcode::Fsync::CODE,
-        opcode::Splice::CODE,
-        opcode::Tee::CODE,
-        opcode::Shutdown::CODE,
-        opcode::Fallocate::CODE,
-        opcode::Fadvise::CODE,
-        opcode::Ftruncate::CODE,
-    ];
-    let mut bits = 0;
-    let mut place = 0;
-    while place < codes.len() {
-        bits |= 1 << codes[place];
-        place += 1;
-    }
-    bits
-};
-
-/// The operations of one machine.
+/// The operations of one driver.
 #[derive(Debug, Default)]
-pub struct Ops {
+pub struct InFlight {
     slab: Slab<Record>,
     /// How many operations the kernel has on each descriptor.
     on: ByDescriptor<u32>,
@@ -149,7 +53,7 @@ pub struct Ops {
     first: Vec<(OpKey, i32)>,
 }
 
-impl Ops {
+impl InFlight {
     fn open(&mut self, life: Lifecycle, fd: RawFd) -> OpKey {
         if let Some(count) = self.on.of(fd) {
             *count += 1;
@@ -203,14 +107,14 @@ impl Ops {
     }
 
     /// Opens the record of an operation that completes again and again.
-    pub fn start_stream(&mut self, arrivals: Arrivals, fd: RawFd) -> OpKey {
-        self.open(Lifecycle::Stream(Box::new(Stream::new(arrivals))), fd)
+    pub fn start_multishot(&mut self, arrivals: Arrivals, fd: RawFd) -> OpKey {
+        self.open(Lifecycle::Multishot(Box::new(Multishot::new(arrivals))), fd)
     }
 
     /// Opens the record of an operation of work that nobody waits for. The close of the descriptor does not
     /// end it.
     pub fn start_job(&mut self, job: Box<Job>) -> OpKey {
-        self.open(Lifecycle::Work(job), NONE)
+        self.open(Lifecycle::Work(job), NO_DESCRIPTOR)
     }
 
     /// The work that is under way.
@@ -247,7 +151,7 @@ impl Ops {
                 record.fd == fd
                     && match &record.life {
                         Lifecycle::InFlight(_) => true,
-                        Lifecycle::Stream(stream) => stream.ended.is_none(),
+                        Lifecycle::Multishot(multishot) => multishot.ended.is_none(),
                         _ => false,
                     }
             })
@@ -255,23 +159,23 @@ impl Ops {
             .collect()
     }
 
-    /// A stream, until it is removed.
+    /// A multishot, until it is removed.
     #[inline]
-    pub fn stream(&mut self, op: OpKey) -> Option<&mut Stream> {
+    pub fn multishot(&mut self, op: OpKey) -> Option<&mut Multishot> {
         match &mut self.slab.get_mut(op)?.life {
-            Lifecycle::Stream(stream) => Some(stream),
+            Lifecycle::Multishot(multishot) => Some(multishot),
             _ => None,
         }
     }
 
-    /// Gives a stream up: what it still brings is thrown away, descriptors closed. Says whether
+    /// Gives a multishot up: what it still brings is thrown away, descriptors closed. Says whether
     /// the kernel still has it, so that it must be cancelled.
-    pub fn discard_stream(&mut self, op: OpKey) -> bool {
-        let Some(stream) = self.stream(op) else {
+    pub fn discard_multishot(&mut self, op: OpKey) -> bool {
+        let Some(multishot) = self.multishot(op) else {
             return false;
         };
-        stream.discard();
-        let running = stream.ended.is_none();
+        multishot.discard();
+        let running = multishot.ended.is_none();
         if !running {
             self.slab.remove(op);
         }
@@ -335,9 +239,9 @@ impl Ops {
                 self.slab.remove(op);
                 Effect::None
             }
-            Lifecycle::Stream(stream) => {
-                let effect = stream.arrive(completion, more, bytes);
-                if stream.is_discarded() && stream.ended.is_some() {
+            Lifecycle::Multishot(multishot) => {
+                let effect = multishot.arrive(completion, more, bytes);
+                if multishot.is_discarded() && multishot.ended.is_some() {
                     self.slab.remove(op);
                 }
                 effect
@@ -359,7 +263,7 @@ impl Ops {
         }
     }
 
-    /// Takes the result of an operation whose memory the kernel still has: see [`Ops::is_over`].
+    /// Takes the result of an operation whose memory the kernel still has: see [`InFlight::is_over`].
     pub fn take_early(&mut self, op: OpKey) -> Option<Completion> {
         let place = self.first.iter().position(|(first, _)| *first == op)?;
         let record = self.slab.get_mut(op)?;
@@ -380,12 +284,12 @@ impl Ops {
     }
 
     /// How many operations the kernel has.
-    pub fn in_flight(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.slab
             .iter()
             .filter(|(_, record)| match &record.life {
                 Lifecycle::Done(_) => false,
-                Lifecycle::Stream(stream) => stream.ended.is_none(),
+                Lifecycle::Multishot(multishot) => multishot.ended.is_none(),
                 _ => true,
             })
             .count()
@@ -399,7 +303,7 @@ impl Ops {
             .count()
     }
 
-    /// Whether the kernel has operations on memory that is not the machine's.
+    /// Whether the kernel has operations on memory that is not the driver's.
     pub fn any_on_others_memory(&self) -> bool {
         self.slab
             .iter()
@@ -451,6 +355,7 @@ impl Ops {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slab::Key;
 
     const DONE: Completion = Completion {
         result: 5,
@@ -469,132 +374,134 @@ mod tests {
 
     #[test]
     fn a_result_waits_until_it_is_taken() {
-        let mut ops = Ops::default();
-        let op = ops.start(wait(), 3);
-        assert_eq!(ops.take(op), None);
-        assert_eq!(ops.complete(op, DONE, &[]), Effect::Wakes(wait()));
-        assert_eq!(ops.take(op), Some(DONE));
-        assert_eq!(ops.take(op), None);
-        assert!(ops.is_empty());
+        let mut in_flight = InFlight::default();
+        let op = in_flight.start(wait(), 3);
+        assert_eq!(in_flight.take(op), None);
+        assert_eq!(in_flight.complete(op, DONE, &[]), Effect::Wakes(wait()));
+        assert_eq!(in_flight.take(op), Some(DONE));
+        assert_eq!(in_flight.take(op), None);
+        assert!(in_flight.is_empty());
     }
 
     #[test]
     fn an_orphan_ends_at_its_completion_and_wakes_nobody() {
-        let mut ops = Ops::default();
-        let op = ops.start(wait(), 3);
-        assert!(ops.orphan(op));
-        assert_eq!(ops.len(), 1);
-        assert_eq!(ops.complete(op, DONE, &[]), Effect::None);
-        assert!(ops.is_empty());
+        let mut in_flight = InFlight::default();
+        let op = in_flight.start(wait(), 3);
+        assert!(in_flight.orphan(op));
+        assert_eq!(in_flight.len(), 1);
+        assert_eq!(in_flight.complete(op, DONE, &[]), Effect::None);
+        assert!(in_flight.is_empty());
     }
 
     #[test]
     fn giving_up_a_result_that_is_there_closes_the_record() {
-        let mut ops = Ops::default();
-        let op = ops.start(wait(), 3);
-        ops.complete(op, DONE, &[]);
-        assert!(!ops.orphan(op));
-        assert!(ops.is_empty());
+        let mut in_flight = InFlight::default();
+        let op = in_flight.start(wait(), 3);
+        in_flight.complete(op, DONE, &[]);
+        assert!(!in_flight.orphan(op));
+        assert!(in_flight.is_empty());
     }
 
     #[test]
     fn a_late_completion_of_a_reused_place_is_nobodys() {
-        let mut ops = Ops::default();
-        let old = ops.start(wait(), 3);
-        ops.complete(old, DONE, &[]);
-        ops.take(old);
-        let new = ops.start(wait(), 3);
+        let mut in_flight = InFlight::default();
+        let old = in_flight.start(wait(), 3);
+        in_flight.complete(old, DONE, &[]);
+        in_flight.take(old);
+        let new = in_flight.start(wait(), 3);
         assert_eq!(new.index, old.index);
-        assert_eq!(ops.complete(old, DONE, &[]), Effect::None);
-        assert_eq!(ops.take(new), None);
+        assert_eq!(in_flight.complete(old, DONE, &[]), Effect::None);
+        assert_eq!(in_flight.take(new), None);
     }
 
     const MORE: u32 = 1 << 1;
 
     #[test]
     fn the_memory_of_a_zero_copy_send_is_busy_until_its_second_completion() {
-        let mut ops = Ops::default();
-        let op = ops.start(wait(), 3);
+        let mut in_flight = InFlight::default();
+        let op = in_flight.start(wait(), 3);
         let sent = Completion {
             result: 42,
             flags: MORE,
         };
-        assert_eq!(ops.complete(op, sent, &[]), Effect::None);
-        assert!(!ops.is_over(op));
+        assert_eq!(in_flight.complete(op, sent, &[]), Effect::None);
+        assert!(!in_flight.is_over(op));
         let notified = Completion {
             result: 0,
             flags: 0,
         };
-        assert_eq!(ops.complete(op, notified, &[]), Effect::Wakes(wait()));
-        assert_eq!(ops.take(op).map(|done| done.result), Some(42));
-        assert!(ops.first.is_empty());
+        assert_eq!(in_flight.complete(op, notified, &[]), Effect::Wakes(wait()));
+        assert_eq!(in_flight.take(op).map(|done| done.result), Some(42));
+        assert!(in_flight.first.is_empty());
     }
 
     #[test]
     fn a_result_that_is_taken_early_leaves_the_memory_with_the_kernel() {
-        let mut ops = Ops::default();
-        let op = ops.start(wait(), 3);
-        assert_eq!(ops.take_early(op), None);
+        let mut in_flight = InFlight::default();
+        let op = in_flight.start(wait(), 3);
+        assert_eq!(in_flight.take_early(op), None);
         let sent = Completion {
             result: 42,
             flags: MORE,
         };
-        ops.complete(op, sent, &[]);
-        assert_eq!(ops.take_early(op).map(|done| done.result), Some(42));
-        assert_eq!(ops.take_early(op), None);
-        assert!(!ops.is_over(op) && ops.any_on_others_memory());
-        assert_eq!(ops.complete(op, DONE, &[]), Effect::None);
-        assert!(ops.is_over(op) && ops.is_empty() && ops.first.is_empty());
+        in_flight.complete(op, sent, &[]);
+        assert_eq!(in_flight.take_early(op).map(|done| done.result), Some(42));
+        assert_eq!(in_flight.take_early(op), None);
+        assert!(!in_flight.is_over(op) && in_flight.any_on_others_memory());
+        assert_eq!(in_flight.complete(op, DONE, &[]), Effect::None);
+        assert!(in_flight.is_over(op) && in_flight.is_empty() && in_flight.first.is_empty());
     }
 
     #[test]
     fn the_operations_on_a_descriptor_are_those_that_the_kernel_has() {
-        let mut ops = Ops::default();
-        let (one, two) = (ops.start(wait(), 3), ops.start(wait(), 3));
-        let stream = ops.start_stream(Arrivals::bytes(1 << 20), 3);
-        ops.start(wait(), 4);
-        assert_eq!(ops.on(3), [one, two, stream]);
-        ops.complete(one, DONE, &[]);
-        ops.complete(stream, DONE, b"abcde");
-        assert_eq!(ops.on(3), [two]);
-        ops.forget(two);
-        assert_eq!(ops.on.get(3), Some(&0));
-        assert!(ops.on(3).is_empty() && ops.on(-1).is_empty() && ops.on(9).is_empty());
+        let mut in_flight = InFlight::default();
+        let (one, two) = (in_flight.start(wait(), 3), in_flight.start(wait(), 3));
+        let multishot = in_flight.start_multishot(Arrivals::bytes(1 << 20), 3);
+        in_flight.start(wait(), 4);
+        assert_eq!(in_flight.on(3), [one, two, multishot]);
+        in_flight.complete(one, DONE, &[]);
+        in_flight.complete(multishot, DONE, b"abcde");
+        assert_eq!(in_flight.on(3), [two]);
+        in_flight.forget(two);
+        assert_eq!(in_flight.on.get(3), Some(&0));
+        assert!(
+            in_flight.on(3).is_empty() && in_flight.on(-1).is_empty() && in_flight.on(9).is_empty()
+        );
     }
 
     #[test]
     fn what_was_opened_and_not_taken_is_handed_out_once() {
-        let mut ops = Ops::default();
-        let [given, left, plain, failed] = [3, 3, 3, 3].map(|fd| ops.start(wait(), fd));
+        let mut in_flight = InFlight::default();
+        let [given, left, plain, failed] = [3, 3, 3, 3].map(|fd| in_flight.start(wait(), fd));
         for op in [given, left, failed] {
-            ops.note_opening(op);
+            in_flight.note_opening(op);
         }
         for op in [given, left, plain] {
-            ops.complete(op, DONE, &[]);
+            in_flight.complete(op, DONE, &[]);
         }
         let refused = Completion {
             result: -libc::EMFILE,
             flags: 0,
         };
-        ops.complete(failed, refused, &[]);
-        assert_eq!(ops.take(given), Some(DONE));
-        assert_eq!(ops.take_opened(), [DONE.result]);
-        assert!(ops.take_opened().is_empty());
-        assert_eq!(ops.take(plain), Some(DONE));
+        in_flight.complete(failed, refused, &[]);
+        assert_eq!(in_flight.take(given), Some(DONE));
+        assert_eq!(in_flight.take_opened(), [DONE.result]);
+        assert!(in_flight.take_opened().is_empty());
+        assert_eq!(in_flight.take(plain), Some(DONE));
     }
 
     #[test]
-    fn a_discarded_stream_ends_at_its_final_completion() {
-        let mut ops = Ops::default();
-        let op = ops.start_stream(Arrivals::bytes(1 << 20), 3);
-        assert!(ops.discard_stream(op));
+    fn a_discarded_multishot_ends_at_its_final_completion() {
+        let mut in_flight = InFlight::default();
+        let op = in_flight.start_multishot(Arrivals::bytes(1 << 20), 3);
+        assert!(in_flight.discard_multishot(op));
         let some = Completion {
             result: 3,
             flags: MORE,
         };
-        assert_eq!(ops.complete(op, some, b"abc"), Effect::None);
-        assert_eq!(ops.len(), 1);
-        assert_eq!(ops.complete(op, DONE, b"defgh"), Effect::None);
-        assert!(ops.is_empty());
+        assert_eq!(in_flight.complete(op, some, b"abc"), Effect::None);
+        assert_eq!(in_flight.len(), 1);
+        assert_eq!(in_flight.complete(op, DONE, b"defgh"), Effect::None);
+        assert!(in_flight.is_empty());
     }
 }

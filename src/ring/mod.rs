@@ -1,19 +1,22 @@
-//! The ring: set-up with its ladder of flags, submission, waiting, reaping.
+//! The ring: submission, waiting, reaping.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::squeue::Entry;
-use io_uring::{cqueue, types, EnterFlags, IoUring, Probe};
+use io_uring::{cqueue, types, EnterFlags, IoUring};
 
-use crate::buffer_ring::BufferRing;
-use crate::error::SetupError;
 use crate::features::Features;
+use crate::provided_buffers::ProvidedBuffers;
+
+mod setup;
+
+// An old name, until ext/ is moved.
+pub use crate::operation::poll_first;
 
 /// Flags of io_uring_enter(2) that this crate's dependency keeps to itself.
 const ENTER_SQ_WAKEUP: u32 = 1 << 1;
 const ENTER_REGISTERED_RING: u32 = 1 << 4;
-const REGISTER_RING_FDS: libc::c_uint = 20;
 
 /// A ring and what the kernel offers on it.
 pub struct Ring {
@@ -30,111 +33,16 @@ pub struct Ring {
 pub const DEFAULT_ENTRIES: u32 = 256;
 /// The most entries the kernel takes (IORING_MAX_ENTRIES).
 pub const MAX_ENTRIES: u32 = 32_768;
-/// Completion entries per submission entry: bursts of completions outnumber submissions.
-const COMPLETIONS_PER_ENTRY: u32 = 8;
 
 impl Ring {
-    /// Sets a ring up, disabled: the thread that calls [`Ring::enable`] is the one that may submit.
-    ///
-    /// Flags are given up one step at a time, and only on EINVAL: NO_SQARRAY (Linux 6.6), then
-    /// SINGLE_ISSUER with DEFER_TASKRUN (6.1) for COOP_TASKRUN (5.19). With `sqpoll`, the
-    /// milliseconds after which the kernel's submitting thread goes to sleep, neither is asked for.
-    pub fn new(entries: u32, mask: Features, sqpoll: Option<u32>) -> Result<Self, SetupError> {
-        let mask = Features {
-            defer_taskrun: mask.defer_taskrun && sqpoll.is_none(),
-            ..mask
-        };
-        let ladder = [(true, true), (true, false), (false, true), (false, false)];
-        let mut refused = libc::EINVAL;
-        for (defer_taskrun, no_sqarray) in ladder {
-            if (defer_taskrun && !mask.defer_taskrun) || (no_sqarray && !mask.no_sqarray) {
-                continue;
-            }
-            match Self::build(entries, defer_taskrun, no_sqarray, sqpoll) {
-                Ok(uring) => return Self::probed(uring, mask, defer_taskrun, no_sqarray),
-                Err(error) => match error.raw_os_error().unwrap_or(libc::EINVAL) {
-                    libc::EINVAL => refused = libc::EINVAL,
-                    errno => return Err(SetupError::from_errno(errno, entries)),
-                },
-            }
-        }
-        Err(SetupError::from_errno(refused, entries))
-    }
-
-    fn build(
-        entries: u32,
-        defer_taskrun: bool,
-        no_sqarray: bool,
-        sqpoll: Option<u32>,
-    ) -> io::Result<IoUring> {
-        let mut builder = IoUring::builder();
-        builder
-            .dontfork()
-            .setup_clamp()
-            .setup_r_disabled()
-            .setup_submit_all()
-            .setup_cqsize(entries.saturating_mul(COMPLETIONS_PER_ENTRY));
-        if let Some(idle) = sqpoll {
-            builder.setup_sqpoll(idle);
-        } else if defer_taskrun {
-            builder
-                .setup_taskrun_flag()
-                .setup_single_issuer()
-                .setup_defer_taskrun();
-        } else {
-            builder.setup_taskrun_flag().setup_coop_taskrun();
-        }
-        if no_sqarray {
-            builder.setup_no_sqarray();
-        }
-        builder.build(entries)
-    }
-
-    fn probed(
-        uring: IoUring,
-        mask: Features,
-        defer_taskrun: bool,
-        no_sqarray: bool,
-    ) -> Result<Self, SetupError> {
-        if !uring.params().is_feature_ext_arg() {
-            return Err(SetupError::TooOld("IORING_ENTER_EXT_ARG (Linux 5.11)"));
-        }
-        if !uring.params().is_feature_nodrop() {
-            return Err(SetupError::TooOld("IORING_FEAT_NODROP (Linux 5.5)"));
-        }
-        let mut probe = Probe::new();
-        let mut features = match uring.submitter().register_probe(&mut probe) {
-            Ok(()) => mask.probed(&probe),
-            Err(_) => return Err(SetupError::TooOld("IORING_REGISTER_PROBE (Linux 5.6)")),
-        };
-        features.defer_taskrun = defer_taskrun;
-        features.no_sqarray = no_sqarray;
-        Ok(Self {
-            sqpoll: uring.params().is_setup_sqpoll(),
-            uring,
-            features,
-            defer_taskrun,
-            registered: None,
-        })
-    }
-
-    /// Enables the ring. From now on only the calling thread may submit and reap.
-    pub fn enable(&mut self) -> io::Result<()> {
-        self.uring.submitter().register_enable_rings()?;
-        if self.features.registered_ring {
-            self.registered = register_ring(self.uring.as_raw_fd());
-        }
-        Ok(())
-    }
-
     /// What may be used on this ring.
     pub fn features(&self) -> Features {
         self.features
     }
 
     /// Provides buffers to the kernel.
-    pub(crate) fn provide_buffers(&self) -> io::Result<BufferRing> {
-        BufferRing::new(&self.uring, self.features.incremental_buffers)
+    pub(crate) fn provide_buffers(&self) -> io::Result<ProvidedBuffers> {
+        ProvidedBuffers::new(&self.uring, self.features.incremental_buffers)
     }
 
     /// The ring itself, for registrations.
@@ -271,81 +179,16 @@ impl Ring {
     }
 }
 
-/// Registers the ring's descriptor with the ring (io_uring_register(2), IORING_REGISTER_RING_FDS),
-/// which spares each enter a look-up. No harm if the kernel refuses.
-fn register_ring(fd: RawFd) -> Option<u32> {
-    #[repr(C)]
-    struct Update {
-        offset: u32,
-        reserved: u32,
-        data: u64,
-    }
-    let mut update = Update {
-        offset: u32::MAX,
-        reserved: 0,
-        data: fd as u64,
-    };
-    // SAFETY: `update` is the one struct io_uring_rsrc_update that the call reads and writes.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_io_uring_register,
-            fd,
-            REGISTER_RING_FDS,
-            &raw mut update,
-            1,
-        )
-    };
-    (result == 1).then_some(update.offset)
-}
-
-/// Has a receive look for readiness before it tries: for a socket that is known to be empty, whose first
-/// attempt would be in vain (IORING_RECVSEND_POLL_FIRST, Linux 5.19).
-#[must_use]
-pub fn poll_first(mut entry: Entry) -> Entry {
-    const POLL_FIRST: u16 = 1;
-    const IOPRIO: usize = 2;
-    // SAFETY: an Entry is a struct io_uring_sqe, whose 16-bit field `ioprio` is at byte 2
-    // (linux/io_uring.h); the crate sets it for no builder of a plain receive.
-    unsafe {
-        (&raw mut entry)
-            .cast::<u8>()
-            .add(IOPRIO)
-            .cast::<u16>()
-            .write(POLL_FIRST);
-    }
-    entry
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operation::poll_first;
     use io_uring::opcode;
 
     fn ring(mask: Features) -> Ring {
         let mut ring = Ring::new(4, mask, None).expect("io_uring is allowed here");
         ring.enable().unwrap();
         ring
-    }
-
-    #[test]
-    fn every_step_of_the_ladder_works() {
-        for mask in [
-            "",
-            "no_sqarray",
-            "defer_taskrun,no_sqarray",
-            "registered_ring",
-        ] {
-            let mut ring = ring(Features::ALL.masked(mask));
-            let nop = opcode::Nop::new().build().user_data(7);
-            // SAFETY: a NOP points to nothing.
-            unsafe { ring.push(&nop) }.unwrap();
-            ring.enter(1, None).unwrap();
-            assert_eq!(
-                ring.reap().map(|entry| entry.user_data()),
-                Some(7),
-                "{mask}"
-            );
-        }
     }
 
     #[test]
@@ -372,11 +215,6 @@ mod tests {
         let mut ring = ring(Features::ALL);
         ring.enter(1, Some(1_000_000)).unwrap();
         assert!(ring.reap().is_none());
-    }
-
-    #[test]
-    fn a_ring_too_large_is_clamped() {
-        assert!(Ring::new(MAX_ENTRIES * 4, Features::ALL, None).is_ok());
     }
 
     #[test]

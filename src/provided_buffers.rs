@@ -1,6 +1,6 @@
 //! The ring of buffers that multishot reads and receives take from (io_uring_register_buf_ring(3)).
 //!
-//! Made when the first stream starts. Where the kernel offers it (Linux 6.12) a buffer is consumed
+//! Made when the first multishot starts. Where the kernel offers it (Linux 6.12) a buffer is consumed
 //! piece by piece (IOU_PBUF_RING_INC); else each completion takes a whole one.
 
 use std::io;
@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::types::BufRingEntry;
 use io_uring::{cqueue, IoUring};
 
-use crate::fixed_buffers::Mapping;
+use crate::mapping::Mapping;
 
-/// The group that streams name.
+/// The group that multishots name.
 pub const GROUP: u16 = 0;
 
 /// IOU_PBUF_RING_INC.
@@ -36,7 +36,7 @@ const WHOLE_PLAN: Plan = Plan {
 
 /// Buffers provided to the kernel. Their memory is given back after the ring of operations is
 /// closed.
-pub struct BufferRing {
+pub struct ProvidedBuffers {
     memory: Mapping,
     count: u16,
     size: u32,
@@ -46,7 +46,7 @@ pub struct BufferRing {
     tail: u16,
 }
 
-impl BufferRing {
+impl ProvidedBuffers {
     /// Registers buffers with a ring; consumed piece by piece if `incremental` and the kernel can.
     pub fn new(uring: &IoUring, incremental: bool) -> io::Result<Self> {
         if incremental {
@@ -88,7 +88,7 @@ impl BufferRing {
     }
 
     /// The bytes of a completion that took from this ring. They are valid until
-    /// [`BufferRing::give_back`] with the same completion.
+    /// [`ProvidedBuffers::give_back`] with the same completion.
     #[inline]
     pub fn bytes(&self, result: i32, flags: u32) -> &[u8] {
         let (Some(buffer), Ok(length)) = (cqueue::buffer_select(flags), usize::try_from(result))

@@ -1,0 +1,198 @@
+//! What a driver has the kernel do: submitting, cancelling, draining, shutting down.
+
+use std::io;
+
+use io_uring::squeue::Entry;
+use io_uring::{opcode, types};
+
+use super::{Driver, NOBODY};
+use crate::clock;
+use crate::multishot::{Arrivals, Multishot};
+use crate::operation::{descriptor_of, opens, Completion, OpKey};
+use crate::tasks::WaitId;
+
+impl<T> Driver<T> {
+    /// Queues an operation whose completion ends `wait`.
+    ///
+    /// # Safety
+    /// Whatever the entry points to stays valid and unmoved until [`Driver::take`] has returned
+    /// the operation's result.
+    #[inline]
+    pub unsafe fn submit(&mut self, entry: Entry, wait: WaitId) -> io::Result<OpKey> {
+        let op = self.in_flight.start(wait, descriptor_of(&entry));
+        if opens(&entry) {
+            self.in_flight.note_opening(op);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.push(op, entry) }
+    }
+
+    /// Queues an operation whose result nobody will want. The memory it works on, if any, is
+    /// kept until the kernel is done with it.
+    ///
+    /// # Safety
+    /// The entry points to nothing but `memory`.
+    pub unsafe fn submit_orphan(
+        &mut self,
+        entry: Entry,
+        memory: Option<Box<[u8]>>,
+    ) -> io::Result<OpKey> {
+        let op = self.in_flight.start_orphan(memory, descriptor_of(&entry));
+        // SAFETY: the caller's promise.
+        unsafe { self.push(op, entry) }
+    }
+
+    /// Starts a multishot operation. One that brings bytes must name the group of
+    /// [`Driver::buffer_group`].
+    pub fn start_multishot(&mut self, entry: Entry, arrivals: Arrivals) -> io::Result<OpKey> {
+        let op = (self.in_flight).start_multishot(arrivals, descriptor_of(&entry));
+        // SAFETY: a multishot operation points to no memory of its own.
+        unsafe { self.push(op, entry) }
+    }
+
+    unsafe fn push(&mut self, op: OpKey, entry: Entry) -> io::Result<OpKey> {
+        // SAFETY: the caller's promise.
+        match unsafe { self.push_entry(op, entry) } {
+            Ok(()) => Ok(op),
+            Err(error) => {
+                self.in_flight.forget(op);
+                Err(error)
+            }
+        }
+    }
+
+    /// On an error the entry has not reached the queue, so the kernel does not have it.
+    pub(super) unsafe fn push_entry(&mut self, op: OpKey, entry: Entry) -> io::Result<()> {
+        let entry = entry.user_data(op.to_bits());
+        self.submitted += 1;
+        match &mut self.kernel {
+            // SAFETY: the caller's promise.
+            Some(kernel) => unsafe { kernel.ring.push(&kernel.files.redirect(entry)) },
+            None => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        }
+    }
+
+    /// A multishot that has not been discarded.
+    #[inline]
+    pub fn multishot(&mut self, op: OpKey) -> Option<&mut Multishot> {
+        self.in_flight.multishot(op)
+    }
+
+    /// Gives a multishot up and cancels it: what it still brings is thrown away.
+    pub fn discard_multishot(&mut self, op: OpKey) -> io::Result<()> {
+        if self.in_flight.discard_multishot(op) {
+            self.cancel(op)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the result of an operation; `None` while the kernel has it.
+    #[inline]
+    pub fn take(&mut self, op: OpKey) -> Option<Completion> {
+        self.in_flight.take(op)
+    }
+
+    /// Takes the result of an operation, though the kernel still has its memory: [`Driver::is_over`] says when
+    /// it has given it back.
+    pub fn take_early(&mut self, op: OpKey) -> Option<Completion> {
+        self.in_flight.take_early(op)
+    }
+
+    /// Lets the completion of `op` end another wait.
+    pub fn retarget(&mut self, op: OpKey, wait: WaitId) {
+        self.in_flight.retarget(op, wait);
+    }
+
+    /// Asks the kernel to cancel an operation. The operation still ends by its own completion.
+    pub fn cancel(&mut self, op: OpKey) -> io::Result<()> {
+        let entry = opcode::AsyncCancel::new(op.to_bits())
+            .build()
+            .user_data(NOBODY);
+        // SAFETY: a cancel points to nothing.
+        unsafe { self.ring()?.push(&entry) }
+    }
+
+    /// Cancels an operation on no memory, such as a poll, whose result nobody wants.
+    pub fn abandon(&mut self, op: OpKey) -> io::Result<()> {
+        if self.in_flight.orphan(op) {
+            self.cancel(op)?;
+        }
+        Ok(())
+    }
+
+    /// Waits, without running tasks, until the kernel has given `op` back, at most for `limit`
+    /// nanoseconds; says whether it has. Cancelled polls and socket operations end at once; a file
+    /// operation under way ends when the disk answers.
+    pub fn drain(&mut self, op: OpKey, limit: u64) -> io::Result<bool> {
+        let deadline = clock::now() + limit;
+        loop {
+            self.ring()?.enter(0, None)?;
+            self.reap();
+            if self.is_over(op) {
+                return Ok(true);
+            }
+            let now = clock::now();
+            if now >= deadline {
+                return Ok(false);
+            }
+            self.ring()?.enter(1, Some(deadline - now))?;
+            self.reap();
+        }
+    }
+
+    /// Whether the kernel has given an operation back.
+    pub fn is_over(&self, op: OpKey) -> bool {
+        self.in_flight.is_over(op)
+    }
+
+    /// Cancels everything and waits at most `limit` nanoseconds; says whether the kernel has given
+    /// everything back. If not, what it may write to must be leaked. Tasks go on no more. Work that nobody waits for
+    /// may, for a tenth of that time; what was to be closed then is. Memory that it only reads, for a peer that takes its time
+    /// ([`Driver::take_early`]), is waited for no longer either, and must be kept.
+    pub fn shut_down(&mut self, limit: u64) -> bool {
+        let start = clock::now();
+        let deadline = start + limit;
+        if let Some(kernel) = &mut self.kernel {
+            // What is queued means the slots as they are.
+            let _ = kernel.ring.flush();
+            kernel.files.clear(kernel.ring.uring());
+        }
+        if self.lines.works() > 0 {
+            self.end_turns();
+            let until = start + limit / 10;
+            self.wait_until(until, |driver| driver.lines.works() == 0);
+            self.give_up_work();
+        }
+        let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any().all())
+            .build()
+            .user_data(NOBODY);
+        // SAFETY: a cancel points to nothing.
+        let pushed = self.ring().and_then(|ring| unsafe { ring.push(&entry) });
+        if pushed.is_ok() {
+            let ended = |driver: &Self| driver.in_flight.count() == driver.in_flight.lent();
+            self.wait_until(deadline, ended);
+            let until = deadline.min(clock::now() + limit / 10);
+            self.wait_until(until, |driver| {
+                !ended(driver) || driver.in_flight.lent() == 0
+            });
+        }
+        self.in_flight.count() == self.in_flight.lent()
+    }
+
+    /// Submits and reaps, and runs no task, until something is so, or `deadline` has come.
+    fn wait_until(&mut self, deadline: u64, is_so: impl Fn(&Self) -> bool) {
+        let mut wait = None;
+        loop {
+            let entered = self.ring().and_then(|ring| match wait {
+                None => ring.enter(0, None),
+                limit => ring.enter(1, limit),
+            });
+            self.reap();
+            let now = clock::now();
+            if entered.is_err() || is_so(self) || now >= deadline {
+                return;
+            }
+            wait = (!self.ring().is_ok_and(|ring| ring.wants_enter())).then(|| deadline - now);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What the kernel is asked to do, what its completion carries, and what that leads to.
+
+use std::os::fd::RawFd;
+
+use io_uring::opcode;
+use io_uring::squeue::Entry;
+
+use crate::slab::Key;
+use crate::tasks::WaitId;
+
+/// Names one operation; its bits are the `user_data` of its entry.
+pub type OpKey = Key;
+
+/// The result of an operation: what its completion carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The count or descriptor, or -errno.
+    pub result: i32,
+    /// The completion's IORING_CQE_F_* flags.
+    pub flags: u32,
+}
+
+/// What a completion led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nobody waits for it.
+    None,
+    /// It ends this wait.
+    Wakes(WaitId),
+    /// It ends an operation of work that nobody waits for: see [`InFlight::take_job`](crate::in_flight::InFlight::take_job).
+    Works,
+    /// It ends this wait, if there is one, and the multishot has more than it wants: it is to be
+    /// cancelled.
+    Floods(Option<WaitId>),
+}
+
+/// No descriptor.
+pub(crate) const NO_DESCRIPTOR: RawFd = -1;
+
+/// The descriptor that an operation reads, writes, polls or changes the file of, so that the close of the one ends the
+/// other; a negative number if there is none. (Others have a directory there, or nothing, or are about the descriptor
+/// itself.)
+#[inline]
+pub fn descriptor_of(entry: &Entry) -> RawFd {
+    const DESCRIPTOR: usize = 4;
+    if ON_A_FILE >> code_of(entry) & 1 == 0 {
+        return NO_DESCRIPTOR;
+    }
+    // SAFETY: an Entry is a struct io_uring_sqe, with the 32-bit `fd` at byte 4 (linux/io_uring.h).
+    unsafe {
+        let bytes = std::ptr::from_ref(entry).cast::<u8>();
+        bytes.add(DESCRIPTOR).cast::<RawFd>().read()
+    }
+}
+
+/// Whether the result of an operation is a new descriptor.
+#[inline]
+pub fn opens(entry: &Entry) -> bool {
+    const OPENERS: u128 = 1 << opcode::Accept::CODE
+        | 1 << opcode::OpenAt::CODE
+        | 1 << opcode::OpenAt2::CODE
+        | 1 << opcode::Socket::CODE;
+    OPENERS >> code_of(entry) & 1 == 1
+}
+
+#[inline]
+fn code_of(entry: &Entry) -> u8 {
+    // SAFETY: a struct io_uring_sqe begins with the 8-bit `opcode`.
+    unsafe { *std::ptr::from_ref(entry).cast::<u8>() }
+}
+
+/// The operations of [`descriptor_of`], a bit each.
+const ON_A_FILE: u128 = {
+    let codes = [
+        opcode::Read::CODE,
+        opcode::Write::CODE,
+        opcode::Readv::CODE,
+        opcode::Writev::CODE,
+        opcode::ReadFixed::CODE,
+        opcode::WriteFixed::CODE,
+        opcode::ReadMulti::CODE,
+        opcode::Recv::CODE,
+        opcode::Send::CODE,
+        opcode::SendZc::CODE,
+        opcode::RecvMsg::CODE,
+        opcode::SendMsg::CODE,
+        opcode::Accept::CODE,
+        opcode::Connect::CODE,
+        opcode::PollAdd::CODE,
+        opcode::Fsync::CODE,
+        opcode::Splice::CODE,
+        opcode::Tee::CODE,
+        opcode::Shutdown::CODE,
+        opcode::Fallocate::CODE,
+        opcode::Fadvise::CODE,
+        opcode::Ftruncate::CODE,
+    ];
+    let mut bits = 0;
+    let mut place = 0;
+    while place < codes.len() {
+        bits |= 1 << codes[place];
+        place += 1;
+    }
+    bits
+};
+
+/// Has a receive look for readiness before it tries: for a socket that is known to be empty, whose first
+/// attempt would be in vain (IORING_RECVSEND_POLL_FIRST, Linux 5.19).
+#[must_use]
+pub fn poll_first(mut entry: Entry) -> Entry {
+    const POLL_FIRST: u16 = 1;
+    const IOPRIO: usize = 2;
+    // SAFETY: an Entry is a struct io_uring_sqe, whose 16-bit field `ioprio` is at byte 2
+    // (linux/io_uring.h); the crate sets it for no builder of a plain receive.
+    unsafe {
+        (&raw mut entry)
+            .cast::<u8>()
+            .add(IOPRIO)
+            .cast::<u16>()
+            .write(POLL_FIRST);
+    }
+    entry
+}
