@@ -4,7 +4,7 @@
 //! between them. One [`Driver`] belongs to one thread. It owns
 //!
 //! * the [`ring`]: set-up, submission, waiting, reaping;
-//! * what is [`in_flight`]: what the kernel was asked for, until its final completion, among it
+//! * the [`operations`], each of which owns or borrows the [`memory`] it works on, and what is [`in_flight`]: what the kernel was asked for, until its final completion, among it
 //!   [`multishot`] operations, which complete again and again into the [`provided_buffers`];
 //! * the [`registered_buffers`] and the [`registered_files`], which the ring keeps at hand;
 //! * the [`lines`] of those who write to a descriptor, and the work on it that nobody waits for;
@@ -21,8 +21,10 @@ pub mod features;
 pub mod in_flight;
 pub mod lines;
 pub mod mapping;
+pub mod memory;
 pub mod multishot;
 pub mod operation;
+pub mod operations;
 pub mod position;
 pub mod provided_buffers;
 pub mod registered_buffers;
@@ -38,7 +40,7 @@ mod old_names;
 pub use driver::Driver;
 pub use error::SetupError;
 pub use features::Features;
-pub use operation::OpKey;
+pub use operation::{OpKey, Operation};
 pub use tasks::{TaskId, WaitId, Wake};
 pub use timers::TimerKey;
 

@@ -6,18 +6,15 @@ use std::collections::VecDeque;
 use std::os::fd::RawFd;
 
 use io_uring::squeue::Entry;
-use io_uring::{opcode, types};
 
 use crate::by_descriptor::ByDescriptor;
+use crate::operation::Operation;
+use crate::operations::{self, CURRENT};
 use crate::position;
 use crate::tasks::{TaskId, WaitId};
 
-/// The current position of a file, as an offset.
-pub const CURRENT: u64 = u64::MAX;
 /// Writes that wait are joined up to so many bytes.
 const JOINED: usize = 64 << 10;
-/// The most that one write moves (write(2), NOTES).
-const MOST: usize = 0x7fff_f000;
 
 /// What is to be done to a descriptor, with nobody waiting for it.
 #[derive(Debug)]
@@ -110,23 +107,22 @@ impl Job {
 
     /// The operation that does it, or the next part of it. It points to the job's own bytes.
     pub fn entry(&self) -> Entry {
-        let fd = types::Fd(self.fd);
+        let fd = self.fd;
         match &self.work {
             Work::Write(write) if write.polls => {
-                opcode::PollAdd::new(fd, libc::POLLOUT as u32).build()
+                let events = libc::POLLOUT as u32;
+                operations::Poll { fd, events }.entry()
             }
             Work::Write(write) => {
-                let left = &write.bytes[write.done..];
+                let memory = &write.bytes[write.done..];
                 let offset = match write.position {
                     CURRENT => CURRENT,
                     position => position + write.done as u64,
                 };
-                opcode::Write::new(fd, left.as_ptr(), left.len().min(MOST) as u32)
-                    .offset(offset)
-                    .build()
+                operations::Write { fd, memory, offset }.entry()
             }
-            Work::Shutdown(how) => opcode::Shutdown::new(fd, *how).build(),
-            Work::Close => opcode::Close::new(fd).build(),
+            Work::Shutdown(how) => operations::Shutdown { fd, how: *how }.entry(),
+            Work::Close => operations::Close { fd }.entry(),
         }
     }
 }

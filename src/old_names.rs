@@ -4,7 +4,7 @@ use std::io;
 
 use crate::driver::Driver;
 use crate::multishot::{Arrivals, Multishot};
-use crate::operation::OpKey;
+use crate::operation::{OpKey, Operation, WithoutMemory};
 use crate::Entry;
 
 /// [`Driver`].
@@ -32,10 +32,23 @@ pub mod fixed_buffers {
     pub use crate::registered_buffers::RegionId;
 }
 
+/// A multishot operation that was built elsewhere.
+struct Built(Entry);
+
+// SAFETY: a multishot operation points to no memory of its own.
+unsafe impl Operation for Built {
+    fn entry(&mut self) -> Entry {
+        self.0.clone()
+    }
+}
+
+// SAFETY: as above.
+unsafe impl WithoutMemory for Built {}
+
 impl<T> Driver<T> {
     /// [`Driver::start_multishot`].
     pub fn start_stream(&mut self, entry: Entry, arrivals: Arrivals) -> io::Result<OpKey> {
-        self.start_multishot(entry, arrivals)
+        self.start_multishot(Built(entry), arrivals)
     }
 
     /// [`Driver::multishot`].

@@ -8,6 +8,25 @@ use io_uring::squeue::Entry;
 use crate::slab::Key;
 use crate::tasks::WaitId;
 
+/// What the kernel is asked to do, with the memory that it does it on.
+///
+/// It stays in one place, the stack of the task that waits for it say, from its submission to its last completion:
+/// see [`Driver::start`](crate::Driver::start). After that it may be asked for an entry again.
+///
+/// # Safety
+/// Whatever the entry points to lies in the operation, or in memory that the operation keeps valid and unmoved. It does
+/// so until the operation is moved, changed or dropped.
+pub unsafe trait Operation {
+    /// The entry that has the kernel do it.
+    fn entry(&mut self) -> Entry;
+}
+
+/// An operation on no memory: nobody has to keep it while it is under way.
+///
+/// # Safety
+/// The entry points to nothing.
+pub unsafe trait WithoutMemory: Operation {}
+
 /// Names one operation; its bits are the `user_data` of its entry.
 pub type OpKey = Key;
 
@@ -103,21 +122,3 @@ const ON_A_FILE: u128 = {
     }
     bits
 };
-
-/// Has a receive look for readiness before it tries: for a socket that is known to be empty, whose first
-/// attempt would be in vain (IORING_RECVSEND_POLL_FIRST, Linux 5.19).
-#[must_use]
-pub fn poll_first(mut entry: Entry) -> Entry {
-    const POLL_FIRST: u16 = 1;
-    const IOPRIO: usize = 2;
-    // SAFETY: an Entry is a struct io_uring_sqe, whose 16-bit field `ioprio` is at byte 2
-    // (linux/io_uring.h); the crate sets it for no builder of a plain receive.
-    unsafe {
-        (&raw mut entry)
-            .cast::<u8>()
-            .add(IOPRIO)
-            .cast::<u16>()
-            .write(POLL_FIRST);
-    }
-    entry
-}

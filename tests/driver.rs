@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 
 use uringmachine_runtime::multishot::Arrivals;
+use uringmachine_runtime::operations::{AcceptMultishot, RecvMultishot};
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::{clock, opcode, types, Driver, Entry, Features, OpKey, Wake};
 
@@ -180,9 +181,13 @@ fn an_operation_on_a_bad_descriptor_fails_alone() {
 
 fn receive(driver: &mut Driver<()>, fd: &impl AsRawFd, limit: usize) -> OpKey {
     let group = driver.buffer_group().unwrap();
-    let entry = opcode::RecvMulti::new(types::Fd(fd.as_raw_fd()), group).build();
+    let recv = RecvMultishot {
+        fd: fd.as_raw_fd(),
+        group,
+        flags: 0,
+    };
     driver
-        .start_multishot(entry, Arrivals::bytes(limit))
+        .start_multishot(recv, Arrivals::bytes(limit))
         .unwrap()
 }
 
@@ -261,9 +266,12 @@ fn a_flooding_receive_is_stopped_and_goes_on_without_losing_a_byte() {
 fn a_discarded_accept_closes_what_it_accepted() {
     let mut driver = driver();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let entry = opcode::AcceptMulti::new(types::Fd(listener.as_raw_fd())).build();
+    let accept = AcceptMultishot {
+        fd: listener.as_raw_fd(),
+        flags: 0,
+    };
     let op = driver
-        .start_multishot(entry, Arrivals::descriptors())
+        .start_multishot(accept, Arrivals::descriptors())
         .unwrap();
     let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     while matches!(&driver.multishot(op).unwrap().arrivals, Arrivals::Descriptors(fds) if fds.is_empty())

@@ -2,11 +2,12 @@
 
 use std::io;
 
-use io_uring::{cqueue, opcode, types};
+use io_uring::cqueue;
 
 use super::{Driver, Timer, NOBODY, WAKER};
 use crate::clock;
-use crate::operation::{Completion, Effect, OpKey};
+use crate::operation::{Completion, Effect, OpKey, Operation};
+use crate::operations::PollMultishot;
 use crate::ring::Ring;
 use crate::slab::Key;
 use crate::tasks::{WaitId, Wake};
@@ -97,10 +98,11 @@ impl<T> Driver<T> {
             let Some(waker) = self.waker() else {
                 return Err(io::Error::from_raw_os_error(libc::EBADF));
             };
-            let entry = opcode::PollAdd::new(types::Fd(waker.fd()), libc::POLLIN as u32)
-                .multi(true)
-                .build()
-                .user_data(WAKER);
+            let mut poll = PollMultishot {
+                fd: waker.fd(),
+                events: libc::POLLIN as u32,
+            };
+            let entry = poll.entry().user_data(WAKER);
             // SAFETY: a poll points to nothing.
             unsafe { self.ring()?.push(&entry) }?;
             self.waker_polled = true;

@@ -3,12 +3,12 @@
 use std::io;
 
 use io_uring::squeue::Entry;
-use io_uring::{opcode, types};
 
 use super::{Driver, NOBODY};
 use crate::clock;
 use crate::multishot::{Arrivals, Multishot};
-use crate::operation::{descriptor_of, opens, Completion, OpKey};
+use crate::operation::{descriptor_of, opens, Completion, OpKey, Operation, WithoutMemory};
+use crate::operations::{Cancel, CancelAll};
 use crate::tasks::WaitId;
 
 impl<T> Driver<T> {
@@ -25,6 +25,32 @@ impl<T> Driver<T> {
         }
         // SAFETY: the caller's promise.
         unsafe { self.push(op, entry) }
+    }
+
+    /// Queues an operation whose completion ends `wait`.
+    ///
+    /// # Safety
+    /// The operation stays where it is, and nobody uses it, until [`Driver::take`] has returned its result. After
+    /// [`Driver::take_early`] it is the memory that stays, until [`Driver::is_over`].
+    #[inline]
+    pub unsafe fn start<O: Operation>(
+        &mut self,
+        operation: &mut O,
+        wait: WaitId,
+    ) -> io::Result<OpKey> {
+        // SAFETY: what the entry points to is the operation's, which stays: the caller's promise.
+        unsafe { self.submit(operation.entry(), wait) }
+    }
+
+    /// Queues an operation on no memory, whose completion ends `wait`.
+    #[inline]
+    pub fn start_without_memory<O: WithoutMemory>(
+        &mut self,
+        mut operation: O,
+        wait: WaitId,
+    ) -> io::Result<OpKey> {
+        // SAFETY: the entry points to nothing.
+        unsafe { self.submit(operation.entry(), wait) }
     }
 
     /// Queues an operation whose result nobody will want. The memory it works on, if any, is
@@ -44,9 +70,14 @@ impl<T> Driver<T> {
 
     /// Starts a multishot operation. One that brings bytes must name the group of
     /// [`Driver::buffer_group`].
-    pub fn start_multishot(&mut self, entry: Entry, arrivals: Arrivals) -> io::Result<OpKey> {
+    pub fn start_multishot<O: WithoutMemory>(
+        &mut self,
+        mut operation: O,
+        arrivals: Arrivals,
+    ) -> io::Result<OpKey> {
+        let entry = operation.entry();
         let op = (self.in_flight).start_multishot(arrivals, descriptor_of(&entry));
-        // SAFETY: a multishot operation points to no memory of its own.
+        // SAFETY: the entry points to nothing.
         unsafe { self.push(op, entry) }
     }
 
@@ -105,9 +136,7 @@ impl<T> Driver<T> {
 
     /// Asks the kernel to cancel an operation. The operation still ends by its own completion.
     pub fn cancel(&mut self, op: OpKey) -> io::Result<()> {
-        let entry = opcode::AsyncCancel::new(op.to_bits())
-            .build()
-            .user_data(NOBODY);
+        let entry = Cancel { op }.entry().user_data(NOBODY);
         // SAFETY: a cancel points to nothing.
         unsafe { self.ring()?.push(&entry) }
     }
@@ -163,9 +192,7 @@ impl<T> Driver<T> {
             self.wait_until(until, |driver| driver.lines.works() == 0);
             self.give_up_work();
         }
-        let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any().all())
-            .build()
-            .user_data(NOBODY);
+        let entry = CancelAll.entry().user_data(NOBODY);
         // SAFETY: a cancel points to nothing.
         let pushed = self.ring().and_then(|ring| unsafe { ring.push(&entry) });
         if pushed.is_ok() {

@@ -12,7 +12,7 @@ use crate::provided_buffers::ProvidedBuffers;
 mod setup;
 
 // An old name, until ext/ is moved.
-pub use crate::operation::poll_first;
+pub use crate::operations::poll_first;
 
 /// Flags of io_uring_enter(2) that this crate's dependency keeps to itself.
 const ENTER_SQ_WAKEUP: u32 = 1 << 1;
@@ -182,7 +182,6 @@ impl Ring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operation::poll_first;
     use io_uring::opcode;
 
     fn ring(mask: Features) -> Ring {
@@ -215,33 +214,5 @@ mod tests {
         let mut ring = ring(Features::ALL);
         ring.enter(1, Some(1_000_000)).unwrap();
         assert!(ring.reap().is_none());
-    }
-
-    #[test]
-    fn a_receive_that_polls_first_gets_what_is_there_and_what_comes() {
-        use std::io::Write;
-        use std::os::fd::AsRawFd;
-        use std::os::unix::net::UnixStream;
-
-        for sent_before in [true, false] {
-            let mut ring = ring(Features::ALL);
-            let (receiver, mut sender) = UnixStream::pair().unwrap();
-            let mut bytes = [0_u8; 8];
-            if sent_before {
-                sender.write_all(b"hello").unwrap();
-            }
-            let fd = io_uring::types::Fd(receiver.as_raw_fd());
-            let receive = poll_first(opcode::Recv::new(fd, bytes.as_mut_ptr(), 8).build());
-            // SAFETY: the bytes outlive the receive, which completes below.
-            unsafe { ring.push(&receive) }.unwrap();
-            ring.enter(0, None).unwrap();
-            if !sent_before {
-                assert!(ring.reap().is_none());
-                sender.write_all(b"hello").unwrap();
-            }
-            ring.enter(1, None).unwrap();
-            assert_eq!(ring.reap().map(|entry| entry.result()), Some(5));
-            assert_eq!(&bytes[..5], b"hello");
-        }
     }
 }
