@@ -10,7 +10,8 @@ use crate::ring::Ring;
 use crate::tasks::{TaskId, WaitId, Wake};
 
 impl<T> Driver<T> {
-    /// Gives a task its turn to write to a descriptor, if nobody writes to it: see [`Lines::begin`].
+    /// Gives a task its turn to write to a descriptor, if nobody writes to it: see
+    /// [`Lines::begin`](crate::lines::Lines::begin).
     #[inline]
     pub fn begin_turn(&mut self, fd: RawFd, task: TaskId) -> bool {
         self.lines.begin(fd, task)

@@ -33,7 +33,7 @@ unsafe impl WithoutMemory for Fsync {}
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{run_alone, Directory};
+    use super::super::testing::{byte, run_alone, Directory};
     use super::*;
     use std::fs::File;
     use std::os::fd::AsRawFd;
@@ -44,6 +44,9 @@ mod tests {
         let file = File::create(directory.path("file")).unwrap();
         let (_reader, writer) = std::io::pipe().unwrap();
         for data_only in [false, true] {
+            // `fsync_flags`, and IORING_FSYNC_DATASYNC (linux/io_uring.h).
+            let mut fsync = Fsync { fd: 0, data_only };
+            assert_eq!(byte(&mut fsync, 28), u8::from(data_only));
             let (fd, pipe) = (file.as_raw_fd(), writer.as_raw_fd());
             assert_eq!(run_alone(&mut Fsync { fd, data_only }), 0);
             let mut fsync = Fsync {

@@ -57,4 +57,23 @@ mod tests {
         assert_eq!(std::fs::read(directory.path("new")).unwrap(), b"hello");
         assert_eq!(run_alone(&mut link), -libc::EEXIST);
     }
+
+    #[test]
+    fn a_symbolic_link_or_what_it_leads_to_gets_the_name() {
+        let directory = Directory::new("link-symlink");
+        directory.write("file", b"");
+        std::os::unix::fs::symlink("file", directory.path("symlink")).unwrap();
+        for (flags, is_symlink) in [(0, true), (libc::AT_SYMLINK_FOLLOW, false)] {
+            let name = format!("new-{flags}");
+            let mut link = Link {
+                old_directory: HERE,
+                old: directory.name("symlink"),
+                new_directory: HERE,
+                new: directory.name(&name),
+                flags,
+            };
+            assert_eq!(run_alone(&mut link), 0);
+            assert_eq!(directory.path(&name).is_symlink(), is_symlink);
+        }
+    }
 }

@@ -68,7 +68,7 @@ mod testing {
     use crate::mapping::Mapping;
     use crate::memory::{Memory, MemoryMut};
     use crate::operation::Operation;
-    use crate::{Driver, Features, OpKey};
+    use crate::{Driver, Entry, Features, OpKey};
 
     pub fn driver() -> Driver<()> {
         let mut driver = Driver::new(8, Features::from_environment(), None).unwrap();
@@ -84,6 +84,14 @@ mod testing {
         let op = unsafe { driver.start(operation, wait) }.unwrap();
         driver.poll().unwrap();
         op
+    }
+
+    /// The byte at a place of an operation's entry: for what its result does not tell.
+    pub fn byte(operation: &mut impl Operation, place: usize) -> u8 {
+        assert!(place < std::mem::size_of::<Entry>());
+        let entry = operation.entry();
+        // SAFETY: an Entry is a struct io_uring_sqe: numbers, of which the place is within.
+        unsafe { *std::ptr::from_ref(&entry).cast::<u8>().add(place) }
     }
 
     /// The result of an operation, waited for.

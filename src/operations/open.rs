@@ -41,7 +41,7 @@ unsafe impl<P: AsRef<CStr>> Operation for Open<P> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{run_alone, Directory};
+    use super::super::testing::{byte, run_alone, Directory};
     use super::super::HERE;
     use super::*;
     use std::fs::File;
@@ -62,6 +62,8 @@ mod tests {
                     mode: 0o600,
                     on_thread,
                 };
+                // `flags`, and IOSQE_ASYNC (linux/io_uring.h).
+                assert_eq!(byte(&mut open, 1), u8::from(on_thread) << 4);
                 run_alone(&mut open)
             };
             let file = |fd| {

@@ -96,9 +96,7 @@ impl<P: PiecesMut, A: MemoryMut, C: MemoryMut> RecvMsg<P, A, C> {
     /// How many bytes of control messages have come.
     #[inline]
     pub fn control_length(&self) -> usize {
-        #[allow(clippy::unnecessary_cast, reason = "musl has another type")]
-        let length = self.header.msg_controllen as usize;
-        length
+        self.header.msg_controllen as _
     }
 
     /// What else there is to say of it: MSG_TRUNC, MSG_CTRUNC, MSG_EOR, ...
@@ -181,11 +179,11 @@ pub fn poll_first(mut entry: Entry) -> Entry {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{driver, finish, registered, run, run_alone, start};
+    use super::super::testing::{byte, driver, finish, registered, run, run_alone, start};
     use super::*;
-    use crate::memory::{Memory, SingleMut};
+    use crate::memory::SingleMut;
     use crate::multishot::Arrivals;
-    use std::io::{Read, Write};
+    use std::io::Write;
     use std::net::UdpSocket;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -208,6 +206,8 @@ mod tests {
             let mut driver = driver();
             let mut recv = recv(&receiver, vec![0; 8], 0);
             recv.poll_first = poll_first;
+            // `ioprio`, and IORING_RECVSEND_POLL_FIRST (linux/io_uring.h).
+            assert_eq!(byte(&mut recv, 2), u8::from(poll_first));
             if sent_before {
                 sender.write_all(b"hello").unwrap();
             }
@@ -226,23 +226,26 @@ mod tests {
     #[test]
     fn what_is_peeked_at_stays_in_a_registered_buffer_too() {
         let (receiver, mut sender) = UnixStream::pair().unwrap();
+        let left = || {
+            let mut bytes: libc::c_int = -1;
+            // SAFETY: a place for the answer.
+            unsafe { libc::ioctl(receiver.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+            bytes
+        };
         sender.write_all(b"hello").unwrap();
         let mut driver = driver();
         let (_, mapping) = driver.register_buffers(1, 4096).unwrap();
         let (memory, pointer) = registered(&driver, &mapping, 0, 5);
-        assert!(memory.registered().is_some());
-        let mut recv = recv(&receiver, memory, libc::MSG_PEEK);
-        for (flags, filler) in [(libc::MSG_PEEK, 1), (0, 2)] {
+        let mut recv = recv(&receiver, memory, 0);
+        for (flags, stays) in [(libc::MSG_PEEK, 5), (0, 0)] {
             // SAFETY: the kernel has nothing to do with the memory now.
-            unsafe { std::ptr::write_bytes(pointer, filler, 5) };
+            unsafe { std::ptr::write_bytes(pointer, 0, 5) };
             recv.flags = flags;
-            assert_eq!(run(&mut driver, &mut recv), 5);
+            assert_eq!((run(&mut driver, &mut recv), left()), (5, stays));
             // SAFETY: as above.
             let bytes = unsafe { std::slice::from_raw_parts(pointer, 5) };
             assert_eq!(bytes, b"hello");
         }
-        receiver.set_nonblocking(true).unwrap();
-        assert!((&receiver).read(&mut [0; 1]).is_err());
     }
 
     #[test]
