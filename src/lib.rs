@@ -47,4 +47,5 @@ pub use timers::TimerKey;
 /// The entries that [`Driver::submit`] takes and the operations they are built from.
 pub use io_uring::{opcode, squeue::Entry, types};
 
+// Old names, until ext/ is moved.
 pub use old_names::*;
