@@ -4,8 +4,9 @@
 //! between them. One [`Driver`] belongs to one thread. It owns
 //!
 //! * the [`ring`]: set-up, submission, waiting, reaping;
-//! * the [`operations`], each of which owns or borrows the [`memory`] it works on, and what is [`in_flight`]: what the kernel was asked for, until its final completion, among it
-//!   [`multishot`] operations, which complete again and again into the [`provided_buffers`];
+//! * what is [`in_flight`]: what the kernel was asked for, until its final completion. The
+//!   [`operations`] each own or borrow the [`memory`] they work on; those that are [`multishot`]
+//!   complete again and again into the [`provided_buffers`];
 //! * the [`registered_buffers`] and the [`registered_files`], which the ring keeps at hand;
 //! * the [`lines`] of those who write to a descriptor, and the work on it that nobody waits for;
 //! * the [`tasks`] table and run queue: who waits for what, and who may go on;
