@@ -12,8 +12,14 @@ class TestClosing < SchedulerTest
     wait: ->(io) { io.wait_readable && io.readpartial(100) }, select: ->(io) { IO.select([io]) && io.readpartial(100) }
   }.freeze
 
-  # Another pair, whose first end has the number that was freed: the smallest, once others have those below it, which
-  # the collector may have closed.
+  def setup
+    super
+    # The collector closes what earlier tests have left, which would free other numbers meanwhile.
+    GC.start
+    GC.disable
+  end
+
+  # Another pair, whose first end has the number that was freed: the smallest, once others have those below it.
   def take_number(pair, fd)
     below = (0...fd).count { |number| !File.symlink?("/proc/self/fd/#{number}") }
     others = Array.new(below) { File.open(File::NULL) }
@@ -23,6 +29,7 @@ class TestClosing < SchedulerTest
   end
 
   def teardown
+    GC.enable
     @kept = nil
     super
   end
