@@ -5,7 +5,7 @@
 #
 #   rake test:memcheck                  the files in which memory is lent, handed on and given back
 #   rake test:memcheck FILES=all        all of them
-#   rake test:memcheck FILES=test/test_io.rb,test/machine/test_tls.rb
+#   rake test:memcheck FILES=test/hooks/test_io_read.rb,test/tls/test_tls.rb
 #
 # Values that are used before they are set are not looked for: the collector reads whole stacks, and memcheck does not
 # know what io_uring writes to.
@@ -14,20 +14,23 @@ require "rbconfig"
 
 ROOT = File.expand_path("..", __dir__)
 SHORT = %w[
-  test/test_buffers.rb
+  test/classes/test_buffer_pool.rb
+  test/classes/test_fiber_scheduler.rb
+  test/classes/test_io.rb
+  test/hooks/test_close.rb
+  test/hooks/test_fiber.rb
+  test/lending/test_buffers.rb
+  test/lending/test_lifetime.rb
+  test/machine/test_raise.rb
+  test/methods/test_messages.rb
+  test/methods/test_streams.rb
+  test/methods/test_transfer.rb
   test/test_collector.rb
-  test/test_fibers.rb
   test/test_progress.rb
-  test/machine/test_buffer_pool.rb
-  test/machine/test_io.rb
-  test/machine/test_lifetime.rb
-  test/machine/test_messages.rb
-  test/machine/test_streams.rb
-  test/machine/test_transfer.rb
 ].freeze
 # What valgrind cannot do: it ends by an assertion of its own in a child of fork that maps a ring, where the parent's is
 # gone (MADV_DONTFORK), and it lacks pidfd_send_signal(2).
-BEYOND = %w[test/test_fork.rb test/test_descriptors.rb test/machine/test_process.rb test/machine/test_processes.rb].freeze
+BEYOND = %w[test/test_fork.rb test/test_descriptors.rb test/classes/test_process.rb test/methods/test_waitid.rb].freeze
 BEYOND_TESTS = "/fork|renew/"
 # Its own exit status, which no test has.
 FOUND = 98
@@ -56,7 +59,7 @@ failed = files.reject do |file|
   # Everything is some thirty times slower: a test is taken for hanging later.
   environment = { "UM_TEST_PATIENCE" => "600" }
   passed = system(environment, *VALGRIND, RbConfig.ruby, "--disable=jit", "-W:no-experimental", "-Itest", *$LOAD_PATH.flat_map { |folder| ["-I", folder] }, File.join(ROOT, file), "--exclude", BEYOND_TESTS, chdir: ROOT)
-  puts format("%-40s %s in %d s", file, passed ? "clean" : "FAILED", Process.clock_gettime(Process::CLOCK_MONOTONIC) - started)
+  puts format("%-60s %s in %d s", file, passed ? "clean" : "FAILED", Process.clock_gettime(Process::CLOCK_MONOTONIC) - started)
   $stdout.flush
   passed
 end

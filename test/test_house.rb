@@ -3,7 +3,7 @@
 require_relative "test_helper"
 require_relative "../docs/house"
 
-# The floors of ext/: see docs/architecture.md.
+# The floors of ext/, and of the tests: see docs/architecture.md.
 class TestHouse < Minitest::Test
   def test_imports_point_downward
     assert_empty House.upward_imports.map { |file, line, floor| "#{file}:#{line} reaches up to #{floor}" }
@@ -22,5 +22,19 @@ class TestHouse < Minitest::Test
   def test_every_folder_is_a_floor
     folders = Dir.children(House::ROOT).select { |name| File.directory?(File.join(House::ROOT, name)) }
     assert_equal House::FLOORS.sort, folders.sort
+  end
+
+  # All are loaded into one process: a class of one name in two files would be one class.
+  def test_no_two_test_files_have_one_name_or_one_class
+    files = Dir.glob("**/test_*.rb", base: __dir__)
+    assert_empty files.map { |file| File.basename(file) }.tally.select { |_, count| count > 1 }.keys
+    classes = files.flat_map { |file| File.read(File.join(__dir__, file)).scan(/^class (\w+)/).flatten }
+    assert_empty classes.tally.select { |_, count| count > 1 }.keys
+  end
+
+  # Folders of tests are named after what they test.
+  def test_every_folder_of_tests_is_one_of_the_code
+    folders = Dir.children(__dir__).select { |name| File.directory?(File.join(__dir__, name)) }
+    assert_empty folders - House::FLOORS - ["core_ext", "ruby_suite"]
   end
 end

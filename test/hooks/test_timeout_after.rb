@@ -1,0 +1,91 @@
+# frozen_string_literal: true
+
+require_relative "../test_helper"
+
+# Timeout.
+class TestTimeoutAfter < SchedulerTest
+  def test_a_timeout_ends_what_waits
+    in_fiber do
+      reader, = IO.pipe
+      [-> { sleep }, -> { Queue.new.pop }, -> { reader.readpartial(1) }, -> { reader.wait_readable }, -> { IO.select([reader]) }].each do |wait|
+        assert_raises(Timeout::Error) { Timeout.timeout(0.005) { wait.call } }
+      end
+    end
+  end
+
+  def test_a_timeout_raises_the_class_and_message_asked_for
+    in_fiber do
+      error = assert_raises(IOError) { Timeout.timeout(0.001, IOError, "too late") { sleep } }
+      assert_equal "too late", error.message
+    end
+  end
+
+  def test_a_timeout_that_does_not_fire_returns_the_value_and_leaves_nothing
+    in_fiber do
+      assert_equal :value, Timeout.timeout(0.002) { :value }
+      # The next wait outlives the deadline that is no more.
+      started = now
+      sleep 0.01
+      assert_operator now - started, :>=, 0.01
+    end
+  end
+
+  def test_nested_timeouts_raise_inside_their_own_block
+    in_fiber do
+      log = []
+      begin
+        Timeout.timeout(0.005) do
+          Timeout.timeout(1) { sleep }
+        rescue Timeout::Error
+          log << :inner
+          raise
+        end
+      rescue Timeout::Error
+        log << :outer
+      end
+      assert_equal :outer, log.last
+      assert_raises(Timeout::Error) { Timeout.timeout(1) { Timeout.timeout(0.001) { sleep } } }
+    end
+  end
+
+  def test_a_timeout_reaches_a_fiber_that_waits_in_an_enumerator
+    in_fiber do
+      enumerator = Enumerator.new { |yielder| yielder << sleep }
+      assert_raises(Timeout::Error) { Timeout.timeout(0.005) { enumerator.next } }
+    end
+  end
+
+  def test_a_timeout_reaches_a_fiber_that_waits_in_another_while_others_are_ready
+    done = false
+    result = nil
+    scheduled do
+      Fiber.schedule { Fiber.scheduler.yield until done }
+      Fiber.schedule do
+        result = assert_raises(Timeout::Error) { Timeout.timeout(0.01) { Fiber.new { IO.pipe.first.read(1) }.resume } }
+      ensure
+        done = true
+      end
+    end
+
+    assert_instance_of Timeout::Error, result
+  end
+
+  def test_timeout_error_is_caught_where_plain_ruby_catches_it
+    in_fiber do
+      outcome = begin
+        Timeout.timeout(0.001) do
+          sleep
+        rescue StandardError
+          :inside
+        end
+      rescue Timeout::Error
+        :outside
+      end
+      assert_includes %i[inside outside], outcome
+    end
+  end
+
+  private
+
+  def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+end
