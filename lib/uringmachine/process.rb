@@ -1,36 +1,6 @@
 # frozen_string_literal: true
 
 class UringMachine
-  # Opens a process, to send it signals and to wait for its end. With a block, gives it to the block and closes it
-  # however the block ends.
-  #
-  # @param pid [Integer] a child, or any other process. A number is safe while it cannot have been given to another
-  #   process: that of a child that nobody has reaped is
-  # @yieldparam process [UringMachine::Process]
-  # @return [UringMachine::Process, Object] the process, or what the block returns
-  # @raise [Errno::ESRCH] if there is no such process
-  # @raise [TypeError] if pid is no Integer
-  # @raise [ArgumentError] if it is not positive, or too large
-  # @example
-  #   machine.process_open(pid) { |process| process.kill(:TERM).wait(timeout: 5) }
-  def process_open(pid, &block) = Process.open(pid, self, &block)
-
-  # Processes for plain Ruby code.
-  class FiberScheduler
-    # As UringMachine#process_open, for the scheduler's fibers.
-    #
-    # @param pid [Integer]
-    # @yieldparam process [UringMachine::Process]
-    # @return [UringMachine::Process, Object] the process, or what the block returns
-    # @raise [Errno::ESRCH] if there is no such process
-    # @raise [TypeError] if pid is no Integer
-    # @raise [ArgumentError] if it is not positive, or too large
-    # @example
-    #   process = Fiber.scheduler.process_open(pid)
-    #   process.wait(timeout: 0.5) #=> nil
-    def process_open(pid, &block) = machine.process_open(pid, &block)
-  end
-
   # A process by a descriptor (pidfd_open(2)): it stays the same process when its number is another's. Waiting for its
   # end is a poll of the descriptor through the ring: no signal handler, no thread, and nobody else's child is reaped.
   #

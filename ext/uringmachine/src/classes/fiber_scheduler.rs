@@ -140,7 +140,7 @@ pub unsafe fn running_core(scheduler: VALUE) -> Option<*mut Core> {
     }
 }
 
-/// See lib/uringmachine/schedulers.rb.
+/// See lib/uringmachine/fiber_scheduler/current.rb.
 #[cold]
 unsafe fn find_behind(scheduler: VALUE) -> Option<*mut c_void> {
     // SAFETY: what may raise is stopped here.
@@ -523,7 +523,7 @@ pub unsafe fn define(module: VALUE) -> VALUE {
         ruby::define_private_method(class, c"masked", masked as *const (), 1);
         ruby::define_private_method(class, c"scheduled", scheduled as *const (), 0);
         ruby::define_singleton_method(class, c"end_waits", end_waits as *const (), 2);
-        // The rest is in lib/uringmachine/closing.rb.
+        // The rest is in lib/uringmachine/core_ext/io_close.rb.
         let closing = rb_sys::rb_define_module_under(module, c"Closing".as_ptr());
         ruby::define_singleton_method(closing, c"in_use?", is_in_use as *const (), 1);
         ruby::define_singleton_method(class, c"forget", forget as *const (), 1);

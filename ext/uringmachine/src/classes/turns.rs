@@ -96,7 +96,7 @@ unsafe extern "C" fn define_turn(_module: VALUE, to: VALUE, name: VALUE, arity: 
 }
 
 /// Has the methods take turns from now on, and those of OpenSSL's sockets if there are any by now: see
-/// lib/uringmachine/core_gaps.rb. May longjmp.
+/// lib/uringmachine/core_ext/turns.rb. May longjmp.
 pub unsafe fn begin() {
     static BEGUN: AtomicBool = AtomicBool::new(false);
     // SAFETY: plain calls of Ruby methods; nothing here needs dropping.
@@ -109,7 +109,7 @@ pub unsafe fn begin() {
     }
 }
 
-/// Defines what lib/uringmachine/core_gaps.rb is made of.
+/// Defines what lib/uringmachine/core_ext/turns.rb is made of.
 pub unsafe fn define(class: VALUE) {
     // SAFETY: each function takes what its arity says.
     unsafe {

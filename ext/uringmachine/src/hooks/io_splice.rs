@@ -1,4 +1,4 @@
-//! io_splice, beneath IO.copy_stream (lib/uringmachine/copy_stream.rb).
+//! io_splice, beneath IO.copy_stream (lib/uringmachine/copy.rb).
 
 use std::ffi::{c_char, c_int};
 

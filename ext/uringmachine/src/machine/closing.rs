@@ -4,7 +4,7 @@
 //! is another file's once the descriptor is closed. So whoever closes one first ends what is done with it:
 //! [`end_on`]. From Ruby 4.0 on Ruby keeps account of the operations of its own hooks on an IO, and waits for them;
 //! operations of ours it is told of ([`during`]). What goes by the number (another IO object, the machine's methods)
-//! it does not know, and Ruby 3.4 wakes no fiber at all (lib/uringmachine/closing.rb).
+//! it does not know, and Ruby 3.4 wakes no fiber at all (lib/uringmachine/core_ext/io_close.rb).
 
 use std::ffi::c_void;
 use std::os::fd::RawFd;

@@ -1,4 +1,4 @@
-//! inotify: watching files. lib/uringmachine/file_watch.rb watches trees with it.
+//! inotify: watching files. lib/uringmachine/watched_tree.rb watches trees with it.
 
 use std::ffi::c_int;
 use std::mem::size_of;

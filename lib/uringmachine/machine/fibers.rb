@@ -67,32 +67,4 @@ class UringMachine
     pending.each { |fiber| fiber.add_done_listener(queue) }
     pending.size.times { shift(queue) }
   end
-
-  # What every Fiber gets.
-  module FiberExtensions
-    # The fiber's own queue, for whoever wants to send it messages. The machine puts nothing there.
-    #
-    # @return [UringMachine::Queue]
-    # @example
-    #   machine.push(fiber.mailbox, :hello)
-    def mailbox
-      @um_mailbox ||= Queue.new
-    end
-  end
-
-  # What every Thread gets.
-  module ThreadExtensions
-    # The thread's own machine, made at its first use. A child of fork gets a new one.
-    #
-    # @return [UringMachine]
-    # @example
-    #   Thread.current.machine.sleep(0.1)
-    def machine
-      @um_machine = nil unless @um_machine_pid == ::Process.pid
-      @um_machine_pid = ::Process.pid
-      @um_machine ||= UringMachine.new
-    end
-  end
-
-  Thread.include(ThreadExtensions)
 end
