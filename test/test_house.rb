@@ -37,4 +37,14 @@ class TestHouse < Minitest::Test
     folders = Dir.children(__dir__).select { |name| File.directory?(File.join(__dir__, name)) }
     assert_empty folders - House::FLOORS - ["core_ext", "ruby_suite"]
   end
+
+  # What the pages for contributors name is there.
+  def test_files_that_the_pages_name_exist
+    root = File.expand_path("..", __dir__)
+    named = %w[docs/architecture.md CONTRIBUTING.md].flat_map do |page|
+      File.read(File.join(root, page)).scan(%r{`((?:src|ext|lib|test|docs|script|bench)/[\w./]*)`}).flatten
+    end
+    refute_empty named
+    assert_empty named.uniq.reject { |path| File.exist?(File.join(root, path)) }
+  end
 end
