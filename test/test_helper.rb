@@ -37,6 +37,12 @@ class PatientTest < Minitest::Test
     end
   end
 
+  # How many descriptors are open, once the collector has closed what earlier tests have left.
+  def settled_descriptors
+    GC.start
+    open_descriptors
+  end
+
   def open_descriptors
     Dir.children("/proc/self/fd").size
   end

@@ -197,7 +197,7 @@ class TestInterrupts < SchedulerTest
       running = true
       Fiber.schedule { sleep(0) && ran += 1 while running }
       sleep(0)
-      before = open_descriptors
+      before = settled_descriptors
       200.times { UNIXSocket.pair.each { |socket| socket.setsockopt(Socket::Option.linger(true, 1)) } }
       seen = ran
       4.times { GC.start }

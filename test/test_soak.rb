@@ -146,7 +146,7 @@ class TestMachineSoak < MachineTest
     # As long as what is measured, until the heap is as large as its garbage makes it.
     soak(server, path, OPERATIONS)
     GC.start # The garbage of other tests has descriptors too.
-    descriptors = open_descriptors
+    descriptors = settled_descriptors
     memory = rss
     soak(server, path, OPERATIONS)
     assert_operator open_descriptors, :<=, descriptors

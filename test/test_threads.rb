@@ -28,7 +28,7 @@ class TestThreads < SchedulerTest
   def assert_leaves_no_descriptor(at_once: false, &)
     in_ending_thread(at_once:, &)
     GC.start
-    before = open_descriptors
+    before = settled_descriptors
     5.times { in_ending_thread(at_once:, &) }
     eventually { open_descriptors <= before }
   end
@@ -61,7 +61,7 @@ class TestThreads < SchedulerTest
 
   def test_a_thread_that_is_killed_leaves_no_descriptor
     reader, writer = IO.pipe
-    before = open_descriptors
+    before = settled_descriptors
     5.times do
       inside = Thread::Queue.new
       thread = Thread.new do
@@ -115,7 +115,7 @@ class TestThreads < SchedulerTest
       server = TCPServer.new("127.0.0.1", 0)
       client = nil
       GC.start
-      before = open_descriptors
+      before = settled_descriptors
       in_ending_thread(at_once: true) do |machine|
         machine.spin { machine.accept(server.fileno) }
         machine.snooze
@@ -183,7 +183,7 @@ class TestThreads < SchedulerTest
   end
 
   def test_many_threads_come_and_go
-    before = open_descriptors
+    before = settled_descriptors
     200.times.each_slice(20) do |slice|
       slice.map { Thread.new { Thread.current.machine.tap { |machine| machine.spin { machine.sleep } && machine.sleep(0) } } }.each(&:join)
     end

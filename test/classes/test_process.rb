@@ -329,13 +329,13 @@ class TestMachineProcess < MachineTest
   end
 
   def test_closed
-    before = open_descriptors
+    before = settled_descriptors
     process = UM::Process.spawn("exit 0", machine:)
     refute_predicate process, :closed?
     assert_predicate IO.for_fd(process.fileno, autoclose: false), :close_on_exec?
     2.times { assert_nil process.close }
     assert_predicate process, :closed?
-    assert_equal before, open_descriptors
+    assert_operator open_descriptors, :<=, before
     [-> { process.fileno }, -> { process.alive? }, -> { process.kill(0) }, -> { process.wait }, -> { process.on_exit {} }].each do |use|
       assert_match(/closed/, assert_raises(UM::Error, &use).message)
     end
@@ -355,17 +355,17 @@ class TestMachineProcess < MachineTest
   end
 
   def test_the_block_form_closes
-    before = open_descriptors
+    before = settled_descriptors
     pid = Process.spawn("exit 3")
     everyone = []
     assert_equal(3, machine.process_open(pid) { |process| (everyone << process) && process.wait.exitstatus })
     assert_raises(RuntimeError) { machine.process_open(Process.pid) { |process| (everyone << process) && raise } }
     assert everyone.all?(&:closed?)
-    assert_equal before, open_descriptors
+    assert_operator open_descriptors, :<=, before
   end
 
   def test_what_is_forgotten_is_closed_by_the_collector
-    before = open_descriptors
+    before = settled_descriptors
     20.times { Array.new(20) { machine.process_open(Process.pid) } && GC.start }
     assert_operator open_descriptors, :<, before + 200
   end

@@ -446,7 +446,7 @@ class TestCopyStream < SchedulerTest
   end
 
   def test_no_descriptor_is_left_behind
-    before = open_descriptors
+    before = settled_descriptors
     5.times { received(TARGETS[0]) { |sink| IO.copy_stream(file, sink) } }
     GC.start
     assert_operator open_descriptors, :<=, before + 4

@@ -68,7 +68,7 @@ class TestTCPSocket < SchedulerTest
       Fiber.schedule do
         GC.start
         GC.disable
-        before = open_descriptors
+        before = settled_descriptors
         result = yield
         after = open_descriptors
       end

@@ -138,7 +138,7 @@ class TestMachineFiles < MachineTest
   def test_the_opens_that_wait_can_be_ended_and_leak_nothing
     path = fifo
     GC.start
-    before = open_descriptors
+    before = settled_descriptors
     [UM::O_RDONLY, UM::O_WRONLY].each do |flags|
       20.times { assert_raises(TooLate) { machine.timeout(0.001, TooLate) { machine.open(path, flags) } } }
     end
@@ -146,7 +146,7 @@ class TestMachineFiles < MachineTest
     machine.snooze
     fibers.each(&:kill)
     machine.await(fibers)
-    assert_equal before, open_descriptors
+    assert_operator open_descriptors, :<=, before
     assert_raises(Errno::ENOTDIR) { machine.open("#{path}/none", File::RDONLY) }
     assert_raises(Errno::EEXIST) { machine.open(path, File::RDONLY | File::CREAT | File::EXCL) }
   end

@@ -252,10 +252,10 @@ class TestMachineMessages < MachineTest
       machine.read(reader, buffer, 10)
       assert_equal "through", buffer, kind
       GC.start
-      before = open_descriptors
+      before = settled_descriptors
       one.sendmsg("longer", 0, nil, Socket::AncillaryData.unix_rights(IO.for_fd(writer, autoclose: false)))
       assert_raises(Errno::EMSGSIZE) { machine.recv_fd(other.fileno) }
-      assert_equal before, open_descriptors
+      assert_operator open_descriptors, :<=, before
       one.send("", 0)
       assert_raises(Errno::EINVAL) { machine.recv_fd(other.fileno) }
     end

@@ -353,9 +353,9 @@ class TestMachineSockets < MachineTest
   def test_a_descriptor_that_comes_along_with_another_is_not_left_open
     one, other = UNIXSocket.pair
     one.sendmsg("x", 0, nil, Socket::AncillaryData.unix_rights($stdin, $stderr))
-    before = open_descriptors
+    before = settled_descriptors
     machine.close(machine.recv_fd(other.fileno))
-    assert_equal before, open_descriptors
+    assert_operator open_descriptors, :<=, before
   ensure
     [one, other].each(&:close)
   end

@@ -158,7 +158,7 @@ class TestWorkers < SchedulerTest
   end
 
   def test_an_open_that_has_succeeded_is_not_lost_to_a_timeout
-    before = open_descriptors
+    before = settled_descriptors
     with_fifo do |fifo|
       in_fiber do
         50.times do
