@@ -188,6 +188,7 @@ class TestMachineLine < MachineTest
   end
 
   def test_a_number_that_is_another_files_has_no_part_in_what_was
+    keep_numbers
     { machine: ->(fd) { machine.close_async(fd) && machine.submit }, elsewhere: ->(fd) { IO.for_fd(fd).close } }.each do |how, close|
       Tempfile.create do |file|
         fd = IO.sysopen(file.path, File::RDONLY)
@@ -311,6 +312,7 @@ class TestMachineLine < MachineTest
 
   # The IO's close comes before the number is another file's; what was given before is written all the same.
   def test_the_close_of_an_io_under_the_scheduler
+    keep_numbers
     one, other = UNIXSocket.pair
     bytes = Random.bytes(1 << 20)
     received = nil

@@ -274,6 +274,7 @@ class TestMachineMessages < MachineTest
 
   # Closed without the machine's hearing of it.
   def test_a_number_that_was_a_socket_of_messages_and_is_a_file_now
+    keep_numbers
     one, other = pair(:dgram)
     fd = other.fileno
     one.send("message", 0)

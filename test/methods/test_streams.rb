@@ -294,6 +294,7 @@ class TestMachineStreams < MachineTest
 
   # Its bytes are not those of the file that has the number next.
   def test_what_is_kept_is_the_files_and_not_the_numbers
+    keep_numbers
     { machine: ->(fd) { machine.close(fd) }, async: ->(fd) { machine.close_async(fd) && machine.submit }, elsewhere: ->(fd) { IO.for_fd(fd).close } }.each do |how, close|
       NEXT.each do |name, read|
         one, other = UNIXSocket.pair.map { |socket| socket.autoclose = false; socket.fileno }
