@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::registry::{machines, object_of};
+use super::registry::{keep_looked_into, machines, object_of};
 use super::{interrupts, splice, Core};
 use crate::machine::thread_call;
 use crate::ruby::typed_data::DataType;
@@ -35,9 +35,12 @@ pub unsafe extern "C" fn free(data: *mut c_void) {
 }
 
 /// Ends a core that nobody can use any more.
-fn give_up(mut core: Box<Core>) {
+pub fn give_up(mut core: Box<Core>) {
     let place: *mut Core = &raw mut *core;
     machines().retain(|entry| entry.core != place);
+    let Some(mut core) = keep_looked_into(core) else {
+        return;
+    };
     if core.is_forked() {
         core.machine.forsake();
         return;

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{closing, Core};
+use super::{closing, owner, Core};
 use crate::ruby::typed_data::DataType;
 use crate::ruby::{self, NIL, VALUE};
 
@@ -80,9 +80,60 @@ pub unsafe fn has_started(fiber: VALUE) -> bool {
     }
 }
 
+/// How many threads look into cores, and the cores whose UMs the collector has freed meanwhile: one that is looked into
+/// may be among them, if whoever looks makes an object.
+static LOOKS: Mutex<(usize, Vec<Left>)> = Mutex::new((0, Vec::new()));
+
+struct Left(Box<Core>);
+
+// SAFETY: as `Entry`.
+unsafe impl Send for Left {}
+
+fn looks() -> MutexGuard<'static, (usize, Vec<Left>)> {
+    LOOKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Somebody looks into cores.
+struct Looking;
+
+impl Looking {
+    fn begin() -> Self {
+        looks().0 += 1;
+        Self
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        let left = {
+            let mut looks = looks();
+            looks.0 -= 1;
+            if looks.0 > 0 || looks.1.is_empty() {
+                return;
+            }
+            std::mem::take(&mut looks.1)
+        };
+        for Left(core) in left {
+            owner::give_up(core);
+        }
+    }
+}
+
+/// Keeps a core whose UM was freed, if somebody looks into cores; else it is returned.
+pub fn keep_looked_into(core: Box<Core>) -> Option<Box<Core>> {
+    let mut looks = looks();
+    if looks.0 == 0 {
+        return Some(core);
+    }
+    looks.1.push(Left(core));
+    None
+}
+
 /// Calls `look` for each core that this thread may look into: those of its Ractor, whose lock it has, that are in use.
 unsafe fn each_within_reach(mut look: impl FnMut(*mut Core)) {
-    // SAFETY: the cores in the list are alive. It is not locked while `look` runs, which may run the collector.
+    let _looking = Looking::begin();
+    // SAFETY: the cores in the list are alive. It is not locked while `look` runs, which may run the collector: a core
+    // whose UM it frees meanwhile stays until nobody looks any more.
     unsafe {
         let thread = ruby::rb_thread_current();
         let mut ractor = None;
