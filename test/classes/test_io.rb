@@ -285,6 +285,31 @@ class TestMachineIO < MachineTest
     eventually { machine.metrics[:ops_pending].zero? }
   end
 
+  # The number is another file's by the time of the second call, which must not take the stream from the first.
+  def test_a_call_leaves_the_stream_to_the_one_that_reads
+    keep_numbers
+    reader, writer = IO.pipe
+    number = reader.fileno
+    copy = reader.dup
+    reader.close
+    io = UM::IO.new(machine, number)
+    first = machine.spin { io.read(-10) }
+    second = machine.spin do
+      @kept = copy.dup
+      assert_equal number, @kept.fileno
+      io.read(-5)
+    rescue UM::Error => e
+      e.class
+    end
+    third = machine.spin do
+      3.times { machine.snooze }
+      writer << "hello"
+      GC.enable
+      GC.start
+    end
+    assert_equal ["hello", UM::Error], machine.join(first, second, third).first(2)
+  end
+
   def test_streams_that_are_dropped_while_they_read_are_stopped
     others = Array.new(50) { pair.last }
     machine.await(others.map { |other| machine.spin { machine.timeout(0.001, TooLate) { UM::IO.new(machine, other, :socket).read(1) } rescue TooLate } })

@@ -10,35 +10,40 @@ mod os;
 mod ruby;
 mod tls;
 
+use magnus::rb_sys::AsRawValue;
+use magnus::{Error, Ruby};
+
 use classes::{async_op, buffer_pool, fiber_scheduler, io, mutex, process, queue, turns};
 use machine::interrupts;
 use os::{constants, per_process};
 use ruby::errors;
 
 /// Called by Ruby when the extension is required. Nothing here touches io_uring.
-///
-/// # Safety
-/// Called once, by Ruby, with the GVL.
-#[no_mangle]
-pub unsafe extern "C" fn Init_uringmachine() {
+#[magnus::init(name = "uringmachine")]
+fn init(ruby: &Ruby) -> Result<(), Error> {
     per_process::count();
-    // SAFETY: Ruby is up.
+    // SAFETY: Ruby is up, and calls this once.
     unsafe {
         rb_sys::rb_ext_ractor_safe(true);
         ruby::version::find();
         lending::find_string_lock();
         interrupts::define();
-        let class = classes::machine::define();
-        errors::define(class);
-        constants::define(class);
-        methods::define(class);
-        async_op::define(class);
-        queue::define(class);
-        buffer_pool::define(class);
-        io::define(class);
-        mutex::define(class);
-        hooks::define(fiber_scheduler::define(class));
-        process::define(class);
-        turns::define(class);
     }
+    let class = classes::machine::define(ruby)?;
+    // SAFETY: as above.
+    unsafe {
+        errors::define(class.as_raw());
+        constants::define(class.as_raw());
+    }
+    methods::define(class)?;
+    async_op::define(ruby, class)?;
+    queue::define(ruby, class)?;
+    buffer_pool::define(ruby, class)?;
+    io::define(ruby, class)?;
+    mutex::define(ruby, class)?;
+    hooks::define(fiber_scheduler::define(ruby, class)?)?;
+    process::define(ruby, class)?;
+    // SAFETY: as above.
+    unsafe { turns::define(class.as_raw()) };
+    Ok(())
 }

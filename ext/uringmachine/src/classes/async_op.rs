@@ -1,21 +1,28 @@
 //! UM::AsyncOp: an operation that was started and is awaited later. Timeouts are the only kind.
 
-use std::ffi::c_void;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::{Cell, RefCell};
 
-use crate::machine::caller::{answer, Caller};
+use magnus::gc::Marker;
+use magnus::rb_sys::AsRawValue;
+use magnus::typed_data::Obj;
+use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
+
+use crate::machine::caller::{answer, Answer, Caller};
 use crate::machine::line::{self, Waiters};
 use crate::machine::switch::Failure;
-use crate::ruby::typed_data::DataType;
+use crate::ruby::method::{as_value, settle};
+use crate::ruby::this::This;
 use crate::ruby::{self, duration, Raise, NIL, VALUE};
 
 /// What an AsyncOp holds.
-struct AsyncOp {
+#[derive(TypedData)]
+#[magnus(class = "UringMachine::AsyncOp", mark, size, free_immediately)]
+pub struct AsyncOp {
     /// The UM it was started on; `NIL` for one that was not made by a machine.
     machine: VALUE,
     deadline: u64,
-    state: State,
-    waiters: Waiters,
+    state: Cell<State>,
+    waiters: RefCell<Waiters>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,63 +31,55 @@ enum State {
     Done(i32),
 }
 
-static TYPE: DataType = DataType::new::<AsyncOp>(c"UM::AsyncOp", mark, free);
-static CLASS: AtomicU64 = AtomicU64::new(0);
-
-unsafe extern "C" fn mark(data: *mut c_void) {
-    // SAFETY: Ruby hands over the data of an object of this type.
-    unsafe {
-        let operation = data.cast::<AsyncOp>();
-        rb_sys::rb_gc_mark((*operation).machine);
-        (*operation).waiters.mark();
+impl Default for AsyncOp {
+    fn default() -> Self {
+        Self {
+            machine: NIL,
+            deadline: 0,
+            state: Cell::new(State::Running),
+            waiters: RefCell::default(),
+        }
     }
 }
 
-unsafe extern "C" fn free(data: *mut c_void) {
-    // SAFETY: the object is dead.
-    drop(unsafe { Box::from_raw(data.cast::<AsyncOp>()) });
+impl DataTypeFunctions for AsyncOp {
+    fn mark(&self, marker: &Marker) {
+        marker.mark(as_value(self.machine));
+        self.waiters.borrow().mark();
+    }
 }
 
-unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
-    let operation = Box::new(AsyncOp {
-        machine: NIL,
-        deadline: 0,
-        state: State::Running,
-        waiters: Waiters::default(),
-    });
-    // SAFETY: the box is given to the new object.
-    unsafe { TYPE.wrap(class, Box::into_raw(operation).cast()) }
-}
-
-/// The data of one that a machine has started.
-unsafe fn get<'a>(value: VALUE) -> Result<&'a mut AsyncOp, Raise> {
-    // SAFETY: the type is checked; no two references are held across a wait.
-    unsafe {
-        let operation = &mut *TYPE.get(value).cast::<AsyncOp>();
-        if operation.machine == NIL {
+impl AsyncOp {
+    /// How it stands, for one that a machine has started.
+    fn state(&self) -> Result<State, Raise> {
+        if self.machine == NIL {
             return Err(Raise::misuse(
                 "uninitialized AsyncOp: UM#prep_timeout makes them",
             ));
         }
-        if operation.state == State::Running
-            && operation.deadline <= uringmachine_runtime::clock::now()
-        {
-            operation.state = State::Done(-libc::ETIME);
+        let is_over = self.deadline <= uringmachine_runtime::clock::now();
+        if self.state.get() == State::Running && is_over {
+            self.state.set(State::Done(-libc::ETIME));
         }
-        Ok(operation)
+        Ok(self.state.get())
+    }
+
+    fn cancel(&self) {
+        if self.state.get() == State::Running {
+            self.state.set(State::Done(-libc::ECANCELED));
+            self.waiters.borrow_mut().wake_all();
+        }
     }
 }
 
 /// Makes a running timeout.
-pub unsafe fn start(machine: VALUE, nanoseconds: u64) -> Result<VALUE, Raise> {
-    // SAFETY: the class is defined when the extension is loaded.
-    unsafe {
-        let object = allocate(CLASS.load(Ordering::Relaxed));
-        let operation = &mut *TYPE.get(object).cast::<AsyncOp>();
-        operation.machine = machine;
-        operation.deadline = duration::from_now(nanoseconds);
-        Ok(object)
-    }
+pub fn start(ruby: &Ruby, machine: VALUE, nanoseconds: u64) -> VALUE {
+    let operation: Obj<AsyncOp> = ruby.obj_wrap(AsyncOp {
+        machine,
+        deadline: duration::from_now(nanoseconds),
+        ..AsyncOp::default()
+    });
+    operation.as_value().as_raw()
 }
 
 /// @method UringMachine::AsyncOp#kind
@@ -88,55 +87,44 @@ pub unsafe fn start(machine: VALUE, nanoseconds: u64) -> Result<VALUE, Raise> {
 /// @raise [UringMachine::Error] for one that no machine has made
 /// @example
 ///   machine.prep_timeout(1).kind #=> :timeout
-unsafe extern "C" fn kind(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe {
-        ruby::method(|| {
-            get(this)?;
-            Ok(rb_sys::rb_id2sym(ruby::id("timeout")))
-        })
-    }
+fn kind(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
+    settle(ruby, || {
+        this.state().map(|_| ruby.to_symbol("timeout").as_raw())
+    })
 }
 
 /// @method UringMachine::AsyncOp#done?
 /// @return [Boolean] whether its time is up, or it was cancelled
 /// @example
 ///   machine.prep_timeout(1).done? #=> false
-unsafe extern "C" fn is_done(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe { ruby::method(|| Ok(ruby::boolean(get(this)?.state != State::Running))) }
+fn is_done(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
+    settle(ruby, || Ok(ruby::boolean(this.state()? != State::Running)))
 }
 
 /// @method UringMachine::AsyncOp#result
 /// @return [Integer, nil] -ETIME when its time was up, -ECANCELED if it was cancelled; nil while it runs
 /// @example
 ///   operation.result #=> -62
-unsafe extern "C" fn result(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe {
-        ruby::method(|| {
-            Ok(match get(this)?.state {
-                State::Running => NIL,
-                State::Done(result) => ruby::fixnum(i64::from(result)),
-            })
+fn result(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
+    settle(ruby, || {
+        Ok(match this.state()? {
+            State::Running => NIL,
+            State::Done(result) => ruby::fixnum(i64::from(result)),
         })
-    }
+    })
 }
 
 /// @method UringMachine::AsyncOp#cancelled?
 /// @return [Boolean, nil] whether it was cancelled; nil while it runs
 /// @example
 ///   operation.cancelled? #=> false
-unsafe extern "C" fn is_cancelled(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe {
-        ruby::method(|| {
-            Ok(match get(this)?.state {
-                State::Running => NIL,
-                State::Done(result) => ruby::boolean(result == -libc::ECANCELED),
-            })
+fn is_cancelled(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
+    settle(ruby, || {
+        Ok(match this.state()? {
+            State::Running => NIL,
+            State::Done(result) => ruby::boolean(result == -libc::ECANCELED),
         })
-    }
+    })
 }
 
 /// Ends it before its time; whoever awaits it raises Errno::ECANCELED. One that is done is left alone.
@@ -145,19 +133,12 @@ unsafe extern "C" fn is_cancelled(this: VALUE) -> VALUE {
 /// @return [UringMachine::AsyncOp] self
 /// @example
 ///   operation.cancel.cancelled? #=> true
-unsafe extern "C" fn cancel(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked; the GVL guards the core's tasks.
-    unsafe {
-        ruby::method(|| {
-            let operation = get(this)?;
-            if operation.state != State::Running {
-                return Ok(this);
-            }
-            operation.state = State::Done(-libc::ECANCELED);
-            operation.waiters.wake_all();
-            Ok(this)
-        })
-    }
+fn cancel(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
+    settle(ruby, || {
+        this.state()?;
+        this.cancel();
+        Ok(this.value())
+    })
 }
 
 /// Waits until its time is up.
@@ -168,58 +149,46 @@ unsafe extern "C" fn cancel(this: VALUE) -> VALUE {
 /// @raise [Errno::ECANCELED] if it is cancelled meanwhile. An exception that ends the wait cancels it too
 /// @example
 ///   machine.prep_timeout(0.01).await #=> -62
-unsafe extern "C" fn wait(this: VALUE) -> VALUE {
-    // SAFETY: see `switch`.
-    unsafe {
-        ruby::method(|| {
-            let caller = Caller::new(get(this)?.machine)?;
-            answer(wait_for(&caller, this))
-        })
-    }
+fn wait(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
+    settle(ruby, || {
+        this.state()?;
+        // SAFETY: the machine is marked by the receiver.
+        let caller = unsafe { Caller::new(this.machine) }?;
+        answer(wait_for(&caller, this))
+    })
 }
 
-unsafe fn wait_for(caller: &Caller, this: VALUE) -> Result<VALUE, Failure> {
-    // SAFETY: see `switch`.
-    unsafe {
-        loop {
-            let operation = get(this)?;
-            if let State::Done(result) = operation.state {
-                if result == -libc::ECANCELED {
-                    return Err(Raise::errno(libc::ECANCELED).into());
-                }
-                return Ok(ruby::fixnum(i64::from(result)));
+fn wait_for(caller: &Caller, this: This<AsyncOp>) -> Answer {
+    loop {
+        if let State::Done(result) = this.state()? {
+            if result == -libc::ECANCELED {
+                return Err(Raise::errno(libc::ECANCELED).into());
             }
-            let (machine, deadline) = (operation.machine, operation.deadline);
-            let line = || &raw mut (*TYPE.get(this).cast::<AsyncOp>()).waiters;
-            match line::wait(caller, machine, line, false, Some(deadline)) {
-                Ok(_) => {}
-                Err(Failure::Scheduled(value)) => return Err(Failure::Scheduled(value)),
-                Err(failure) => {
-                    let operation = get(this)?;
-                    if operation.state == State::Running {
-                        operation.state = State::Done(-libc::ECANCELED);
-                        operation.waiters.wake_all();
-                    }
-                    return Err(failure);
-                }
+            return Ok(ruby::fixnum(i64::from(result)));
+        }
+        let (line, deadline) = (|| this.waiters.as_ptr(), Some(this.deadline));
+        // SAFETY: see `switch`; the receiver is on the caller's frame, and its line not borrowed.
+        match unsafe { line::wait(caller, this.machine, line, false, deadline) } {
+            Ok(_) => this.keep(),
+            Err(Failure::Scheduled(value)) => return Err(Failure::Scheduled(value)),
+            Err(failure) => {
+                this.cancel();
+                return Err(failure);
             }
         }
     }
 }
 
 /// Defines the class.
-pub unsafe fn define(module: VALUE) {
-    // SAFETY: each function takes what its arity says.
-    unsafe {
-        let class = rb_sys::rb_define_class_under(module, c"AsyncOp".as_ptr(), rb_sys::rb_cObject);
-        rb_sys::rb_define_alloc_func(class, Some(allocate));
-        CLASS.store(class, Ordering::Relaxed);
-        ruby::define_method(class, c"kind", kind as *const (), 0);
-        ruby::define_method(class, c"done?", is_done as *const (), 0);
-        ruby::define_method(class, c"result", result as *const (), 0);
-        ruby::define_method(class, c"cancelled?", is_cancelled as *const (), 0);
-        ruby::define_method(class, c"cancel", cancel as *const (), 0);
-        ruby::define_method(class, c"await", wait as *const (), 0);
-        ruby::define_method(class, c"join", wait as *const (), 0);
-    }
+pub fn define(ruby: &Ruby, module: RClass) -> Result<(), Error> {
+    let class = module.define_class("AsyncOp", ruby.class_object())?;
+    class.define_alloc_func::<AsyncOp>();
+    class.define_method("kind", method!(kind, 0))?;
+    class.define_method("done?", method!(is_done, 0))?;
+    class.define_method("result", method!(result, 0))?;
+    class.define_method("cancelled?", method!(is_cancelled, 0))?;
+    class.define_method("cancel", method!(cancel, 0))?;
+    class.define_method("await", method!(wait, 0))?;
+    class.define_method("join", method!(wait, 0))?;
+    Ok(())
 }

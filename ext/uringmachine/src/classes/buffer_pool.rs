@@ -1,104 +1,212 @@
 //! UM::BufferPool: IO::Buffers in memory that is registered with the machine's ring.
 
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
-use std::ffi::{c_int, c_void};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
+use magnus::gc::Marker;
+use magnus::rb_sys::AsRawValue;
+use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
 use uringmachine_runtime::fixed_buffers::{Mapping, RegionId};
 
 use crate::lending;
-use crate::machine::caller::{answer, Caller};
+use crate::machine::caller::{answer, call, Answer, Caller};
 use crate::machine::line::{self, Waiters};
-use crate::machine::switch::Failure;
-use crate::machine::{Core, Discarded, Discards};
-use crate::ruby::typed_data::DataType;
-use crate::ruby::{self, arguments, duration, Outcome, Raise, NIL, VALUE};
+use crate::machine::{owner, Core, Discarded, Discards};
+use crate::ruby::arguments::{self, Arguments};
+use crate::ruby::method::{as_value, raw, settle};
+use crate::ruby::this::This;
+use crate::ruby::{self, duration, Outcome, Raise, NIL, VALUE};
 
-/// What a pool holds.
+/// What a pool holds. Nothing that runs Ruby, or allocates, is called while any of it is borrowed.
 ///
 /// Its buffers are slices of a root buffer, so that Ruby itself knows what is left of them: whatever was
 /// transferred or sliced keeps the root, which keeps the pool, which keeps the memory; and the end of the root
 /// ends them all.
-struct Pool {
-    /// The UM whose ring the memory is registered with; `NIL` for one that no machine has made.
-    machine: VALUE,
-    region: RegionId,
-    size: usize,
-    memory: Option<Arc<Mapping>>,
-    /// The IO::Buffer of all the memory.
-    root: VALUE,
+#[derive(Default, TypedData)]
+#[magnus(class = "UringMachine::BufferPool", mark, size)]
+pub struct Pool {
+    state: Cell<State>,
+    /// Of a pool that a machine has made.
+    region: OnceCell<Region>,
+    /// The IO::Buffer of all the memory; false before there is one.
+    root: Cell<VALUE>,
     /// The buffers in the order of their places in the memory.
-    buffers: Vec<VALUE>,
+    buffers: RefCell<Vec<VALUE>>,
     /// The places of those that nobody has.
-    free: VecDeque<usize>,
-    waiters: Waiters,
-    discards: Option<Discards>,
-    closed: bool,
+    free: RefCell<VecDeque<usize>>,
+    waiters: RefCell<Waiters>,
 }
 
-static TYPE: DataType = DataType::new::<Pool>(c"UM::BufferPool", mark, free);
-static CLASS: AtomicU64 = AtomicU64::new(0);
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    /// No machine has made it, or one is about to.
+    #[default]
+    Unmade,
+    Open,
+    Closed,
+}
 
-unsafe extern "C" fn mark(data: *mut c_void) {
-    // SAFETY: Ruby hands over the data of an object of this type.
-    unsafe {
-        let pool = data.cast::<Pool>();
-        rb_sys::rb_gc_mark((*pool).machine);
-        rb_sys::rb_gc_mark((*pool).root);
-        for buffer in &(*pool).buffers {
-            rb_sys::rb_gc_mark(*buffer);
+/// The memory of a pool.
+struct Region {
+    /// The UM whose ring it is registered with.
+    machine: VALUE,
+    id: RegionId,
+    /// The bytes of a buffer.
+    size: usize,
+    memory: Arc<Mapping>,
+    discards: Discards,
+}
+
+impl DataTypeFunctions for Pool {
+    /// The object is dead, and so is every view of its memory, which would keep it. Unmapping enters the kernel, so
+    /// this is not done in the middle of a collection.
+    fn free(self: Box<Self>) {
+        // Any thread may collect it; only the machine's own may change the ring.
+        if let (Some(region), true) = (self.region.get(), self.state.get() != State::Closed) {
+            region.discards.add(Discarded::Buffers(region.id));
         }
-        (*pool).waiters.mark();
+    }
+
+    fn mark(&self, marker: &Marker) {
+        if let Some(region) = self.region.get() {
+            marker.mark(as_value(region.machine));
+        }
+        marker.mark(as_value(self.root.get()));
+        // SAFETY: the collector runs while neither is borrowed, and changes neither.
+        let (buffers, waiters) = unsafe { (&*self.buffers.as_ptr(), &*self.waiters.as_ptr()) };
+        for buffer in buffers {
+            marker.mark(as_value(*buffer));
+        }
+        waiters.mark();
     }
 }
 
-unsafe extern "C" fn free(data: *mut c_void) {
-    // SAFETY: the object is dead, and so is every view of its memory, which would keep it.
-    let pool = unsafe { Box::from_raw(data.cast::<Pool>()) };
-    // Any thread may collect it; only the machine's own may change the ring.
-    if let (false, Some(discards)) = (pool.closed, &pool.discards) {
-        discards.add(Discarded::Buffers(pool.region));
-    }
-}
-
-unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
-    let pool = Box::new(Pool {
-        machine: NIL,
-        region: 0,
-        size: 0,
-        memory: None,
-        root: NIL,
-        buffers: Vec::new(),
-        free: VecDeque::new(),
-        waiters: Waiters::default(),
-        discards: None,
-        closed: false,
-    });
-    // SAFETY: the box is given to the new object.
-    unsafe { TYPE.wrap(class, Box::into_raw(pool).cast()) }
-}
-
-unsafe fn get(value: VALUE) -> Result<*mut Pool, Raise> {
-    // SAFETY: the type is checked; no reference is held across a wait.
-    unsafe {
-        let pool = TYPE.get(value).cast::<Pool>();
-        if (*pool).machine == NIL {
-            return Err(Raise::misuse(
+impl Pool {
+    /// The memory of a pool that is open, else the error to raise.
+    fn region(&self) -> Result<&Region, Raise> {
+        match (self.state.get(), self.region.get()) {
+            (State::Open, Some(region)) => Ok(region),
+            (State::Closed, _) => Err(Raise::misuse("closed BufferPool")),
+            _ => Err(Raise::misuse(
                 "uninitialized BufferPool: UM#register_buffers makes them",
-            ));
+            )),
         }
-        if (*pool).closed {
-            return Err(Raise::misuse("closed BufferPool"));
+    }
+
+    /// The buffer at a place.
+    fn at(&self, place: usize) -> VALUE {
+        self.buffers.borrow()[place]
+    }
+
+    /// A new buffer of what lies at a place.
+    fn slice(&self, region: &Region, place: usize) -> Outcome {
+        let range = [
+            ruby::fixnum((place * region.size) as i64),
+            ruby::fixnum(region.size as i64),
+        ];
+        // SAFETY: the root is an IO::Buffer, marked by the pool; what is raised is stopped.
+        unsafe { ruby::protect(|| ruby::funcall(self.root.get(), ruby::id("slice"), &range)) }
+            .map_err(Raise::Jump)
+    }
+
+    /// The buffer at a place as it was made, a new one if the program has freed, transferred or resized the old one.
+    fn whole(&self, region: &Region, place: usize) -> Outcome {
+        let known = self.at(place);
+        let (mut base, mut size) = (std::ptr::null_mut(), 0);
+        let (mut start, mut length) = (std::ptr::null_mut(), 0);
+        // SAFETY: two IO::Buffers; the accessor does not raise.
+        unsafe {
+            ruby::rb_io_buffer_get_bytes(known, &mut base, &mut size);
+            ruby::rb_io_buffer_get_bytes(self.root.get(), &mut start, &mut length);
         }
-        Ok(pool)
+        if base == start.wrapping_byte_add(place * region.size) && size == region.size {
+            return Ok(known);
+        }
+        let buffer = self.slice(region, place)?;
+        self.buffers.borrow_mut()[place] = buffer;
+        Ok(buffer)
+    }
+
+    /// Whether a buffer of the pool's is locked, or an operation works on any part of what lies at its place.
+    fn is_in_use(&self, region: &Region, place: usize) -> bool {
+        // SAFETY: the machine's UM lives as long as the pool; the buffer is an IO::Buffer.
+        unsafe {
+            let core = owner::core(region.machine).ok();
+            let core = core.filter(|core| (**core).is_usable());
+            if let Some(core) = core.filter(|core| !(**core).lending.loans.is_empty()) {
+                lending::take_back(&mut *core);
+            }
+            let index = region.id as usize + place;
+            lending::is_locked(self.at(place))
+                || core.is_some_and(|core| (*core).lending.in_use.has(index as u16))
+        }
+    }
+
+    /// Has a buffer be nobody's.
+    fn put_back(&self, place: usize) {
+        self.free.borrow_mut().push_back(place);
+        self.waiters.borrow_mut().wake_one();
+    }
+
+    fn give(&self, buffer: VALUE) -> Result<(), Raise> {
+        let region = self.region()?;
+        let place = self.buffers.borrow().iter().position(|b| *b == buffer);
+        let Some(place) = place else {
+            return Err(Raise::misuse("buffer is not of this pool"));
+        };
+        if self.free.borrow().contains(&place) {
+            return Err(Raise::misuse("buffer has been released already"));
+        }
+        if self.is_in_use(region, place) {
+            return Err(Raise::misuse("buffer is in use by an operation"));
+        }
+        self.put_back(place);
+        Ok(())
     }
 }
 
-/// Makes a pool of `count` buffers of `size` bytes.
-pub unsafe fn make(machine: VALUE, core: *mut Core, count: u32, size: usize) -> Outcome {
-    // SAFETY: the class is defined when the extension is loaded; the root is a view of the region's memory,
-    // and keeps the pool, which has a share in it.
+/// Makes a pool of `count` buffers of `size` bytes. It is the program's to use when all of it is made.
+fn make(ruby: &Ruby, machine: VALUE, core: *mut Core, count: u32, size: usize) -> Outcome {
+    // SAFETY: making an object may raise, stopped here.
+    let object = unsafe { ruby::protect(|| ruby.obj_wrap(Pool::default()).as_raw()) };
+    let object = object.map_err(Raise::Jump)?;
+    let Some(pool) = This::<Pool>::find(object) else {
+        unreachable!("an object of another class was made");
+    };
+    let (id, memory) = register(core, count, size)?;
+    let (base, length) = (memory.base().cast(), count as usize * size);
+    let region = pool.region.get_or_init(|| Region {
+        machine,
+        id,
+        size,
+        memory,
+        // SAFETY: the core is alive while one of its fibers runs a method.
+        discards: unsafe { (*core).discards.clone() },
+    });
+    // SAFETY: the root is a view of the region's memory, and keeps the pool, which has a share in that; what is raised
+    // is stopped.
+    let root = unsafe {
+        ruby::protect(|| {
+            let root = ruby::rb_io_buffer_new(base, length, ruby::IO_BUFFER_EXTERNAL);
+            rb_sys::rb_ivar_set(root, ruby::id("@um_pool"), object);
+            root
+        })
+    };
+    pool.root.set(root.map_err(Raise::Jump)?);
+    for place in 0..count as usize {
+        let buffer = pool.slice(region, place)?;
+        pool.buffers.borrow_mut().push(buffer);
+        pool.free.borrow_mut().push_back(place);
+    }
+    pool.state.set(State::Open);
+    pool.keep();
+    Ok(object)
+}
+
+/// Registers memory with a machine's ring.
+fn register(core: *mut Core, count: u32, size: usize) -> Result<(RegionId, Arc<Mapping>), Raise> {
+    // SAFETY: the core is alive while one of its fibers runs a method; no reference to it is held across the collection.
     unsafe {
         let mut registered = (*core).machine.register_buffers(count, size);
         if matches!(&registered, Err(error) if error.raw_os_error() == Some(libc::ENOBUFS)) {
@@ -107,44 +215,7 @@ pub unsafe fn make(machine: VALUE, core: *mut Core, count: u32, size: usize) -> 
             (*core).give_up_discarded();
             registered = (*core).machine.register_buffers(count, size);
         }
-        let (region, memory) = match registered {
-            Ok(region) => region,
-            Err(error) => return Err(refused(&error, count, size)),
-        };
-        let object = allocate(CLASS.load(Ordering::Relaxed));
-        let pool = TYPE.get(object).cast::<Pool>();
-        (*pool).machine = machine;
-        (*pool).region = region;
-        (*pool).size = size;
-        (*pool).discards = Some((*core).discards.clone());
-        let (base, length) = (memory.base().cast(), count as usize * size);
-        (*pool).memory = Some(memory);
-        (*pool).root = ruby::protect(|| {
-            let root = ruby::rb_io_buffer_new(base, length, ruby::IO_BUFFER_EXTERNAL);
-            rb_sys::rb_ivar_set(root, ruby::id("@um_pool"), object);
-            root
-        })
-        .map_err(Raise::Jump)?;
-        for place in 0..count as usize {
-            let buffer = slice(pool, place)?;
-            (*pool).buffers.push(buffer);
-            (*pool).free.push_back(place);
-        }
-        Ok(object)
-    }
-}
-
-/// A new buffer of what lies at a place.
-unsafe fn slice(pool: *mut Pool, place: usize) -> Outcome {
-    // SAFETY: the place lies within the root.
-    unsafe {
-        let size = (*pool).size;
-        let range = [
-            ruby::fixnum((place * size) as i64),
-            ruby::fixnum(size as i64),
-        ];
-        ruby::protect(|| ruby::funcall((*pool).root, ruby::id("slice"), &range))
-            .map_err(Raise::Jump)
+        registered.map_err(|error| refused(&error, count, size))
     }
 }
 
@@ -186,97 +257,85 @@ fn refused(error: &std::io::Error, count: u32, size: usize) -> Raise {
 /// @raise [UringMachine::Error] if the pool or its machine is closed, or they are the parent process's
 /// @example
 ///   pool.acquire { |buffer| machine.read(fd, buffer, nil) }
-unsafe extern "C" fn acquire(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
-    unsafe {
-        ruby::method(|| {
-            let options = arguments::Arguments::new(argc, argv, 0..=1)?;
-            let timeout = match options.optional(0) {
-                None => NIL,
-                Some(options) if ruby::is_hash(options) => {
-                    let [timeout] = arguments::keywords(options, ["timeout"])?;
-                    timeout.unwrap_or(NIL)
-                }
-                Some(_) => {
-                    return Err(Raise::argument(
-                        "wrong number of arguments (given 1, expected 0)",
-                    ))
-                }
-            };
-            let deadline = duration::named(timeout, "timeout")?.map(duration::from_now);
-            let buffer = match take(this, deadline) {
-                Ok(buffer) => buffer,
-                Err(failure) => return answer(Err(failure)),
-            };
-            if rb_sys::rb_block_given_p() == 0 {
-                return Ok(buffer);
-            }
-            let result = ruby::protect(|| rb_sys::rb_yield(buffer));
-            let given = give(this, buffer);
-            let value = result.map_err(Raise::Jump)?;
-            given?;
-            Ok(value)
-        })
-    }
+fn acquire(ruby: &Ruby, pool: This<Pool>, arguments: &[Value]) -> Result<Value, Error> {
+    settle(ruby, || {
+        let deadline = deadline(&Arguments::of(raw(arguments), 0..=1)?)?;
+        let buffer = match take(pool, deadline) {
+            Ok(buffer) => buffer,
+            Err(failure) => return answer(Err(failure)),
+        };
+        if !ruby.block_given() {
+            return Ok(buffer);
+        }
+        // SAFETY: the block of the method that runs; what it raises is stopped.
+        let result = unsafe { ruby::protect(|| rb_sys::rb_yield(buffer)) };
+        let given = pool.give(buffer);
+        pool.keep();
+        let value = result.map_err(Raise::Jump)?;
+        given?;
+        Ok(value)
+    })
 }
 
-unsafe fn take(this: VALUE, deadline: Option<u64>) -> Result<VALUE, Failure> {
-    // SAFETY: the pool is on the caller's frame; see `switch`.
-    unsafe {
-        let mut again = false;
-        loop {
-            let pool = get(this)?;
-            if !(*crate::machine::owner::core((*pool).machine)?).is_usable() {
-                let text = "the pool's machine is closed, or belongs to the parent process";
-                return Err(Raise::misuse(text).into());
+/// When `acquire` is to give up.
+fn deadline(arguments: &Arguments) -> Result<Option<u64>, Raise> {
+    let timeout = match arguments.optional(0) {
+        None => NIL,
+        // SAFETY: a type check, and the keywords of what is a Hash.
+        Some(options) if { ruby::is_hash(options) } => unsafe {
+            let [timeout] = arguments::keywords(options, ["timeout"])?;
+            timeout.unwrap_or(NIL)
+        },
+        Some(_) => {
+            return Err(Raise::argument(
+                "wrong number of arguments (given 1, expected 0)",
+            ))
+        }
+    };
+    Ok(duration::named(timeout, "timeout")?.map(duration::from_now))
+}
+
+/// Takes a buffer that nobody has, or waits for one.
+fn take(pool: This<Pool>, deadline: Option<u64>) -> Answer {
+    let mut again = false;
+    loop {
+        let region = pool.region()?;
+        // SAFETY: the UM is marked by the pool, and so its core is alive.
+        if !unsafe { (*owner::core(region.machine)?).is_usable() } {
+            let text = "the pool's machine is closed, or belongs to the parent process";
+            return Err(Raise::misuse(text).into());
+        }
+        let place = pool.free.borrow_mut().pop_front();
+        if let Some(place) = place {
+            let buffer = pool.whole(region, place);
+            if buffer.is_err() {
+                pool.put_back(place);
             }
-            if let Some(place) = (*pool).free.front().copied() {
-                let buffer = whole(pool, place)?;
-                (*pool).free.pop_front();
-                return Ok(buffer);
+            pool.keep();
+            return Ok(buffer?);
+        }
+        // SAFETY: see `switch`; the pool is on the caller's frame, and not borrowed.
+        let waited = unsafe {
+            let caller = Caller::new(region.machine)?;
+            let line = || pool.waiters.as_ptr();
+            line::wait(&caller, region.machine, line, again, deadline)
+        };
+        match waited {
+            Ok(true) => again = true,
+            Ok(false) => {
+                let text = "no buffer of the pool was released in time";
+                // SAFETY: the class is a constant of IO.
+                let class = unsafe { ruby::io_timeout_error() };
+                return Err(Raise::new(class, text).into());
             }
-            let caller = Caller::new((*pool).machine)?;
-            let line = || &raw mut (*pool).waiters;
-            match line::wait(&caller, (*pool).machine, line, again, deadline) {
-                Ok(true) => again = true,
-                Ok(false) => {
-                    let text = "no buffer of the pool was released in time";
-                    return Err(Raise::new(ruby::io_timeout_error(), text).into());
+            Err(failure) => {
+                // It may have been woken for a buffer that it now leaves to another.
+                if !pool.free.borrow().is_empty() {
+                    pool.waiters.borrow_mut().wake_one();
                 }
-                Err(failure) => {
-                    if !(*pool).free.is_empty() {
-                        (*pool).waiters.wake_one();
-                    }
-                    return Err(failure);
-                }
+                return Err(failure);
             }
         }
-    }
-}
-
-/// The buffer at a place.
-unsafe fn at(pool: *mut Pool, place: usize) -> VALUE {
-    // SAFETY: the pool is alive, and nothing that could change it runs meanwhile.
-    let buffers = unsafe { &(*pool).buffers };
-    buffers[place]
-}
-
-/// The buffer at a place as it was made, a new one if the program has freed, transferred or resized the old one.
-unsafe fn whole(pool: *mut Pool, place: usize) -> Outcome {
-    let (mut base, mut size) = (std::ptr::null_mut(), 0);
-    // SAFETY: an IO::Buffer; the accessor does not raise. The place lies within the memory.
-    unsafe {
-        let known = at(pool, place);
-        ruby::rb_io_buffer_get_bytes(known, &mut base, &mut size);
-        let (mut start, mut length) = (std::ptr::null_mut(), 0);
-        ruby::rb_io_buffer_get_bytes((*pool).root, &mut start, &mut length);
-        if base == start.byte_add(place * (*pool).size) && size == (*pool).size {
-            return Ok(known);
-        }
-        let buffer = slice(pool, place)?;
-        let buffers = &mut (*pool).buffers;
-        buffers[place] = buffer;
-        Ok(buffer)
     }
 }
 
@@ -288,49 +347,11 @@ unsafe fn whole(pool: *mut Pool, place: usize) -> Outcome {
 /// @raise [UringMachine::Error] if the buffer is not the pool's, is released already, or an operation works on it
 /// @example
 ///   pool.release(buffer)
-unsafe extern "C" fn release(this: VALUE, buffer: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe {
-        ruby::method(|| {
-            give(this, buffer)?;
-            Ok(this)
-        })
-    }
-}
-
-unsafe fn give(this: VALUE, buffer: VALUE) -> Result<(), Raise> {
-    // SAFETY: the type is checked; the buffer is one of the pool's, so an IO::Buffer.
-    unsafe {
-        let pool = get(this)?;
-        let mut buffers = (*pool).buffers.iter();
-        let Some(place) = buffers.position(|known| *known == buffer) else {
-            return Err(Raise::misuse("buffer is not of this pool"));
-        };
-        if (*pool).free.contains(&place) {
-            return Err(Raise::misuse("buffer has been released already"));
-        }
-        if is_in_use(pool, place) {
-            return Err(Raise::misuse("buffer is in use by an operation"));
-        }
-        (*pool).free.push_back(place);
-        (*pool).waiters.wake_one();
-        Ok(())
-    }
-}
-
-/// Whether a buffer of the pool's is locked, or an operation works on any part of what lies at its place.
-unsafe fn is_in_use(pool: *mut Pool, place: usize) -> bool {
-    // SAFETY: an IO::Buffer. The machine's UM lives as long as the pool.
-    unsafe {
-        let index = (*pool).region as usize + place;
-        let core = crate::machine::owner::core((*pool).machine).ok();
-        let core = core.filter(|core| (**core).is_usable());
-        if let Some(core) = core.filter(|core| !(**core).lending.loans.is_empty()) {
-            lending::take_back(&mut *core);
-        }
-        lending::is_locked(at(pool, place))
-            || core.is_some_and(|core| (*core).lending.in_use.has(index as u16))
-    }
+fn release(ruby: &Ruby, pool: This<Pool>, buffer: Value) -> Result<Value, Error> {
+    settle(ruby, || {
+        pool.give(buffer.as_raw())?;
+        Ok(pool.value())
+    })
 }
 
 /// Takes the memory out of the ring and gives it back. The buffers are null afterwards, and their slices invalid.
@@ -340,63 +361,65 @@ unsafe fn is_in_use(pool: *mut Pool, place: usize) -> bool {
 /// @raise [UringMachine::Error] if a buffer has not been released or is in use, or the pool is closed already
 /// @example
 ///   pool.close
-unsafe extern "C" fn close(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked; no buffer is locked. A view that another thread works on keeps the memory.
-    unsafe {
-        ruby::method(|| {
-            let pool = get(this)?;
-            let caller = Caller::new((*pool).machine)?;
-            let count = (*pool).buffers.len();
-            if (*pool).free.len() < count {
-                return Err(Raise::misuse("a buffer of the pool has not been released"));
-            }
-            if (0..count).any(|place| is_in_use(pool, place)) {
-                return Err(Raise::misuse("a buffer of the pool is in use"));
-            }
-            // Slices of the buffers, and what they were transferred to, are slices of the root.
+fn close(ruby: &Ruby, pool: This<Pool>) -> Result<Value, Error> {
+    settle(ruby, || {
+        let region = pool.region()?;
+        // SAFETY: the UM is marked by the pool.
+        let caller = unsafe { Caller::new(region.machine) }?;
+        let count = pool.buffers.borrow().len();
+        if pool.free.borrow().len() < count {
+            return Err(Raise::misuse("a buffer of the pool has not been released"));
+        }
+        if (0..count).any(|place| pool.is_in_use(region, place)) {
+            return Err(Raise::misuse("a buffer of the pool is in use"));
+        }
+        // Slices of the buffers, and what they were transferred to, are slices of the root.
+        // SAFETY: IO::Buffers, none of them locked; what is raised is stopped.
+        unsafe {
             ruby::protect(|| {
                 for place in 0..count {
-                    ruby::rb_io_buffer_free(at(pool, place));
+                    ruby::rb_io_buffer_free(pool.at(place));
                 }
-                ruby::rb_io_buffer_free((*pool).root)
+                ruby::rb_io_buffer_free(pool.root.get())
             })
-            .map_err(Raise::Jump)?;
-            (*pool).closed = true;
-            (*pool).waiters.wake_all();
-            (*caller.core).machine.unregister_buffers((*pool).region);
-            if let Some(memory) = &(*pool).memory {
-                memory.discard();
-            }
-            Ok(NIL)
-        })
-    }
+        }
+        .map_err(Raise::Jump)?;
+        pool.state.set(State::Closed);
+        pool.waiters.borrow_mut().wake_all();
+        // SAFETY: the core is alive while one of its fibers runs a method. A view that another thread works on keeps
+        // the memory.
+        unsafe { (*caller.core).machine.unregister_buffers(region.id) };
+        region.memory.discard();
+        pool.keep();
+        Ok(NIL)
+    })
 }
 
 /// @method UringMachine::BufferPool#closed?
 /// @return [Boolean]
 /// @example
 ///   pool.closed? #=> false
-unsafe extern "C" fn is_closed(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    ruby::boolean(unsafe { (*TYPE.get(this).cast::<Pool>()).closed })
+fn is_closed(pool: This<Pool>) -> bool {
+    pool.state.get() == State::Closed
 }
 
 /// @method UringMachine::BufferPool#available
 /// @return [Integer] the buffers that nobody has
 /// @example
 ///   pool.available #=> 16
-unsafe extern "C" fn available(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe { ruby::method(|| Ok(ruby::fixnum((*get(this)?).free.len() as i64))) }
+fn available(ruby: &Ruby, pool: This<Pool>) -> Result<Value, Error> {
+    settle(ruby, || {
+        pool.region()?;
+        Ok(ruby::fixnum(pool.free.borrow().len() as i64))
+    })
 }
 
 /// @method UringMachine::BufferPool#size
 /// @return [Integer] the bytes of a buffer
 /// @example
 ///   pool.size #=> 65536
-unsafe extern "C" fn size(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe { ruby::method(|| Ok(ruby::fixnum((*get(this)?).size as i64))) }
+fn size(ruby: &Ruby, pool: This<Pool>) -> Result<Value, Error> {
+    settle(ruby, || Ok(ruby::fixnum(pool.region()?.size as i64)))
 }
 
 /// Registers memory with the machine's ring: pinned once, it costs less to read to and write from. A buffer of
@@ -416,49 +439,46 @@ unsafe extern "C" fn size(this: VALUE) -> VALUE {
 /// @example
 ///   pool = machine.register_buffers(count: 16, size: 65_536)
 ///   pool.acquire { |buffer| machine.read(fd, buffer, nil) }
-unsafe extern "C" fn register_buffers(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        crate::machine::caller::method(argc, argv, this, 1..=1, |caller, arguments| {
-            let options = arguments.get(0);
-            if !ruby::is_hash(options) {
-                return Err(Raise::argument("missing keywords: count:, size:").into());
-            }
-            let [count, size] = arguments::keywords(options, ["count", "size"])?;
-            let (Some(count), Some(size)) = (count, size) else {
-                return Err(Raise::argument("missing keywords: count:, size:").into());
-            };
-            let (count, size) = (
-                arguments::long(count, "count")?,
-                arguments::long(size, "size")?,
-            );
-            if !(1..=4096).contains(&count) {
-                return Err(arguments::out_of_range("count", count).into());
-            }
-            if !(1..=1 << 30).contains(&size) {
-                return Err(arguments::out_of_range("size", size).into());
-            }
-            let size = (size as usize).next_multiple_of(4096);
-            Ok(make(this, caller.core, count as u32, size)?)
-        })
+fn register_buffers(ruby: &Ruby, machine: Value, options: Value) -> Result<Value, Error> {
+    call(ruby, machine, &[options], 1..=1, |caller, arguments| {
+        let (count, size) = count_and_size(arguments.get(0))?;
+        Ok(make(ruby, machine.as_raw(), caller.core, count, size)?)
+    })
+}
+
+/// How many buffers, of how many bytes each, `register_buffers` is to make.
+fn count_and_size(options: VALUE) -> Result<(u32, usize), Raise> {
+    let missing = || Raise::argument("missing keywords: count:, size:");
+    // SAFETY: a type check.
+    if !{ ruby::is_hash(options) } {
+        return Err(missing());
     }
+    // SAFETY: a Hash.
+    let [count, size] = unsafe { arguments::keywords(options, ["count", "size"]) }?;
+    let (Some(count), Some(size)) = (count, size) else {
+        return Err(missing());
+    };
+    let count = arguments::long(count, "count")?;
+    let size = arguments::long(size, "size")?;
+    if !(1..=4096).contains(&count) {
+        return Err(arguments::out_of_range("count", count));
+    }
+    if !(1..=1 << 30).contains(&size) {
+        return Err(arguments::out_of_range("size", size));
+    }
+    Ok((count as u32, (size as usize).next_multiple_of(4096)))
 }
 
 /// Defines the class, and the machine's method that makes them.
-pub unsafe fn define(module: VALUE) {
-    // SAFETY: each function takes what its arity says.
-    unsafe {
-        let name = c"BufferPool".as_ptr();
-        let class = rb_sys::rb_define_class_under(module, name, rb_sys::rb_cObject);
-        rb_sys::rb_define_alloc_func(class, Some(allocate));
-        CLASS.store(class, Ordering::Relaxed);
-        ruby::define_method(class, c"acquire", acquire as *const (), -1);
-        ruby::define_method(class, c"release", release as *const (), 1);
-        ruby::define_method(class, c"close", close as *const (), 0);
-        ruby::define_method(class, c"closed?", is_closed as *const (), 0);
-        ruby::define_method(class, c"available", available as *const (), 0);
-        ruby::define_method(class, c"size", size as *const (), 0);
-        let method = register_buffers as *const ();
-        ruby::define_method(module, c"register_buffers", method, -1);
-    }
+pub fn define(ruby: &Ruby, module: RClass) -> Result<(), Error> {
+    let class = module.define_class("BufferPool", ruby.class_object())?;
+    class.define_alloc_func::<Pool>();
+    class.define_method("acquire", method!(acquire, -1))?;
+    class.define_method("release", method!(release, 1))?;
+    class.define_method("close", method!(close, 0))?;
+    class.define_method("closed?", method!(is_closed, 0))?;
+    class.define_method("available", method!(available, 0))?;
+    class.define_method("size", method!(size, 0))?;
+    module.define_method("register_buffers", method!(register_buffers, 1))?;
+    Ok(())
 }

@@ -1,62 +1,59 @@
 //! UM::FiberScheduler: the object, its life, and how fibers start and end. Its hooks are in
 //! `hooks/`.
 
-use std::ffi::{c_int, c_void};
+use std::cell::Cell;
+use std::ffi::c_int;
+
+use magnus::gc::Marker;
+use magnus::rb_sys::AsRawValue;
+use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
 
 use uringmachine_runtime::tasks::State;
 
 use super::{machine, turns};
-use crate::machine::{closing, interrupts, owner, registry, report, switch, Core};
-use crate::ruby::typed_data::DataType;
-use crate::ruby::{self, arguments, errors, Raise, FALSE, NIL, TRUE, VALUE};
+use crate::machine::{closing, interrupts, owner, registry, report, switch, Core, Waiter};
+use crate::ruby::arguments::{self, Arguments};
+use crate::ruby::method::{as_value, raw, settle};
+use crate::ruby::this::This;
+use crate::ruby::{self, errors, Raise, NIL, VALUE};
 use crate::tls;
 
 /// What a UM::FiberScheduler holds.
+#[derive(TypedData)]
+#[magnus(class = "UringMachine::FiberScheduler", mark, size, free_immediately)]
 pub struct Scheduler {
     /// The UM the scheduler runs on.
-    pub machine: VALUE,
-    pub core: *mut Core,
-    pub closed: bool,
-    pub abort_on_exception: bool,
+    pub machine: Cell<VALUE>,
+    pub core: Cell<*mut Core>,
+    pub closed: Cell<bool>,
+    pub abort_on_exception: Cell<bool>,
     /// A child of fork gets a scheduler of its own.
-    pub renews: bool,
+    pub renews: Cell<bool>,
     /// [`run_fiber`] as a Proc, the body of every fiber: to make one for each costs as much as the fiber.
-    pub body: VALUE,
+    pub body: Cell<VALUE>,
 }
 
-static TYPE: DataType = DataType::new::<Scheduler>(c"UM::FiberScheduler", mark, free);
-
-unsafe extern "C" fn mark(data: *mut c_void) {
-    // SAFETY: Ruby hands over the data of an object of this type.
-    unsafe {
-        rb_sys::rb_gc_mark((*data.cast::<Scheduler>()).machine);
-        rb_sys::rb_gc_mark((*data.cast::<Scheduler>()).body);
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self {
+            machine: Cell::new(NIL),
+            core: Cell::new(std::ptr::null_mut()),
+            closed: Cell::new(false),
+            abort_on_exception: Cell::new(false),
+            renews: Cell::new(false),
+            body: Cell::new(NIL),
+        }
     }
 }
 
-unsafe extern "C" fn free(data: *mut c_void) {
-    // SAFETY: the object is dead; the core belongs to the UM.
-    drop(unsafe { Box::from_raw(data.cast::<Scheduler>()) });
-}
+// SAFETY: used with Ruby's lock only, which one thread has at a time.
+unsafe impl Send for Scheduler {}
 
-unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
-    let scheduler = Box::new(Scheduler {
-        machine: NIL,
-        body: NIL,
-        core: std::ptr::null_mut(),
-        closed: false,
-        abort_on_exception: false,
-        renews: false,
-    });
-    // SAFETY: the box is given to the new object.
-    unsafe { TYPE.wrap(class, Box::into_raw(scheduler).cast()) }
-}
-
-/// The data of a scheduler. Raises TypeError for anything else.
-#[inline]
-pub unsafe fn get<'a>(value: VALUE) -> &'a mut Scheduler {
-    // SAFETY: the type is checked; no two references are held across a call into Ruby.
-    unsafe { &mut *TYPE.get(value).cast::<Scheduler>() }
+impl DataTypeFunctions for Scheduler {
+    fn mark(&self, marker: &Marker) {
+        marker.mark(as_value(self.machine.get()));
+        marker.mark(as_value(self.body.get()));
+    }
 }
 
 impl Scheduler {
@@ -66,9 +63,11 @@ impl Scheduler {
         // SAFETY: the core lives as long as the UM, which this scheduler marks.
         unsafe {
             let thread = ruby::rb_thread_current();
-            if !self.core.is_null() && (*self.core).thread() == thread && !(*self.core).is_forked()
+            if !self.core.get().is_null()
+                && (*self.core.get()).thread() == thread
+                && !(*self.core.get()).is_forked()
             {
-                return Ok(self.core);
+                return Ok(self.core.get());
             }
             self.first_use()
         }
@@ -78,25 +77,25 @@ impl Scheduler {
     unsafe fn first_use(&self) -> Result<*mut Core, Raise> {
         // SAFETY: as above.
         unsafe {
-            if self.core.is_null() || self.closed {
+            if self.core.get().is_null() || self.closed.get() {
                 return Err(Raise::new(
                     rb_sys::rb_eRuntimeError,
                     "Scheduler already closed!",
                 ));
             }
-            if (*self.core).is_forked() {
+            if (*self.core.get()).is_forked() {
                 return Err(Raise::new(
                     errors::error_class(),
                     "this scheduler belongs to the parent process; install one of your own with Fiber.set_scheduler(UM::FiberScheduler.new)",
                 ));
             }
-            if (*self.core).thread() != NIL {
+            if (*self.core.get()).thread() != NIL {
                 return Err(Raise::new(
                     ruby::class(c"FiberError"),
                     "fiber called across threads",
                 ));
             }
-            owner::bind(self.machine)
+            owner::bind(self.machine.get())
         }
     }
 
@@ -105,10 +104,10 @@ impl Scheduler {
     pub unsafe fn core_from_anywhere(&self) -> Option<*mut Core> {
         // SAFETY: the GVL is held, which is what guards a core's tasks.
         unsafe {
-            if self.core.is_null() || self.closed || (*self.core).is_forked() {
+            if self.core.get().is_null() || self.closed.get() || (*self.core.get()).is_forked() {
                 return None;
             }
-            Some(self.core)
+            Some(self.core.get())
         }
     }
 
@@ -116,10 +115,10 @@ impl Scheduler {
     pub unsafe fn is_foreign(&self) -> bool {
         // SAFETY: as above.
         unsafe {
-            self.core.is_null()
-                || (*self.core).is_forked()
-                || ((*self.core).thread() != NIL
-                    && (*self.core).thread() != ruby::rb_thread_current())
+            self.core.get().is_null()
+                || (*self.core.get()).is_forked()
+                || ((*self.core.get()).thread() != NIL
+                    && (*self.core.get()).thread() != ruby::rb_thread_current())
         }
     }
 }
@@ -127,22 +126,18 @@ impl Scheduler {
 /// The core of a scheduler of ours, or of what an object delegates to, if this thread runs fibers by it. Does not raise.
 #[inline]
 pub unsafe fn running_core(scheduler: VALUE) -> Option<*mut Core> {
-    // SAFETY: the type is checked.
-    unsafe {
-        let data = match TYPE.find(scheduler) {
-            Some(data) => data,
-            None => find_behind(scheduler)?,
-        };
-        let core = (*data.cast::<Scheduler>()).core;
-        let runs =
-            !core.is_null() && (*core).thread() == ruby::rb_thread_current() && (*core).is_usable();
-        runs.then_some(core)
-    }
+    let scheduler = This::<Scheduler>::find(scheduler).or_else(|| find_behind(scheduler))?;
+    let core = scheduler.core.get();
+    // SAFETY: the core lives as long as the UM, which the scheduler marks.
+    let runs = unsafe {
+        !core.is_null() && (*core).thread() == ruby::rb_thread_current() && (*core).is_usable()
+    };
+    runs.then_some(core)
 }
 
 /// See lib/uringmachine/fiber_scheduler/current.rb.
 #[cold]
-unsafe fn find_behind(scheduler: VALUE) -> Option<*mut c_void> {
+fn find_behind(scheduler: VALUE) -> Option<This<Scheduler>> {
     // SAFETY: what may raise is stopped here.
     unsafe {
         let error = ruby::current_error();
@@ -150,7 +145,7 @@ unsafe fn find_behind(scheduler: VALUE) -> Option<*mut c_void> {
         let found =
             ruby::protect(|| rb_sys::rb_check_funcall(scheduler, itself, 0, std::ptr::null()));
         match found {
-            Ok(found) if found != ruby::UNDEF => TYPE.find(found),
+            Ok(found) if found != ruby::UNDEF => This::find(found),
             Ok(_) => None,
             Err(_) => {
                 ruby::put_error_back(error);
@@ -172,34 +167,22 @@ unsafe fn find_behind(scheduler: VALUE) -> Option<*mut c_void> {
 /// @kernel 6.1
 /// @example
 ///   Fiber.set_scheduler(UM::FiberScheduler.new)
-unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        ruby::method(|| {
-            let (options, argc) = match argc {
-                0 => (None, 0),
-                _ => match *argv.add(argc as usize - 1) {
-                    last if ruby::is_hash(last) => (Some(last), argc - 1),
-                    _ => (None, argc),
-                },
-            };
+fn initialize(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
+    settle(ruby, || {
+        let (options, arguments) = match raw(arguments) {
+            [arguments @ .., last] if ruby::is_hash(*last) => (Some(*last), arguments),
+            arguments => (None, arguments),
+        };
+        let arguments = Arguments::of(arguments, 0..=1)?;
+        // SAFETY: a Hash; the machine is on the caller's frame, and marked by the scheduler from then on.
+        unsafe {
             let renews = options.map_or(Ok(false), |options| {
                 let [fork] = arguments::keywords(options, ["fork"])?;
                 fork.map_or(Ok(false), read_fork)
             })?;
-            let machine = match argc {
-                0 => NIL,
-                1 => *argv,
-                _ => {
-                    return Err(Raise::argument(&format!(
-                        "wrong number of arguments (given {argc}, expected 0..1)"
-                    )))
-                }
-            };
-            let machine = if machine == NIL {
-                machine::new_default()?
-            } else {
-                machine
+            let machine = match arguments.optional(0) {
+                None => machine::new_default()?,
+                Some(machine) => machine,
             };
             let core = owner::core(machine)?;
             if (*core).thread() != NIL && (*core).thread() != ruby::rb_thread_current() {
@@ -210,14 +193,13 @@ unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) ->
                 turns::begin();
                 rb_sys::rb_proc_new(Some(run_fiber), NIL)
             });
-            let scheduler = get(this);
-            scheduler.body = body.map_err(Raise::Jump)?;
-            scheduler.machine = machine;
-            scheduler.core = core;
-            scheduler.renews = renews;
-            Ok(this)
-        })
-    }
+            this.body.set(body.map_err(Raise::Jump)?);
+            this.machine.set(machine);
+            this.core.set(core);
+            this.renews.set(renews);
+            Ok(this.value())
+        }
+    })
 }
 
 /// Whether a child of fork gets a scheduler.
@@ -241,7 +223,10 @@ unsafe extern "C" fn run_fiber(
 ) -> VALUE {
     // SAFETY: `this` is the scheduler that started the fiber; it is marked by its thread.
     unsafe {
-        let block = std::mem::replace(&mut (*get(this).core).starting, NIL);
+        let Some(scheduler) = This::<Scheduler>::find(this) else {
+            return NIL;
+        };
+        let block = std::mem::replace(&mut (*scheduler.core.get()).starting, NIL);
         let result = ruby::protect(|| {
             interrupts::catch_unwinding(|| {
                 rb_sys::rb_proc_call_with_block(block, 0, std::ptr::null(), NIL)
@@ -251,8 +236,7 @@ unsafe extern "C" fn run_fiber(
         registry::end_of_forker(ruby::rb_fiber_current(), &result);
         let mut result = result.map_err(|state| switch::unwinding(state));
         crate::machine::spun::tell_listeners(ruby::rb_fiber_current());
-        let scheduler = get(this);
-        let core = scheduler.core;
+        let core = scheduler.core.get();
         if !core.is_null() && !(*core).is_forked() {
             if let Some(task) = (*core).find(ruby::rb_fiber_current()) {
                 if let (Ok(_), Some(exception)) = (&result, (*core).take_kept(task)) {
@@ -263,7 +247,7 @@ unsafe extern "C" fn run_fiber(
         }
         let told = match result {
             Ok(_) => Ok(()),
-            Err(Raise::Exception(exception)) if !fails_all(scheduler, exception) => {
+            Err(Raise::Exception(exception)) if !fails_all(&scheduler, exception) => {
                 let told = report::report(core, exception);
                 // It may have waited.
                 if !core.is_null() && !(*core).is_forked() {
@@ -289,7 +273,7 @@ unsafe extern "C" fn run_fiber(
 unsafe fn fails_all(scheduler: &Scheduler, exception: VALUE) -> bool {
     // SAFETY: the accessors are Thread's own.
     unsafe {
-        if scheduler.abort_on_exception || report::is_fatal(exception) {
+        if scheduler.abort_on_exception.get() || report::is_fatal(exception) {
             return true;
         }
         let abort = ruby::id("abort_on_exception");
@@ -302,13 +286,8 @@ unsafe fn fails_all(scheduler: &Scheduler, exception: VALUE) -> bool {
 /// @return [Boolean]
 /// @example
 ///   scheduler.closed? #=> false
-unsafe extern "C" fn is_closed(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    if unsafe { get(this).closed } {
-        TRUE
-    } else {
-        FALSE
-    }
+fn is_closed(this: This<Scheduler>) -> bool {
+    this.closed.get()
 }
 
 /// The fibers that wait in the machine or are about to go on.
@@ -317,69 +296,67 @@ unsafe extern "C" fn is_closed(this: VALUE) -> VALUE {
 /// @return [Array<Fiber>]
 /// @example
 ///   scheduler.waiting.size #=> 0
-unsafe extern "C" fn waiting(this: VALUE) -> VALUE {
+fn waiting(this: This<Scheduler>) -> Value {
+    fibers_of(this, |state, _| state != State::Running)
+}
+
+/// The fibers that a scheduler's machine knows, and that are wanted.
+fn fibers_of(this: This<Scheduler>, wanted: impl Fn(State, &Waiter) -> bool) -> Value {
     // SAFETY: the array is on this frame.
     unsafe {
         let list = rb_sys::rb_ary_new();
-        if let Some(core) = get(this).core_from_anywhere() {
+        if let Some(core) = this.core_from_anywhere() {
             for (_, state, waiter) in (*core).machine.tasks.iter() {
-                if state != State::Running {
+                if wanted(state, waiter) {
                     rb_sys::rb_ary_push(list, waiter.fiber);
                 }
             }
         }
-        list
+        as_value(list)
     }
 }
 
 /// UM::FiberScheduler#masked(mask) { }: runs the block with the fiber's timeouts held back as the mask of
 /// Thread.handle_interrupt says.
-unsafe extern "C" fn masked(this: VALUE, mask: VALUE) -> VALUE {
-    // SAFETY: see `switch`.
-    unsafe {
-        ruby::method(|| {
+fn masked(ruby: &Ruby, this: This<Scheduler>, mask: Value) -> Result<Value, Error> {
+    let mask = mask.as_raw();
+    settle(ruby, || {
+        // SAFETY: see `switch`.
+        unsafe {
             if !ruby::is_hash(mask) {
                 // Ruby's own says what is wrong with it.
                 return ruby::protect(|| rb_sys::rb_yield(NIL)).map_err(Raise::Jump);
             }
-            interrupts::masked(get(this).core()?, mask)
-        })
-    }
+            interrupts::masked(this.core()?, mask)
+        }
+    })
 }
 
 /// The fibers that the scheduler has started and that have not ended.
-unsafe extern "C" fn scheduled(this: VALUE) -> VALUE {
-    // SAFETY: as above.
-    unsafe {
-        let list = rb_sys::rb_ary_new();
-        if let Some(core) = get(this).core_from_anywhere() {
-            for (_, _, waiter) in (*core).machine.tasks.iter() {
-                if waiter.scheduled && !waiter.spun && waiter.outer.is_none() {
-                    rb_sys::rb_ary_push(list, waiter.fiber);
-                }
-            }
-        }
-        list
-    }
+fn scheduled(this: This<Scheduler>) -> Value {
+    fibers_of(this, |_, waiter| {
+        waiter.scheduled && !waiter.spun && waiter.outer.is_none()
+    })
 }
 
 /// Closing.in_use?(io): whether a close of the IO has anything to end. (One without autoclose closes nothing.)
-unsafe extern "C" fn is_in_use(_class: VALUE, io: VALUE) -> VALUE {
+fn is_in_use(_class: Value, io: Value) -> bool {
+    let io = io.as_raw();
     // SAFETY: an IO; the accessors do not raise for one that is closed, or was never open.
     unsafe {
         let file = (*(io as *const rb_sys::RFile)).fptr;
         if file.is_null() {
-            return FALSE;
+            return false;
         }
         let writer = rb_sys::rb_io_get_write_io(io);
         if writer != io {
-            return TRUE;
+            return true;
         }
         let external = rb_sys::FMODE_EXTERNAL as c_int;
         if (*file).fd < 0 || (*file).mode as c_int & external != 0 {
-            return FALSE;
+            return false;
         }
-        ruby::boolean(tls::is_held((*file).fd) || registry::is_in_use((*file).fd))
+        tls::is_held((*file).fd) || registry::is_in_use((*file).fd)
     }
 }
 
@@ -387,16 +364,17 @@ unsafe extern "C" fn is_in_use(_class: VALUE, io: VALUE) -> VALUE {
 /// its descriptor: see `waits`. Says who is yet to be told: `:others` for fibers of other threads, which have to end
 /// what they do by themselves, `:own` for fibers of this one, nil for nobody. A side (:read or :write) is that of an IO
 /// with a descriptor for each; nil is all of it.
-unsafe extern "C" fn end_waits(_class: VALUE, io: VALUE, side: VALUE) -> VALUE {
-    // SAFETY: may raise, for an IO that is closed, with nothing here to drop; then the GVL is held.
-    unsafe {
-        let fd = ruby::rb_io_descriptor(io);
-        let writer = rb_sys::rb_io_get_write_io(io);
-        ruby::method(|| {
+fn end_waits(ruby: &Ruby, _class: Value, io: Value, side: Value) -> Result<Value, Error> {
+    let (io, side) = (io.as_raw(), side.as_raw());
+    settle(ruby, || {
+        // SAFETY: what raises, for an IO that is closed, is stopped; then the GVL is held.
+        unsafe {
+            let fd = descriptor(io)?;
+            let writer = rb_sys::rb_io_get_write_io(io);
             let is = |name| side == NIL || side == rb_sys::rb_id2sym(ruby::id(name));
             let mut waited = registry::EndedWaits::default();
             if writer != io && is("write") {
-                waited.add(tls::end_waits(ruby::rb_io_descriptor(writer)));
+                waited.add(tls::end_waits(descriptor(writer)?));
             }
             if if writer == io {
                 side == NIL
@@ -412,39 +390,52 @@ unsafe extern "C" fn end_waits(_class: VALUE, io: VALUE, side: VALUE) -> VALUE {
                 registry::EndedWaits { here: true, .. } => rb_sys::rb_id2sym(ruby::id("own")),
                 _ => NIL,
             })
+        }
+    })
+}
+
+/// The descriptor of an IO; IOError if it is closed.
+fn descriptor(io: VALUE) -> Result<i32, Raise> {
+    let mut fd = -1;
+    // SAFETY: what raises is stopped.
+    let result = unsafe {
+        ruby::protect(|| {
+            fd = ruby::rb_io_descriptor(io);
+            NIL
         })
-    }
+    };
+    result.map(|_| fd).map_err(Raise::Jump)
 }
 
 /// UM::FiberScheduler.forget(fd): forgets what a descriptor was, which is closed, or another file's now.
-unsafe extern "C" fn forget(_class: VALUE, fd: VALUE) -> VALUE {
-    if let Some(fd) = ruby::as_fixnum(fd) {
+fn forget(_class: Value, fd: Value) {
+    if let Some(fd) = ruby::as_fixnum(fd.as_raw()) {
         // SAFETY: the GVL is held.
         unsafe {
             registry::forget(fd as i32);
             registry::found(fd as i32);
         }
     }
-    NIL
 }
 
 /// UM::FiberScheduler#waiting_on(io) { }: runs the block so that the fiber raises IOError if the IO is closed
 /// meanwhile, as Ruby's own hooks are run.
-unsafe extern "C" fn waiting_on(this: VALUE, io: VALUE) -> VALUE {
-    // SAFETY: see `switch`; what raises is protected.
-    unsafe {
-        ruby::method(|| {
-            let core = get(this).core()?;
+fn waiting_on(ruby: &Ruby, this: This<Scheduler>, io: Value) -> Result<Value, Error> {
+    let io = io.as_raw();
+    settle(ruby, || {
+        // SAFETY: see `switch`; what raises is protected.
+        unsafe {
+            let core = this.core()?;
             let me = (*core).current_task();
-            let fd = ruby::rb_io_descriptor(io);
+            let fd = descriptor(io)?;
             let mut result = Ok(NIL);
             let waited = closing::during(core, me, io, fd, &mut || {
                 result = ruby::protect(|| rb_sys::rb_yield(NIL));
             });
             let value = result.map_err(Raise::Jump)?;
             waited.map(|()| value)
-        })
-    }
+        }
+    })
 }
 
 /// Gives the thread to the root fiber, without being woken by anything.
@@ -453,11 +444,11 @@ unsafe extern "C" fn waiting_on(this: VALUE, io: VALUE) -> VALUE {
 /// @return [nil]
 /// @example
 ///   scheduler.transfer
-unsafe extern "C" fn transfer(this: VALUE) -> VALUE {
-    // SAFETY: see `switch`; nothing here needs dropping.
-    unsafe {
-        ruby::method(|| {
-            let core = get(this).core()?;
+fn transfer(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
+    settle(ruby, || {
+        // SAFETY: see `switch`; nothing here needs dropping.
+        unsafe {
+            let core = this.core()?;
             let me = (*core).current_task();
             if let Some(root) = (*core).root {
                 if root != me {
@@ -469,17 +460,16 @@ unsafe extern "C" fn transfer(this: VALUE) -> VALUE {
                 }
             }
             Ok(NIL)
-        })
-    }
+        }
+    })
 }
 
 /// @method UringMachine::FiberScheduler#machine
 /// @return [UringMachine] the machine the scheduler runs on
 /// @example
 ///   Fiber.scheduler.machine.metrics
-unsafe extern "C" fn machine(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe { get(this).machine }
+fn machine(this: This<Scheduler>) -> Value {
+    as_value(this.machine.get())
 }
 
 /// Whether what any fiber fails by is raised in the root fiber.
@@ -489,9 +479,8 @@ unsafe extern "C" fn machine(this: VALUE) -> VALUE {
 /// @return [Boolean] value
 /// @example
 ///   scheduler.abort_on_exception = true
-unsafe extern "C" fn set_abort_on_exception(this: VALUE, value: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe { get(this).abort_on_exception = ruby::truthy(value) };
+fn set_abort_on_exception(this: This<Scheduler>, value: Value) -> Value {
+    this.abort_on_exception.set(ruby::truthy(value.as_raw()));
     value
 }
 
@@ -499,42 +488,28 @@ unsafe extern "C" fn set_abort_on_exception(this: VALUE, value: VALUE) -> VALUE 
 /// @return [Boolean] whether what any fiber fails by is raised in the root fiber
 /// @example
 ///   scheduler.abort_on_exception #=> false
-unsafe extern "C" fn abort_on_exception(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    if unsafe { get(this).abort_on_exception } {
-        TRUE
-    } else {
-        FALSE
-    }
+fn abort_on_exception(this: This<Scheduler>) -> bool {
+    this.abort_on_exception.get()
 }
 
 /// Defines the class, without its hooks.
-pub unsafe fn define(module: VALUE) -> VALUE {
-    // SAFETY: each function takes what its arity says.
-    unsafe {
-        let class =
-            rb_sys::rb_define_class_under(module, c"FiberScheduler".as_ptr(), rb_sys::rb_cObject);
-        rb_sys::rb_define_alloc_func(class, Some(allocate));
-        let define = |name, function, arity| ruby::define_method(class, name, function, arity);
-        define(c"initialize", initialize as *const (), -1);
-        define(c"closed?", is_closed as *const (), 0);
-        define(c"waiting", waiting as *const (), 0);
-        ruby::define_private_method(class, c"waiting_on", waiting_on as *const (), 1);
-        ruby::define_private_method(class, c"masked", masked as *const (), 1);
-        ruby::define_private_method(class, c"scheduled", scheduled as *const (), 0);
-        ruby::define_singleton_method(class, c"end_waits", end_waits as *const (), 2);
-        // The rest is in lib/uringmachine/core_ext/io_close.rb.
-        let closing = rb_sys::rb_define_module_under(module, c"Closing".as_ptr());
-        ruby::define_singleton_method(closing, c"in_use?", is_in_use as *const (), 1);
-        ruby::define_singleton_method(class, c"forget", forget as *const (), 1);
-        define(c"transfer", transfer as *const (), 0);
-        define(c"machine", machine as *const (), 0);
-        define(c"abort_on_exception", abort_on_exception as *const (), 0);
-        define(
-            c"abort_on_exception=",
-            set_abort_on_exception as *const (),
-            1,
-        );
-        class
-    }
+pub fn define(ruby: &Ruby, module: RClass) -> Result<RClass, Error> {
+    let class = module.define_class("FiberScheduler", ruby.class_object())?;
+    class.define_alloc_func::<Scheduler>();
+    class.define_method("initialize", method!(initialize, -1))?;
+    class.define_method("closed?", method!(is_closed, 0))?;
+    class.define_method("waiting", method!(waiting, 0))?;
+    class.define_private_method("waiting_on", method!(waiting_on, 1))?;
+    class.define_private_method("masked", method!(masked, 1))?;
+    class.define_private_method("scheduled", method!(scheduled, 0))?;
+    class.define_singleton_method("end_waits", method!(end_waits, 2))?;
+    // The rest is in lib/uringmachine/core_ext/io_close.rb.
+    let closing = module.define_module("Closing")?;
+    closing.define_singleton_method("in_use?", method!(is_in_use, 1))?;
+    class.define_singleton_method("forget", method!(forget, 1))?;
+    class.define_method("transfer", method!(transfer, 0))?;
+    class.define_method("machine", method!(machine, 0))?;
+    class.define_method("abort_on_exception", method!(abort_on_exception, 0))?;
+    class.define_method("abort_on_exception=", method!(set_abort_on_exception, 1))?;
+    Ok(class)
 }

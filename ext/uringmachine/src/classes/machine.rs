@@ -1,28 +1,22 @@
 //! UringMachine, alias UM: the class whose instances own a machine.
 
-use std::ffi::c_int;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use magnus::rb_sys::AsRawValue;
+use magnus::{function, method, prelude::*, Error, RClass, Ruby, Value};
 use uringmachine_runtime::ring::{DEFAULT_ENTRIES, MAX_ENTRIES};
-use uringmachine_runtime::{Features, Machine, SetupError};
+use uringmachine_runtime::{Driver, Features, SetupError};
 
-use crate::machine::owner::{core, get, used_by, Um, TYPE};
+use crate::machine::owner::{find, used_by, Um};
 use crate::machine::registry::{machines, Entry, FORKER, ROOT};
 use crate::machine::Core;
-use crate::ruby::{self, arguments, duration, errors, Raise, NIL, TRUE, VALUE};
+use crate::ruby::arguments::{self, Arguments};
+use crate::ruby::method::{as_value, raw, settle};
+use crate::ruby::this::This;
+use crate::ruby::{self, duration, errors, Raise, NIL, TRUE, VALUE};
 
+/// The class, for those who make machines.
 static CLASS: AtomicU64 = AtomicU64::new(0);
-
-unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
-    let um = Box::new(Um {
-        core: None,
-        size: 0,
-        sqpoll: false,
-        sidecar: false,
-    });
-    // SAFETY: the box is given to the new object.
-    unsafe { TYPE.wrap(class, Box::into_raw(um).cast()) }
-}
 
 /// The class.
 pub fn class() -> VALUE {
@@ -30,49 +24,38 @@ pub fn class() -> VALUE {
 }
 
 /// UM.new without arguments.
-pub unsafe fn new_default() -> Result<VALUE, Raise> {
-    // SAFETY: the class is defined when the extension is loaded; a fresh object has no core.
-    unsafe {
-        let object = allocate(CLASS.load(Ordering::Relaxed));
-        set_up(object, DEFAULT_ENTRIES, None, false)?;
-        Ok(object)
-    }
+pub fn new_default() -> Result<VALUE, Raise> {
+    // SAFETY: a plain allocation; what raises is stopped.
+    let object = unsafe { ruby::protect(|| rb_sys::rb_obj_alloc(class())).map_err(Raise::Jump)? };
+    set_up(find(object)?, DEFAULT_ENTRIES, None, false)?;
+    Ok(object)
 }
 
-unsafe fn set_up(
-    object: VALUE,
-    size: u32,
-    sqpoll: Option<u32>,
-    sidecar: bool,
-) -> Result<(), Raise> {
-    // SAFETY: a collection frees the descriptors of machines that nobody refers to.
-    let core = unsafe {
-        match new_core(size, sqpoll) {
-            Err(error) if matches!(error.errno(), Some(libc::EMFILE | libc::ENFILE)) => {
-                rb_sys::rb_gc();
-                new_core(size, sqpoll)
-            }
-            result => result,
+fn set_up(um: This<Um>, size: u32, sqpoll: Option<u32>, sidecar: bool) -> Result<(), Raise> {
+    let core = match new_core(size, sqpoll) {
+        Err(error) if matches!(error.errno(), Some(libc::EMFILE | libc::ENFILE)) => {
+            // SAFETY: a collection, which frees the descriptors of machines that nobody refers to.
+            unsafe { rb_sys::rb_gc() };
+            new_core(size, sqpoll)
         }
+        result => result,
     };
     let mut core = core.map_err(errors::from_setup)?;
     machines().push(Entry {
-        object,
+        object: um.value(),
         core: &raw mut *core,
     });
-    // SAFETY: the object is one of ours, without a core until now.
-    let um = unsafe { get(object) };
-    um.core = Some(core);
-    um.size = size;
-    um.sqpoll = sqpoll.is_some();
-    um.sidecar = sidecar;
+    um.give(core);
+    um.size.set(size);
+    um.sqpoll.set(sqpoll.is_some());
+    um.sidecar.set(sidecar);
     Ok(())
 }
 
 /// Makes a core with the features the environment leaves.
 fn new_core(entries: u32, sqpoll: Option<u32>) -> Result<Box<Core>, SetupError> {
-    Machine::new(entries, Features::from_environment(), sqpoll)
-        .map(|machine| Box::new(Core::new(machine)))
+    Driver::new(entries, Features::from_environment(), sqpoll)
+        .map(|driver| Box::new(Core::new(driver)))
 }
 
 /// Makes a machine. It belongs to the thread that uses it first.
@@ -92,35 +75,30 @@ fn new_core(entries: u32, sqpoll: Option<u32>) -> Result<Box<Core>, SetupError> 
 /// @example
 ///   machine = UM.new
 ///   machine.sleep(0.01)
-unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        ruby::method(|| {
-            let (mut entries, mut sqpoll, mut sidecar) = (DEFAULT_ENTRIES, None, false);
-            match argc {
-                0 => {}
-                1 if ruby::is_hash(*argv) => {
-                    let names = ["size", "sqpoll", "sidecar"];
-                    let [size, poll, car] = arguments::keywords(*argv, names)?;
-                    if let Some(size) = size {
-                        entries = read_size(size)?;
-                    }
-                    sqpoll = poll.map_or(Ok(None), read_sqpoll)?;
-                    sidecar = car.is_some_and(ruby::truthy);
+fn initialize(ruby: &Ruby, this: This<Um>, arguments: &[Value]) -> Result<Value, Error> {
+    settle(ruby, || {
+        let (mut entries, mut sqpoll, mut sidecar) = (DEFAULT_ENTRIES, None, false);
+        let arguments = match raw(arguments) {
+            [options] if ruby::is_hash(*options) => {
+                let names = ["size", "sqpoll", "sidecar"];
+                // SAFETY: a Hash.
+                let [size, poll, car] = unsafe { arguments::keywords(*options, names) }?;
+                if let Some(size) = size {
+                    entries = read_size(size)?;
                 }
-                _ => {
-                    return Err(Raise::argument(&format!(
-                        "wrong number of arguments (given {argc}, expected 0)"
-                    )))
-                }
-            };
-            if get(this).core.is_some() {
-                return Err(Raise::misuse("already initialized"));
+                sqpoll = poll.map_or(Ok(None), read_sqpoll)?;
+                sidecar = car.is_some_and(ruby::truthy);
+                &[]
             }
-            set_up(this, entries, sqpoll, sidecar)?;
-            Ok(this)
-        })
-    }
+            arguments => arguments,
+        };
+        Arguments::of(arguments, 0..=0)?;
+        if this.find_core().is_some() {
+            return Err(Raise::misuse("already initialized"));
+        }
+        set_up(this, entries, sqpoll, sidecar)?;
+        Ok(this.value())
+    })
 }
 
 fn read_size(size: VALUE) -> Result<u32, Raise> {
@@ -152,27 +130,24 @@ fn read_sqpoll(value: VALUE) -> Result<Option<u32>, Raise> {
 /// @return [Integer] the entries of the submission queue that were asked for
 /// @example
 ///   UM.new(size: 64).size #=> 64
-unsafe extern "C" fn size(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    ruby::fixnum(i64::from(unsafe { get(this).size }))
+fn size(this: This<Um>) -> u32 {
+    this.size.get()
 }
 
 /// @method UringMachine#sqpoll_mode?
 /// @return [Boolean] whether a thread of the kernel submits
 /// @example
 ///   UM.new.sqpoll_mode? #=> false
-unsafe extern "C" fn is_sqpoll(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    ruby::boolean(unsafe { get(this).sqpoll })
+fn is_sqpoll(this: This<Um>) -> bool {
+    this.sqpoll.get()
 }
 
 /// @method UringMachine#sidecar_mode?
 /// @return [Boolean] whether a sidecar was asked for; there is none
 /// @example
 ///   UM.new.sidecar_mode? #=> false
-unsafe extern "C" fn is_sidecar(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    ruby::boolean(unsafe { get(this).sidecar })
+fn is_sidecar(this: This<Um>) -> bool {
+    this.sidecar.get()
 }
 
 /// Notes that a sidecar is wanted; there is none.
@@ -181,9 +156,8 @@ unsafe extern "C" fn is_sidecar(this: VALUE) -> VALUE {
 /// @return [UringMachine] self
 /// @example
 ///   UM.new.sidecar_start.sidecar_mode? #=> true
-unsafe extern "C" fn sidecar_start(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe { get(this).sidecar = true };
+fn sidecar_start(this: This<Um>) -> This<Um> {
+    this.sidecar.set(true);
     this
 }
 
@@ -193,9 +167,8 @@ unsafe extern "C" fn sidecar_start(this: VALUE) -> VALUE {
 /// @return [UringMachine] self
 /// @example
 ///   UM.new(sidecar: true).sidecar_stop.sidecar_mode? #=> false
-unsafe extern "C" fn sidecar_stop(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe { get(this).sidecar = false };
+fn sidecar_stop(this: This<Um>) -> This<Um> {
+    this.sidecar.set(false);
     this
 }
 
@@ -205,14 +178,14 @@ unsafe extern "C" fn sidecar_stop(this: VALUE) -> VALUE {
 /// @return [UringMachine, nil] nil if the thread has used none
 /// @example
 ///   UM.current #=> nil
-unsafe extern "C" fn current(_class: VALUE) -> VALUE {
-    // SAFETY: the list is on this frame; nothing here needs dropping.
-    unsafe {
+fn current(ruby: &Ruby, _class: Value) -> Result<Value, Error> {
+    // SAFETY: what raises is stopped; the list is on the frame of the closure, which has nothing to drop.
+    let newest = || unsafe {
         used_by(ruby::rb_thread_current(), false, |map| {
             let list = ruby::funcall(map, ruby::id("keys"), &[]);
             let is_usable = |machine: &VALUE| {
-                let core = &(*TYPE.get(*machine).cast::<Um>()).core;
-                core.as_ref().is_some_and(|core| core.is_usable())
+                let core = This::<Um>::find(*machine).and_then(|um| um.find_core());
+                core.is_some_and(|core| (*core).is_usable())
             };
             let machine = (0..rb_sys::RARRAY_LEN(list) as i64)
                 .map(|place| rb_sys::rb_ary_entry(list, place as _))
@@ -223,7 +196,11 @@ unsafe extern "C" fn current(_class: VALUE) -> VALUE {
             std::hint::black_box(list);
             machine.unwrap_or(NIL)
         })
-    }
+    };
+    // SAFETY: as above.
+    settle(ruby, || unsafe {
+        ruby::protect(newest).map_err(Raise::Jump)
+    })
 }
 
 /// @method UringMachine#owned?
@@ -231,16 +208,16 @@ unsafe extern "C" fn current(_class: VALUE) -> VALUE {
 ///   once it is closed, by the end of its scheduler
 /// @example
 ///   UM.new.owned? #=> true
-unsafe extern "C" fn is_owned(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe {
-        ruby::method(|| {
-            let core = core(this)?;
+fn is_owned(ruby: &Ruby, this: This<Um>) -> Result<Value, Error> {
+    settle(ruby, || {
+        let core = crate::machine::owner::core(this.value())?;
+        // SAFETY: the receiver's core.
+        unsafe {
             let thread = (*core).thread();
             let free = thread == NIL || thread == ruby::rb_thread_current();
             Ok(ruby::boolean(free && (*core).is_usable()))
-        })
-    }
+        }
+    })
 }
 
 /// Asks whether the kernel and the sandbox allow io_uring. Never raises.
@@ -249,8 +226,8 @@ unsafe extern "C" fn is_owned(this: VALUE) -> VALUE {
 /// @return [Boolean]
 /// @example
 ///   abort UM.unsupported_reason unless UM.supported?
-unsafe extern "C" fn is_supported(_class: VALUE) -> VALUE {
-    ruby::boolean(Machine::<()>::new(1, Features::from_environment(), None).is_ok())
+fn is_supported() -> bool {
+    Driver::<()>::new(1, Features::from_environment(), None).is_ok()
 }
 
 /// Says why io_uring cannot be had.
@@ -259,19 +236,13 @@ unsafe extern "C" fn is_supported(_class: VALUE) -> VALUE {
 /// @return [String, nil] the cause and the remedy; nil if io_uring can be had
 /// @example
 ///   UM.unsupported_reason #=> nil
-unsafe extern "C" fn unsupported_reason(_class: VALUE) -> VALUE {
-    match Machine::<()>::new(1, Features::from_environment(), None) {
-        Ok(_) => NIL,
-        Err(error) => {
-            let text = error.to_string();
-            // SAFETY: the text is copied.
-            unsafe { rb_sys::rb_utf8_str_new(text.as_ptr().cast(), text.len() as _) }
-        }
-    }
+fn unsupported_reason() -> Option<String> {
+    let tried = Driver::<()>::new(1, Features::from_environment(), None);
+    tried.err().map(|error| error.to_string())
 }
 
 /// Leaves the parent's machines to the parent. The child of a fork calls it.
-unsafe extern "C" fn forsake(_class: VALUE) -> VALUE {
+fn forsake(_class: Value) {
     // SAFETY: a plain accessor.
     FORKER.store(unsafe { ruby::rb_fiber_current() }, Ordering::Relaxed);
     let mut place = 0;
@@ -279,7 +250,7 @@ unsafe extern "C" fn forsake(_class: VALUE) -> VALUE {
         // To unlock what an operation has locked is a call into Ruby: the list is not locked for it.
         let core = match machines().get(place) {
             Some(entry) => entry.core,
-            None => return NIL,
+            None => return,
         };
         place += 1;
         // SAFETY: the cores in the list are alive, and no fiber of a child's parent runs in one.
@@ -292,36 +263,27 @@ unsafe extern "C" fn forsake(_class: VALUE) -> VALUE {
 }
 
 /// Defines the class and its alias.
-pub unsafe fn define() -> VALUE {
-    // SAFETY: each function takes what its arity says.
+pub fn define(ruby: &Ruby) -> Result<RClass, Error> {
+    let class = ruby.define_class("UringMachine", ruby.class_object())?;
+    ruby.class_object().const_set("UM", class)?;
+    class.define_alloc_func::<Um>();
+    CLASS.store(class.as_raw(), Ordering::Relaxed);
+    // SAFETY: an object that lives for ever, with no data of its own.
     unsafe {
-        let class = rb_sys::rb_define_class(c"UringMachine".as_ptr(), rb_sys::rb_cObject);
-        rb_sys::rb_define_const(rb_sys::rb_cObject, c"UM".as_ptr(), class);
-        rb_sys::rb_define_alloc_func(class, Some(allocate));
-        CLASS.store(class, Ordering::Relaxed);
         let root = ROOT.wrap(rb_sys::rb_cObject, std::ptr::dangling_mut::<u8>().cast());
-        rb_sys::rb_gc_register_mark_object(root);
-        ruby::define_method(class, c"initialize", initialize as *const (), -1);
-        ruby::define_method(class, c"size", size as *const (), 0);
-        ruby::define_method(class, c"owned?", is_owned as *const (), 0);
-        ruby::define_method(class, c"sqpoll_mode?", is_sqpoll as *const (), 0);
-        ruby::define_method(class, c"sidecar_mode?", is_sidecar as *const (), 0);
-        ruby::define_method(class, c"sidecar_start", sidecar_start as *const (), 0);
-        ruby::define_method(class, c"sidecar_stop", sidecar_stop as *const (), 0);
-        ruby::define_singleton_method(class, c"current", current as *const (), 0);
-        ruby::define_singleton_method(class, c"forsake", forsake as *const (), 0);
-        ruby::funcall(
-            class,
-            ruby::id("private_class_method"),
-            &[rb_sys::rb_id2sym(ruby::id("forsake"))],
-        );
-        ruby::define_singleton_method(class, c"supported?", is_supported as *const (), 0);
-        ruby::define_singleton_method(
-            class,
-            c"unsupported_reason",
-            unsupported_reason as *const (),
-            0,
-        );
-        class
+        ruby.gc_register_mark_object(as_value(root));
     }
+    class.define_method("initialize", method!(initialize, -1))?;
+    class.define_method("size", method!(size, 0))?;
+    class.define_method("owned?", method!(is_owned, 0))?;
+    class.define_method("sqpoll_mode?", method!(is_sqpoll, 0))?;
+    class.define_method("sidecar_mode?", method!(is_sidecar, 0))?;
+    class.define_method("sidecar_start", method!(sidecar_start, 0))?;
+    class.define_method("sidecar_stop", method!(sidecar_stop, 0))?;
+    class.define_singleton_method("current", method!(current, 0))?;
+    class.define_singleton_method("forsake", method!(forsake, 0))?;
+    let _: Value = class.funcall("private_class_method", (ruby.to_symbol("forsake"),))?;
+    class.define_singleton_method("supported?", function!(is_supported, 0))?;
+    class.define_singleton_method("unsupported_reason", function!(unsupported_reason, 0))?;
+    Ok(class)
 }

@@ -1,70 +1,62 @@
 //! UM::Queue: values between fibers, of one machine or of several threads'.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::ffi::c_void;
+
+use magnus::gc::Marker;
+use magnus::rb_sys::AsRawValue;
+use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
 
 use crate::machine::caller::{answer, Answer, Caller};
 use crate::machine::line::{self, Waiters};
 use crate::machine::spun;
 use crate::ruby::arguments::wrong_type;
-use crate::ruby::typed_data::DataType;
-use crate::ruby::{self, Raise, VALUE};
+use crate::ruby::method::{as_value, settle};
+use crate::ruby::this::This;
+use crate::ruby::{Raise, VALUE};
 
-/// What a UM::Queue holds.
-#[derive(Default)]
-struct Queue {
-    values: VecDeque<VALUE>,
-    waiters: Waiters,
+/// What a UM::Queue holds. Nothing that runs Ruby, or allocates, is called while either is borrowed.
+#[derive(Default, TypedData)]
+#[magnus(class = "UringMachine::Queue", mark, size, free_immediately)]
+pub struct Queue {
+    values: RefCell<VecDeque<VALUE>>,
+    waiters: RefCell<Waiters>,
 }
 
-static TYPE: DataType = DataType::new::<Queue>(c"UM::Queue", mark, free);
-
-unsafe extern "C" fn mark(data: *mut c_void) {
-    // SAFETY: Ruby hands over the data of an object of this type.
-    unsafe {
-        let queue = data.cast::<Queue>();
-        for value in &(*queue).values {
-            rb_sys::rb_gc_mark(*value);
+impl DataTypeFunctions for Queue {
+    fn mark(&self, marker: &Marker) {
+        for value in self.values.borrow().iter() {
+            marker.mark(as_value(*value));
         }
-        (*queue).waiters.mark();
+        self.waiters.borrow().mark();
     }
 }
 
-unsafe extern "C" fn free(data: *mut c_void) {
-    // SAFETY: the object is dead.
-    drop(unsafe { Box::from_raw(data.cast::<Queue>()) });
-}
-
-unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
-    let queue = Box::<Queue>::default();
-    // SAFETY: the box is given to the new object.
-    unsafe { TYPE.wrap(class, Box::into_raw(queue).cast()) }
-}
-
-/// The data of a queue; anything else is a TypeError.
-#[inline]
-unsafe fn get(value: VALUE) -> Result<*mut Queue, Raise> {
-    // SAFETY: a check of the type.
-    match unsafe { TYPE.find(value) } {
-        Some(data) => Ok(data.cast()),
-        None => Err(wrong_type(value, "queue", "a UM::Queue")),
+impl Queue {
+    fn push(&self, value: VALUE) {
+        self.values.borrow_mut().push_back(value);
+        self.waiters.borrow_mut().wake_one();
     }
+
+    fn unshift(&self, value: VALUE) {
+        self.values.borrow_mut().push_front(value);
+        self.waiters.borrow_mut().wake_one();
+    }
+}
+
+fn find(value: VALUE) -> Result<This<Queue>, Raise> {
+    This::find(value).ok_or_else(|| wrong_type(value, "queue", "a UM::Queue"))
 }
 
 /// Whether a value is a queue, else the error to raise.
-pub unsafe fn check(value: VALUE) -> Result<(), Raise> {
-    // SAFETY: a check of the type.
-    unsafe { get(value).map(drop) }
+pub fn check(value: VALUE) -> Result<(), Raise> {
+    find(value).map(drop)
 }
 
 /// Appends a value and wakes a fiber that waits for one.
-pub unsafe fn push(queue: VALUE, value: VALUE) {
-    // SAFETY: the GVL guards the queue; no reference to it is held across anything that runs Ruby.
-    unsafe {
-        if let Ok(queue) = get(queue) {
-            (*queue).values.push_back(value);
-            (*queue).waiters.wake_one();
-        }
+pub fn push(queue: VALUE, value: VALUE) {
+    if let Ok(queue) = find(queue) {
+        queue.push(value);
     }
 }
 
@@ -77,16 +69,9 @@ pub unsafe fn push(queue: VALUE, value: VALUE) {
 /// @raise [TypeError] if queue is no UM::Queue
 /// @example
 ///   machine.push(queue, :job)
-unsafe extern "C" fn push_(_this: VALUE, queue: VALUE, value: VALUE) -> VALUE {
-    // SAFETY: as `push`.
-    unsafe {
-        ruby::method(|| {
-            let data = get(queue)?;
-            (*data).values.push_back(value);
-            (*data).waiters.wake_one();
-            Ok(queue)
-        })
-    }
+fn push_(_machine: Value, queue: This<Queue>, value: Value) -> This<Queue> {
+    queue.push(value.as_raw());
+    queue
 }
 
 /// Adds a value to the head of a queue. Does not wait.
@@ -98,16 +83,9 @@ unsafe extern "C" fn push_(_this: VALUE, queue: VALUE, value: VALUE) -> VALUE {
 /// @raise [TypeError] if queue is no UM::Queue
 /// @example
 ///   machine.unshift(queue, :urgent)
-unsafe extern "C" fn unshift(_this: VALUE, queue: VALUE, value: VALUE) -> VALUE {
-    // SAFETY: as `push`.
-    unsafe {
-        ruby::method(|| {
-            let data = get(queue)?;
-            (*data).values.push_front(value);
-            (*data).waiters.wake_one();
-            Ok(queue)
-        })
-    }
+fn unshift(_machine: Value, queue: This<Queue>, value: Value) -> This<Queue> {
+    queue.unshift(value.as_raw());
+    queue
 }
 
 /// Takes the value at the end of a queue; waits while there is none.
@@ -118,9 +96,8 @@ unsafe extern "C" fn unshift(_this: VALUE, queue: VALUE, value: VALUE) -> VALUE 
 /// @raise [TypeError] if queue is no UM::Queue
 /// @example
 ///   machine.pop(queue) #=> the newest value
-unsafe extern "C" fn pop(this: VALUE, queue: VALUE) -> VALUE {
-    // SAFETY: as `take`.
-    unsafe { ruby::method(|| answer(take(this, queue, VecDeque::pop_back))) }
+fn pop(ruby: &Ruby, machine: Value, queue: This<Queue>) -> Result<Value, Error> {
+    take(ruby, machine, queue, VecDeque::pop_back)
 }
 
 /// Takes the value at the head of a queue; waits while there is none.
@@ -131,40 +108,49 @@ unsafe extern "C" fn pop(this: VALUE, queue: VALUE) -> VALUE {
 /// @raise [TypeError] if queue is no UM::Queue
 /// @example
 ///   machine.shift(queue) #=> the oldest value
-unsafe extern "C" fn shift(this: VALUE, queue: VALUE) -> VALUE {
-    // SAFETY: as `take`.
-    unsafe { ruby::method(|| answer(take(this, queue, VecDeque::pop_front))) }
+fn shift(ruby: &Ruby, machine: Value, queue: This<Queue>) -> Result<Value, Error> {
+    take(ruby, machine, queue, VecDeque::pop_front)
 }
 
 #[inline]
-unsafe fn take(
-    this: VALUE,
-    queue: VALUE,
+fn take(
+    ruby: &Ruby,
+    machine: Value,
+    queue: This<Queue>,
+    from: impl Fn(&mut VecDeque<VALUE>) -> Option<VALUE>,
+) -> Result<Value, Error> {
+    if let Some(value) = from(&mut queue.values.borrow_mut()) {
+        return Ok(as_value(value));
+    }
+    settle(ruby, || answer(wait_for_one(machine, queue, from)))
+}
+
+fn wait_for_one(
+    machine: Value,
+    queue: This<Queue>,
     from: impl Fn(&mut VecDeque<VALUE>) -> Option<VALUE>,
 ) -> Answer {
-    // SAFETY: the queue is on the caller's frame; see `switch`.
-    unsafe {
-        let data = get(queue)?;
-        if let Some(value) = from(&mut (*data).values) {
+    let machine = machine.as_raw();
+    // SAFETY: the receiver of the method that runs.
+    let caller = unsafe { Caller::new(machine) }?;
+    let mut again = false;
+    loop {
+        // SAFETY: see `switch`; the queue is on the caller's frame, and not borrowed.
+        let waited =
+            unsafe { line::wait(&caller, machine, || queue.waiters.as_ptr(), again, None) };
+        if let Err(failure) = waited {
+            // It may have been woken for a value that it now leaves to another.
+            if !queue.values.borrow().is_empty() {
+                queue.waiters.borrow_mut().wake_one();
+            }
+            return Err(failure);
+        }
+        let value = from(&mut queue.values.borrow_mut());
+        if let Some(value) = value {
+            queue.keep();
             return Ok(value);
         }
-        let caller = Caller::new(this)?;
-        let mut again = false;
-        loop {
-            let waited = line::wait(&caller, this, || &raw mut (*data).waiters, again, None);
-            if let Err(failure) = waited {
-                // It may have been woken for a value that it now leaves to another.
-                if !(*data).values.is_empty() {
-                    (*data).waiters.wake_one();
-                }
-                return Err(failure);
-            }
-            if let Some(value) = from(&mut (*data).values) {
-                std::hint::black_box(queue);
-                return Ok(value);
-            }
-            again = true;
-        }
+        again = true;
     }
 }
 
@@ -172,32 +158,28 @@ unsafe fn take(
 /// @return [Integer] the values in the queue
 /// @example
 ///   UM::Queue.new.count #=> 0
-unsafe extern "C" fn count(queue: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe { ruby::method(|| Ok(ruby::fixnum((*get(queue)?).values.len() as i64))) }
+fn count(queue: This<Queue>) -> usize {
+    queue.values.borrow().len()
 }
 
 /// @method UringMachine::Queue#num_waiting
 /// @return [Integer] the fibers that wait for a value
 /// @example
 ///   UM::Queue.new.num_waiting #=> 0
-unsafe extern "C" fn num_waiting(queue: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe { ruby::method(|| Ok(ruby::fixnum((*get(queue)?).waiters.len() as i64))) }
+fn num_waiting(queue: This<Queue>) -> usize {
+    queue.waiters.borrow().len()
 }
 
 /// Defines the class, and the machine's methods for it.
-pub unsafe fn define(module: VALUE) {
+pub fn define(ruby: &Ruby, module: RClass) -> Result<(), Error> {
     spun::PUSH.get_or_init(|| push);
-    // SAFETY: each function takes what its arity says.
-    unsafe {
-        let class = rb_sys::rb_define_class_under(module, c"Queue".as_ptr(), rb_sys::rb_cObject);
-        rb_sys::rb_define_alloc_func(class, Some(allocate));
-        ruby::define_method(class, c"count", count as *const (), 0);
-        ruby::define_method(class, c"num_waiting", num_waiting as *const (), 0);
-        ruby::define_method(module, c"push", push_ as *const (), 2);
-        ruby::define_method(module, c"unshift", unshift as *const (), 2);
-        ruby::define_method(module, c"pop", pop as *const (), 1);
-        ruby::define_method(module, c"shift", shift as *const (), 1);
-    }
+    let class = module.define_class("Queue", ruby.class_object())?;
+    class.define_alloc_func::<Queue>();
+    class.define_method("count", method!(count, 0))?;
+    class.define_method("num_waiting", method!(num_waiting, 0))?;
+    module.define_method("push", method!(push_, 2))?;
+    module.define_method("unshift", method!(unshift, 2))?;
+    module.define_method("pop", method!(pop, 1))?;
+    module.define_method("shift", method!(shift, 1))?;
+    Ok(())
 }

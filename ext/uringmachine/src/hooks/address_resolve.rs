@@ -2,9 +2,18 @@
 
 //! What has no operation in io_uring: address_resolve and blocking_operation_wait.
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::off_thread::resolver;
-use crate::ruby::{self, Raise, NIL, VALUE};
+use crate::ruby::method::settle;
+use crate::ruby::this::This;
+use crate::ruby::{self, Raise, NIL};
+use magnus::method;
+use magnus::rb_sys::AsRawValue;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 
 /// Looks a host up by the system's resolver, off the thread.
 ///
@@ -15,11 +24,12 @@ use crate::ruby::{self, Raise, NIL, VALUE};
 /// @raise [ArgumentError] if there is a zero byte in hostname
 /// @example
 ///   scheduler.address_resolve("localhost") #=> ["::1", "127.0.0.1"]
-unsafe extern "C" fn address_resolve(this: VALUE, hostname: VALUE) -> VALUE {
-    // SAFETY: see `switch`; a String is checked before its bytes are read.
-    unsafe {
-        ruby::method(|| {
-            let core = get(this).core()?;
+fn address_resolve(ruby: &Ruby, this: This<Scheduler>, hostname: Value) -> Result<Value, Error> {
+    let hostname = hostname.as_raw();
+    settle(ruby, || {
+        // SAFETY: see `switch`; a String is checked before its bytes are read.
+        unsafe {
+            let core = this.core()?;
             let hostname =
                 ruby::protect(|| rb_sys::rb_str_to_str(hostname)).map_err(Raise::Jump)?;
             let name = std::ffi::CString::new(ruby::string_bytes(&hostname))
@@ -35,14 +45,12 @@ unsafe extern "C" fn address_resolve(this: VALUE, hostname: VALUE) -> VALUE {
                 rb_sys::rb_ary_push(list, text);
             }
             Ok(list)
-        })
-    }
+        }
+    })
 }
 
 /// Defines the hook.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions take what their arity says.
-    unsafe {
-        ruby::define_method(class, c"address_resolve", address_resolve as *const (), 1);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("address_resolve", method!(address_resolve, 1))?;
+    Ok(())
 }

@@ -1,11 +1,21 @@
 //! block and unblock (Mutex, Queue, Thread#join …), and fiber_interrupt (IO#close).
 
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::{as_value, raw, settle};
+use magnus::method;
+use magnus::rb_sys::AsRawValue;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::Wake;
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch;
-use crate::ruby::{self, duration, FALSE, NIL, TRUE, VALUE};
+use crate::ruby::this::This;
+use crate::ruby::{self, duration, FALSE, NIL, TRUE};
 
 /// Waits until `unblock`. Ruby calls it for Mutex, Queue, ConditionVariable and Thread#join.
 ///
@@ -15,19 +25,16 @@ use crate::ruby::{self, duration, FALSE, NIL, TRUE, VALUE};
 /// @return [Boolean] true if it was unblocked, false after the timeout
 /// @example
 ///   scheduler.block(mutex, 0.1) #=> false
-unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
-    unsafe {
-        ruby::method(|| {
-            if !(1..=2).contains(&argc) {
-                return Err(ruby::Raise::argument(&format!(
-                    "wrong number of arguments (given {argc}, expected 1..2)"
-                )));
-            }
-            let core = get(this).core()?;
-            let blocker = *argv;
-            let deadline = if argc == 2 {
-                duration::rest(*argv.add(1))?.map(duration::from_now)
+fn block(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
+    let arguments = raw(arguments);
+    settle(ruby, || {
+        // SAFETY: see `switch`.
+        unsafe {
+            let arguments = Arguments::of(arguments, 1..=2)?;
+            let core = this.core()?;
+            let blocker = arguments.get(0);
+            let deadline = if let Some(timeout) = arguments.all().get(1) {
+                duration::rest(*timeout)?.map(duration::from_now)
             } else {
                 None
             };
@@ -45,8 +52,8 @@ unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALU
             waiter.blocker = blocker;
             let ended = switch::pause(core, me, deadline)?;
             Ok(ruby::boolean(ended != switch::Ended::Deadline))
-        })
-    }
+        }
+    })
 }
 
 /// Ends a fiber's `block` or `kernel_sleep`. From any thread, any number of times, for any fiber.
@@ -57,52 +64,54 @@ unsafe extern "C" fn block(argc: std::ffi::c_int, argv: *const VALUE, this: VALU
 /// @return [nil]
 /// @example
 ///   scheduler.unblock(mutex, fiber)
-unsafe extern "C" fn unblock(this: VALUE, blocker: VALUE, fiber: VALUE) -> VALUE {
-    // SAFETY: called with the GVL, which guards the tasks while their thread sleeps or not.
-    unsafe {
-        let Some(core) = get(this).core_from_anywhere() else {
-            return NIL;
-        };
-        let task = match (*core).find(fiber) {
-            Some(task) => task,
-            // A fiber that never waited here, about to: see below.
-            None if ruby::rb_obj_is_fiber(fiber) == TRUE
-                && ruby::truthy(ruby::rb_fiber_alive_p(fiber)) =>
-            {
-                (*core).add(fiber, false)
-            }
-            None => return NIL,
-        };
-        let task = (*core).blocked_task(task);
-        match (*core).machine.tasks.state(task) {
-            Some(State::Waiting | State::Ready(_)) if (*core).waiter(task).blocked => {
-                // One whose wait is over takes it all the same: nobody else is given it.
-                if let Some(wait) = (*core).machine.tasks.current_wait(task) {
-                    if (*core).machine.tasks.wake(wait, Wake::Complete) {
-                        (*core).notify();
+fn unblock(this: This<Scheduler>, blocker: Value, fiber: Value) -> Value {
+    let (blocker, fiber) = (blocker.as_raw(), fiber.as_raw());
+    let body = || {
+        // SAFETY: called with the GVL, which guards the tasks while their thread sleeps or not.
+        unsafe {
+            let Some(core) = this.core_from_anywhere() else {
+                return NIL;
+            };
+            let task = match (*core).find(fiber) {
+                Some(task) => task,
+                // A fiber that never waited here, about to: see below.
+                None if ruby::rb_obj_is_fiber(fiber) == TRUE
+                    && ruby::truthy(ruby::rb_fiber_alive_p(fiber)) =>
+                {
+                    (*core).add(fiber, false)
+                }
+                None => return NIL,
+            };
+            let task = (*core).blocked_task(task);
+            match (*core).machine.tasks.state(task) {
+                Some(State::Waiting | State::Ready(_)) if (*core).waiter(task).blocked => {
+                    // One whose wait is over takes it all the same: nobody else is given it.
+                    if let Some(wait) = (*core).machine.tasks.current_wait(task) {
+                        if (*core).machine.tasks.wake(wait, Wake::Complete) {
+                            (*core).notify();
+                        }
                     }
                 }
-            }
-            // It has registered with the blocker but not reached `block` yet: remember. Or it is a thread's root fiber,
-            // which waits without the scheduler: for the fibers of other threads that are in an IO it closes
-            // (thread.c, rb_thread_io_close_wait).
-            Some(State::Running) => {
-                (*core).waiter(task).unblocked_by = blocker;
-                if fiber == (*core).home {
-                    rb_sys::rb_thread_wakeup_alive((*core).thread());
+                // It has registered with the blocker but not reached `block` yet: remember. Or it is a thread's root fiber,
+                // which waits without the scheduler: for the fibers of other threads that are in an IO it closes
+                // (thread.c, rb_thread_io_close_wait).
+                Some(State::Running) => {
+                    (*core).waiter(task).unblocked_by = blocker;
+                    if fiber == (*core).home {
+                        rb_sys::rb_thread_wakeup_alive((*core).thread());
+                    }
                 }
+                // Woken already, or waiting for something else: this is for an earlier wait.
+                _ => {}
             }
-            // Woken already, or waiting for something else: this is for an earlier wait.
-            _ => {}
+            NIL
         }
-        NIL
-    }
+    };
+    as_value(body())
 }
 
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: each function takes what its arity says.
-    unsafe {
-        ruby::define_method(class, c"block", block as *const (), -1);
-        ruby::define_method(class, c"unblock", unblock as *const (), 2);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("block", method!(block, -1))?;
+    class.define_method("unblock", method!(unblock, 2))?;
+    Ok(())
 }

@@ -1,9 +1,18 @@
 //! What has no operation in io_uring: address_resolve and blocking_operation_wait.
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch;
 use crate::off_thread::ruby_threads;
-use crate::ruby::{self, version, VALUE};
+use crate::ruby::method::settle;
+use crate::ruby::this::This;
+use crate::ruby::{self, version};
+use magnus::method;
+use magnus::rb_sys::AsRawValue;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 
 /// Whether the operation is the close of an IO, which has forgotten its descriptor by now: if anything is raised first,
 /// nobody closes it. From Ruby 4.0 on `io_close` is called for it.
@@ -20,29 +29,30 @@ unsafe fn is_close() -> bool {
 /// @return [Object] ignored by Ruby; nil leaves the operation to it
 /// @example
 ///   # called by Ruby for zlib, File.stat and others
-unsafe extern "C" fn blocking_operation_wait(this: VALUE, operation: VALUE) -> VALUE {
-    // SAFETY: see `switch`.
-    unsafe {
-        ruby::method(|| {
-            let core = get(this).core()?;
+fn blocking_operation_wait(
+    ruby: &Ruby,
+    this: This<Scheduler>,
+    operation: Value,
+) -> Result<Value, Error> {
+    let operation = operation.as_raw();
+    settle(ruby, || {
+        // SAFETY: see `switch`.
+        unsafe {
+            let core = this.core()?;
             let me = (*core).current_task();
             if is_close() {
                 return ruby_threads::finish(core, me, operation);
             }
             switch::take_turns(core, me)?;
             ruby_threads::wait(core, me, operation)
-        })
-    }
+        }
+    })
 }
 
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: each function takes what its arity says.
-    unsafe {
-        ruby::define_method(
-            class,
-            c"blocking_operation_wait",
-            blocking_operation_wait as *const (),
-            1,
-        );
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method(
+        "blocking_operation_wait",
+        method!(blocking_operation_wait, 1),
+    )?;
+    Ok(())
 }

@@ -3,10 +3,18 @@
 //! UM::FiberScheduler: the object, its life, and how fibers start and end. Its hooks are in
 //! `hooks/`.
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::ending::{run_all, terminate_all, thread_is_ending, unwind_all};
 use crate::machine::owner;
-use crate::ruby::{self, Raise, NIL, TRUE, VALUE};
+use crate::ruby::method::settle;
+use crate::ruby::this::This;
+use crate::ruby::{self, Raise, NIL, TRUE};
+use magnus::method;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 
 /// How long the end of a scheduler waits for the kernel to give memory back, in nanoseconds.
 const SHUT_DOWN_LIMIT: u64 = 5_000_000_000;
@@ -17,15 +25,15 @@ const SHUT_DOWN_LIMIT: u64 = 5_000_000_000;
 /// @return [true]
 /// @example
 ///   scheduler.run
-unsafe extern "C" fn run(this: VALUE) -> VALUE {
-    // SAFETY: see `switch`.
-    unsafe {
-        ruby::method(|| {
-            let core = get(this).core()?;
+fn run(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
+    settle(ruby, || {
+        // SAFETY: see `switch`.
+        unsafe {
+            let core = this.core()?;
             run_all(core)?;
             Ok(TRUE)
-        })
-    }
+        }
+    })
 }
 
 /// Waits for the fibers, or unwinds them if the thread is being ended, and gives the ring back. Ruby calls
@@ -36,25 +44,25 @@ unsafe extern "C" fn run(this: VALUE) -> VALUE {
 /// @raise [RuntimeError] if it is closed already
 /// @example
 ///   Fiber.set_scheduler(nil) # calls it
-unsafe extern "C" fn scheduler_close(this: VALUE) -> VALUE {
-    // SAFETY: see `switch`.
-    unsafe {
-        ruby::method(|| {
-            let scheduler = get(this);
-            if scheduler.closed {
+fn scheduler_close(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
+    settle(ruby, || {
+        // SAFETY: see `switch`.
+        unsafe {
+            let scheduler = this;
+            if scheduler.closed.get() {
                 return Err(Raise::new(
                     rb_sys::rb_eRuntimeError,
                     "Scheduler already closed!",
                 ));
             }
-            if scheduler.core.is_null() || (*scheduler.core).is_forked() {
-                scheduler.closed = true;
+            if scheduler.core.get().is_null() || (*scheduler.core.get()).is_forked() {
+                scheduler.closed.set(true);
                 return Ok(NIL);
             }
             let core = match scheduler.core() {
                 Ok(core) => core,
                 Err(raise) => {
-                    scheduler.closed = true;
+                    scheduler.closed.set(true);
                     return Err(raise);
                 }
             };
@@ -66,16 +74,16 @@ unsafe extern "C" fn scheduler_close(this: VALUE) -> VALUE {
                     Err(raise) => Err(unwind_all(core, raise)),
                 }
             };
-            get(this).closed = true;
+            this.closed.set(true);
             if (*core).machine.shut_down(SHUT_DOWN_LIMIT) {
                 (*core).machine.close();
             } else {
                 // The kernel may still write to what the machine knows: it must never be freed.
-                owner::leak(get(this).machine);
+                owner::leak(this.machine.get());
             }
             ended.map(|()| NIL)
-        })
-    }
+        }
+    })
 }
 
 /// Closes the scheduler: as `Fiber.set_scheduler(nil)` where it is installed.
@@ -85,30 +93,34 @@ unsafe extern "C" fn scheduler_close(this: VALUE) -> VALUE {
 /// @raise [RuntimeError] if it is closed already
 /// @example
 ///   scheduler.close
-unsafe extern "C" fn close(this: VALUE) -> VALUE {
-    // SAFETY: plain accessors; set_scheduler calls scheduler_close and may raise, with nothing here
-    // to drop.
-    unsafe {
-        // What is installed may be an object that delegates to this one.
-        let installed = ruby::rb_fiber_scheduler_get();
-        let itself = ruby::id("uring_scheduler");
-        if installed == this
-            || (installed != NIL
-                && rb_sys::rb_respond_to(installed, itself) != 0
-                && ruby::funcall(installed, itself, &[]) == this)
-        {
-            return ruby::rb_fiber_scheduler_set(NIL);
+fn close(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
+    let this = this.value();
+    let close = || {
+        // SAFETY: plain calls of Ruby's, stopped where they raise, with nothing here to drop.
+        unsafe {
+            // What is installed may be an object that delegates to this one.
+            let installed = ruby::rb_fiber_scheduler_get();
+            let itself = ruby::id("uring_scheduler");
+            if installed == this
+                || (installed != NIL
+                    && rb_sys::rb_respond_to(installed, itself) != 0
+                    && ruby::funcall(installed, itself, &[]) == this)
+            {
+                return ruby::rb_fiber_scheduler_set(NIL);
+            }
+            ruby::funcall(this, ruby::id("scheduler_close"), &[])
         }
-        ruby::funcall(this, ruby::id("scheduler_close"), &[])
-    }
+    };
+    // SAFETY: `close` holds plain values.
+    settle(ruby, || unsafe {
+        ruby::protect(close).map_err(Raise::Jump)
+    })
 }
 
 /// Defines the hooks.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions take what their arity says.
-    unsafe {
-        ruby::define_method(class, c"run", run as *const (), 0);
-        ruby::define_method(class, c"close", close as *const (), 0);
-        ruby::define_method(class, c"scheduler_close", scheduler_close as *const (), 0);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("run", method!(run, 0))?;
+    class.define_method("close", method!(close, 0))?;
+    class.define_method("scheduler_close", method!(scheduler_close, 0))?;
+    Ok(())
 }

@@ -3,9 +3,17 @@
 //! UM::FiberScheduler: the object, its life, and how fibers start and end. Its hooks are in
 //! `hooks/`.
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch;
+use crate::ruby::method::{raw, settle};
+use crate::ruby::this::This;
 use crate::ruby::{self, Raise, TRUE, VALUE};
+use magnus::method;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 use std::ffi::c_int;
 use std::sync::OnceLock;
 use uringmachine_runtime::Wake;
@@ -18,18 +26,19 @@ use uringmachine_runtime::Wake;
 /// @raise [ArgumentError] without a block
 /// @example
 ///   Fiber.schedule { sleep 1 }
-unsafe extern "C" fn fiber(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch` on frames and unwinding.
-    unsafe {
-        ruby::method(|| {
+fn fiber(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
+    let arguments = raw(arguments);
+    settle(ruby, || {
+        // SAFETY: see `switch` on frames and unwinding.
+        unsafe {
             if rb_sys::rb_block_given_p() == 0 {
                 return Err(Raise::argument(
                     "tried to create Proc object without a block",
                 ));
             }
-            let core = get(this).core()?;
+            let core = this.core()?;
             let block = rb_sys::rb_block_proc();
-            let fiber = new_fiber(get(this).body, storage(argc, argv)?)?;
+            let fiber = new_fiber(this.body.get(), storage(arguments)?)?;
             let me = (*core).current_task();
             let task = (*core).add(fiber, true);
             // Whoever started the fiber goes on as soon as it waits.
@@ -41,7 +50,7 @@ unsafe extern "C" fn fiber(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
             }
             (*core).current = task;
             (*core).starting = block;
-            let result = switch::wait(core, me, Some((fiber, this)));
+            let result = switch::wait(core, me, Some((fiber, this.value())));
             if is_root {
                 (*core).root = None;
             }
@@ -50,18 +59,19 @@ unsafe extern "C" fn fiber(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
                 Ok(_) => Ok(fiber),
                 Err(state) => Err(Raise::Jump(state)),
             }
-        })
-    }
+        }
+    })
 }
 
 /// The `storage:` of `Fiber.schedule(storage: …)`, as Fiber.new takes it.
-unsafe fn storage(argc: c_int, argv: *const VALUE) -> Result<Option<VALUE>, Raise> {
+unsafe fn storage(arguments: &[VALUE]) -> Result<Option<VALUE>, Raise> {
+    let argc = arguments.len();
     if argc == 0 {
         return Ok(None);
     }
-    // SAFETY: Ruby passes `argc` arguments.
+    // SAFETY: type checks, and a look into a Hash.
     unsafe {
-        let options = *argv;
+        let options = arguments[0];
         if argc > 1 || rb_sys::rb_obj_is_kind_of(options, rb_sys::rb_cHash) != TRUE {
             return Err(Raise::argument(&format!(
                 "wrong number of arguments (given {argc}, expected 0)"
@@ -100,7 +110,7 @@ unsafe fn new_fiber(body: VALUE, storage: Option<VALUE>) -> Result<VALUE, Raise>
 }
 
 /// Defines the hook.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the function takes what its arity says.
-    unsafe { ruby::define_method(class, c"fiber", fiber as *const (), -1) };
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("fiber", method!(fiber, -1))?;
+    Ok(())
 }

@@ -2,9 +2,17 @@
 
 //! block and unblock (Mutex, Queue, Thread#join …), and fiber_interrupt (IO#close).
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::Pending;
-use crate::ruby::{self, NIL, VALUE};
+use crate::ruby::method::as_value;
+use crate::ruby::this::This;
+use crate::ruby::NIL;
+use magnus::method;
+use magnus::rb_sys::AsRawValue;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Value;
 use uringmachine_runtime::tasks::State;
 
 /// Raises in a fiber that waits, because its IO is being closed. From any thread.
@@ -15,30 +23,32 @@ use uringmachine_runtime::tasks::State;
 /// @return [nil]
 /// @example
 ///   scheduler.fiber_interrupt(fiber, IOError.new("stream closed in another thread"))
-unsafe extern "C" fn fiber_interrupt(this: VALUE, fiber: VALUE, exception: VALUE) -> VALUE {
-    // SAFETY: as in `unblock`.
-    unsafe {
-        let Some(core) = get(this).core_from_anywhere() else {
-            return NIL;
-        };
-        match (*core).find_waiting(fiber) {
-            Some(task) => match (*core).machine.tasks.state(task) {
-                Some(State::Waiting | State::Ready(_)) => {
-                    (*core).interrupt_by_close(task, exception);
-                }
-                _ => (*core).raises.push((fiber, Pending::Exception(exception))),
-            },
-            None => (*core).raises.push((fiber, Pending::Exception(exception))),
+fn fiber_interrupt(this: This<Scheduler>, fiber: Value, exception: Value) -> Value {
+    let (fiber, exception) = (fiber.as_raw(), exception.as_raw());
+    let body = || {
+        // SAFETY: as in `unblock`.
+        unsafe {
+            let Some(core) = this.core_from_anywhere() else {
+                return NIL;
+            };
+            match (*core).find_waiting(fiber) {
+                Some(task) => match (*core).machine.tasks.state(task) {
+                    Some(State::Waiting | State::Ready(_)) => {
+                        (*core).interrupt_by_close(task, exception);
+                    }
+                    _ => (*core).raises.push((fiber, Pending::Exception(exception))),
+                },
+                None => (*core).raises.push((fiber, Pending::Exception(exception))),
+            }
+            (*core).notify();
+            NIL
         }
-        (*core).notify();
-        NIL
-    }
+    };
+    as_value(body())
 }
 
 /// Defines the hook.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions take what their arity says.
-    unsafe {
-        ruby::define_method(class, c"fiber_interrupt", fiber_interrupt as *const (), 2);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("fiber_interrupt", method!(fiber_interrupt, 2))?;
+    Ok(())
 }

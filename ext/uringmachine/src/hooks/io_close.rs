@@ -1,11 +1,20 @@
 //! io_close (Ruby 4.0).
 
+use crate::ruby::method::as_value;
+use magnus::method;
+use magnus::rb_sys::AsRawValue;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Value;
+use nix::errno::Errno;
 use std::os::fd::RawFd;
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch::Failure;
 use crate::machine::{registry, thread_call, Core};
-use crate::ruby::{self, FALSE, TRUE, VALUE};
+use crate::ruby::this::This;
+use crate::ruby::{self, FALSE, TRUE};
 use crate::tls;
 
 /// Closes a descriptor now, so that it is closed when IO#close returns. Also called from finalizers, at any
@@ -16,33 +25,38 @@ use crate::tls;
 /// @return [Boolean] false leaves the closing, and the report of an error, to Ruby
 /// @example
 ///   scheduler.io_close(fd) #=> true
-unsafe extern "C" fn io_close(this: VALUE, descriptor: VALUE) -> VALUE {
-    // SAFETY: the type of `this` is checked; the descriptor is the caller's to close.
-    unsafe {
-        let fd = match ruby::as_fixnum(descriptor) {
-            Some(fd) => fd as i32,
-            None => ruby::rb_io_descriptor(descriptor),
-        };
-        let mut may_linger = true;
-        let mut is_slow = false;
-        if let Some(core) = get(this).core_from_anywhere() {
-            may_linger = !(*core).descriptors.is_no_socket(fd);
-            is_slow = (*core).descriptors.is_slow_file(fd);
-        }
-        // Ruby knows whom it concerns that waits through the same IO object: they have ended.
-        tls::end_waits(fd);
-        registry::forget(fd);
-        if (is_slow || (may_linger && lingers(fd))) && ruby::called_from(b"io_close", b"close") {
-            if let Ok(core) = get(this).core() {
-                return ruby::method(|| close_on_thread(core, fd));
+fn io_close(this: This<Scheduler>, descriptor: Value) -> Value {
+    let descriptor = descriptor.as_raw();
+    let body = || {
+        // SAFETY: the type of `this` is checked; the descriptor is the caller's to close.
+        unsafe {
+            let fd = match ruby::as_fixnum(descriptor) {
+                Some(fd) => fd as i32,
+                None => ruby::rb_io_descriptor(descriptor),
+            };
+            let mut may_linger = true;
+            let mut is_slow = false;
+            if let Some(core) = this.core_from_anywhere() {
+                may_linger = !(*core).descriptors.is_no_socket(fd);
+                is_slow = (*core).descriptors.is_slow_file(fd);
             }
+            // Ruby knows whom it concerns that waits through the same IO object: they have ended.
+            tls::end_waits(fd);
+            registry::forget(fd);
+            if (is_slow || (may_linger && lingers(fd))) && ruby::called_from(b"io_close", b"close")
+            {
+                if let Ok(core) = this.core() {
+                    return ruby::method(|| close_on_thread(core, fd));
+                }
+            }
+            // Only EBADF leaves it open, and that is for Ruby to say.
+            if libc::close(fd) != 0 && Errno::last_raw() == libc::EBADF {
+                return FALSE;
+            }
+            TRUE
         }
-        // Only EBADF leaves it open, and that is for Ruby to say.
-        if libc::close(fd) != 0 && *libc::__errno_location() == libc::EBADF {
-            return FALSE;
-        }
-        TRUE
-    }
+    };
+    as_value(body())
 }
 
 /// Whether closing a socket waits until what was written has been sent (SO_LINGER, socket(7)).
@@ -68,7 +82,7 @@ unsafe fn close_on_thread(core: *mut Core, fd: RawFd) -> ruby::Outcome {
         let me = (*core).current_task();
         let close = move || match libc::close(fd) {
             0 => 0,
-            _ => match *libc::__errno_location() {
+            _ => match Errno::last_raw() {
                 // It is closed all the same, and must not be closed again (close(2), NOTES).
                 libc::EINTR => 0,
                 errno => -errno,
@@ -88,7 +102,7 @@ unsafe fn close_on_thread(core: *mut Core, fd: RawFd) -> ruby::Outcome {
     }
 }
 
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the function takes what its arity says.
-    unsafe { ruby::define_method(class, c"io_close", io_close as *const (), 1) };
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("io_close", method!(io_close, 1))?;
+    Ok(())
 }

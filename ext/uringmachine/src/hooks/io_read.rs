@@ -1,9 +1,15 @@
 //! io_read and io_pread. What they do is in [`super::io_transfer`].
 
-use std::ffi::c_int;
+use crate::classes::fiber_scheduler::Scheduler;
+use crate::ruby::this::This;
+use magnus::method;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 
 use super::io_transfer::transfer;
-use crate::ruby::{self, VALUE};
 
 /// Reads from an IO into a buffer. `io.timeout` is honoured.
 ///
@@ -18,9 +24,8 @@ use crate::ruby::{self, VALUE};
 /// @kernel 5.6
 /// @example
 ///   scheduler.io_read(io, buffer, 0, 0) #=> 5
-unsafe extern "C" fn io_read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: as `transfer`.
-    unsafe { transfer(argc, argv, this, false, false) }
+fn io_read(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
+    transfer(ruby, this, arguments, false, false)
 }
 
 /// Reads as `io_read`, at a position of the file.
@@ -37,16 +42,13 @@ unsafe extern "C" fn io_read(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
 /// @kernel 5.6
 /// @example
 ///   scheduler.io_pread(file, buffer, 4096, 0, 0) #=> 4096
-unsafe extern "C" fn io_pread(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: as `transfer`.
-    unsafe { transfer(argc, argv, this, true, false) }
+fn io_pread(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
+    transfer(ruby, this, arguments, true, false)
 }
 
 /// Defines the hooks.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions take what their arity says.
-    unsafe {
-        ruby::define_method(class, c"io_read", io_read as *const (), -1);
-        ruby::define_method(class, c"io_pread", io_pread as *const (), -1);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("io_read", method!(io_read, -1))?;
+    class.define_method("io_pread", method!(io_pread, -1))?;
+    Ok(())
 }

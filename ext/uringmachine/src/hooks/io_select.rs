@@ -1,10 +1,19 @@
 //! io_select.
 
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::{raw, settle};
+use magnus::method;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 use std::ffi::c_int;
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::poll::{selects, wait_for_any};
 use crate::machine::switch::{self, Failure};
+use crate::ruby::this::This;
 use crate::ruby::{self, duration, Outcome, Raise, FALSE, NIL, VALUE};
 use crate::tls;
 
@@ -22,23 +31,14 @@ use crate::tls;
 /// @kernel 5.5
 /// @example
 ///   scheduler.io_select([io], nil, nil, 0.1) #=> nil
-unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
-    unsafe {
-        ruby::method(|| {
-            if !(1..=4).contains(&argc) {
-                return Err(Raise::argument(&format!(
-                    "wrong number of arguments (given {argc}, expected 1..4)"
-                )));
-            }
-            let core = get(this).core()?;
-            let argument = |place| {
-                if place < argc {
-                    *argv.offset(place as isize)
-                } else {
-                    NIL
-                }
-            };
+fn io_select(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
+    let arguments = raw(arguments);
+    settle(ruby, || {
+        // SAFETY: see `switch`.
+        unsafe {
+            let arguments = Arguments::of(arguments, 1..=4)?;
+            let core = this.core()?;
+            let argument = |place| arguments.all().get(place).copied().unwrap_or(NIL);
             switch::take_turns(core, (*core).current_task())?;
             let sets = [argument(0), argument(1), argument(2)];
             let deadline = duration::deadline(argument(3))?;
@@ -71,8 +71,8 @@ unsafe extern "C" fn io_select(argc: c_int, argv: *const VALUE, this: VALUE) -> 
                     return Ok(ready);
                 }
             }
-        })
-    }
+        }
+    })
 }
 
 /// Those whose descriptors have records on the ring's side of a TLS connection: the kernel knows nothing of them.
@@ -173,7 +173,7 @@ unsafe fn descriptors(sets: &[VALUE; 3]) -> Result<Option<Vec<(i32, u32)>>, Rais
     Ok((!list.is_empty()).then_some(list))
 }
 
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the function takes what its arity says.
-    unsafe { ruby::define_method(class, c"io_select", io_select as *const (), -1) };
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("io_select", method!(io_select, -1))?;
+    Ok(())
 }

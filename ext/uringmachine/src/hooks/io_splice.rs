@@ -1,14 +1,24 @@
 //! io_splice, beneath IO.copy_stream (lib/uringmachine/copy.rb).
 
+use crate::ruby::method::{as_value, raw, settle};
+use magnus::method;
+use magnus::rb_sys::AsRawValue;
+use magnus::Error;
+use magnus::Module;
+use magnus::Object;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 use std::ffi::{c_char, c_int};
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::hooks::io_transfer::timed_out;
 use crate::machine::caller::{answer, number};
 use crate::machine::closing;
 use crate::machine::splice::{self, End, Moved};
 use crate::machine::switch::Failure;
 use crate::ruby::arguments::{self, Arguments};
+use crate::ruby::this::This;
 use crate::ruby::{self, duration, Outcome, Raise, NIL, VALUE};
 
 /// Moves bytes from one IO to another within the kernel. Bytes that Ruby has read ahead are not moved:
@@ -28,12 +38,13 @@ use crate::ruby::{self, duration, Outcome, Raise, NIL, VALUE};
 /// @kernel 5.7
 /// @example
 ///   Fiber.scheduler.io_splice(file, socket, nil) #=> 1048576
-unsafe extern "C" fn io_splice(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
-    unsafe {
-        ruby::method(|| {
-            let arguments = Arguments::new(argc, argv, 2..=4)?;
-            let core = get(this).core()?;
+fn io_splice(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
+    let arguments = raw(arguments);
+    settle(ruby, || {
+        // SAFETY: see `switch`.
+        unsafe {
+            let arguments = Arguments::of(arguments, 2..=4)?;
+            let core = this.core()?;
             let (source, destination) = (arguments.get(0), arguments.get(1));
             let length = match arguments.optional(2) {
                 None => None,
@@ -59,8 +70,8 @@ unsafe extern "C" fn io_splice(argc: c_int, argv: *const VALUE, this: VALUE) -> 
             let result = moved.map(|moved| finish(source, offset.is_some(), moved));
             began.and(ended)?;
             result.unwrap_or(Ok(NIL))
-        })
-    }
+        }
+    })
 }
 
 /// The IO that is read from. IOError if it is not open for that; what it has to write goes out.
@@ -141,11 +152,12 @@ unsafe fn finish(source: VALUE, positioned: bool, moved: Moved) -> Outcome {
 
 /// UM::FiberScheduler#write_off(io, string): writes a String, and takes off it what has been written, also when it
 /// raises.
-unsafe extern "C" fn write_off(this: VALUE, io: VALUE, string: VALUE) -> VALUE {
-    // SAFETY: the bytes are copied, so that they stay where they are; what may raise is protected.
-    unsafe {
-        ruby::method(|| {
-            let core = get(this).core()?;
+fn write_off(ruby: &Ruby, this: This<Scheduler>, io: Value, string: Value) -> Result<Value, Error> {
+    let (io, string) = (io.as_raw(), string.as_raw());
+    settle(ruby, || {
+        // SAFETY: the bytes are copied, so that they stay where they are; what may raise is protected.
+        unsafe {
+            let core = this.core()?;
             let string = arguments::string(string, "string")?;
             let target = writer(io)?;
             let to = end(target)?;
@@ -164,8 +176,8 @@ unsafe extern "C" fn write_off(this: VALUE, io: VALUE, string: VALUE) -> VALUE {
                 Err(Ok(errno)) => Err(Raise::errno_with(-errno, "write")),
                 Err(Err(failure)) => answer(Err(failure)),
             }
-        })
-    }
+        }
+    })
 }
 
 /// Has bytes be the next that are read from an IO.
@@ -222,16 +234,17 @@ unsafe fn make_room(file: *mut rb_sys::rb_io_t, more: c_int) {
 }
 
 /// UM::FiberScheduler#put_back(io, string): has a String's bytes be the next that are read from an IO.
-unsafe extern "C" fn put_back_string(_this: VALUE, io: VALUE, string: VALUE) -> VALUE {
-    // SAFETY: the arguments are on Ruby's stack; the bytes are copied.
-    unsafe {
-        ruby::method(|| {
+fn put_back_string(ruby: &Ruby, _this: Value, io: Value, string: Value) -> Result<Value, Error> {
+    let (io, string) = (io.as_raw(), string.as_raw());
+    settle(ruby, || {
+        // SAFETY: the arguments are on Ruby's stack; the bytes are copied.
+        unsafe {
             let string = arguments::string(string, "string")?;
             let bytes = ruby::string_bytes(&string).to_vec();
             put_back(io, &bytes);
             Ok(NIL)
-        })
-    }
+        }
+    })
 }
 
 /// Whether Ruby has read bytes of an IO that the program has not: those do not go through the kernel.
@@ -241,25 +254,25 @@ unsafe extern "C" fn put_back_string(_this: VALUE, io: VALUE, string: VALUE) -> 
 /// @return [Boolean]
 /// @example
 ///   UM::FiberScheduler.read_ahead?(socket) #=> false
-unsafe extern "C" fn is_read_ahead(_class: VALUE, io: VALUE) -> VALUE {
-    // SAFETY: the type is checked; may raise for a closed IO.
-    unsafe {
-        if !ruby::is_a(io, rb_sys::rb_cIO) {
-            return ruby::FALSE;
+fn is_read_ahead(_class: Value, io: Value) -> Value {
+    let io = io.as_raw();
+    let body = || {
+        // SAFETY: the type is checked; may raise for a closed IO.
+        unsafe {
+            if !ruby::is_a(io, rb_sys::rb_cIO) {
+                return ruby::FALSE;
+            }
+            let pointer = (*(io as *const rb_sys::RFile)).fptr;
+            ruby::boolean(!pointer.is_null() && rb_sys::rb_io_read_pending(pointer) != 0)
         }
-        let pointer = (*(io as *const rb_sys::RFile)).fptr;
-        ruby::boolean(!pointer.is_null() && rb_sys::rb_io_read_pending(pointer) != 0)
-    }
+    };
+    as_value(body())
 }
 
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: each function takes what its arity says.
-    unsafe {
-        ruby::define_method(class, c"io_splice", io_splice as *const (), -1);
-        ruby::define_private_method(class, c"write_off", write_off as *const (), 2);
-        let name = c"put_back";
-        ruby::define_private_method(class, name, put_back_string as *const (), 2);
-        let name = c"read_ahead?";
-        ruby::define_singleton_method(class, name, is_read_ahead as *const (), 1);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("io_splice", method!(io_splice, -1))?;
+    class.define_private_method("write_off", method!(write_off, 2))?;
+    class.define_private_method("put_back", method!(put_back_string, 2))?;
+    class.define_singleton_method("read_ahead?", method!(is_read_ahead, 1))?;
+    Ok(())
 }

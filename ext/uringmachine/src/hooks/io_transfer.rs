@@ -5,21 +5,26 @@
 //! returns; a pipe or a terminal is polled and then tried again. Where a call may wait although the descriptor is
 //! ready, it is made on a thread.
 
+use crate::ruby::method::{raw, settle};
+use magnus::Error;
+use magnus::Ruby;
+use magnus::Value;
+use nix::errno::Errno;
 use std::cell::Cell;
-use std::ffi::c_int;
 use std::ffi::c_void;
 use std::os::fd::RawFd;
 
 use uringmachine_runtime::ring::poll_first;
 use uringmachine_runtime::{opcode, types, Entry, TaskId};
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::lending;
 use crate::machine::hints::{never_waits, Descriptor, Kind};
 use crate::machine::poll::wait_ready;
 use crate::machine::positions::{self, CURRENT};
 use crate::machine::switch::{self, Failure};
 use crate::machine::{Core, Lost};
+use crate::ruby::this::This;
 use crate::ruby::{self, duration, version, Outcome, Raise, NIL, VALUE};
 
 /// The most that is copied to the page cache in one call on the scheduler's thread: a fraction of a millisecond. More
@@ -451,7 +456,7 @@ impl Transfer {
                     (*self.core).count_at_once(result as usize);
                     return result;
                 }
-                match *libc::__errno_location() {
+                match Errno::last_raw() {
                     libc::EINTR => {}
                     errno => {
                         (*self.core).count_at_once(0);
@@ -491,7 +496,7 @@ impl Transfer {
             if result >= 0 {
                 result
             } else {
-                -(*libc::__errno_location() as isize)
+                -(Errno::last_raw() as isize)
             }
         }
     }
@@ -712,7 +717,7 @@ impl Transfer {
     /// Reads the arguments (io, buffer[, from], a, b), where (a, b) is (length, offset) or, from
     /// interface 4 on, (offset, length).
     unsafe fn new(
-        this: VALUE,
+        this: This<Scheduler>,
         arguments: &[VALUE],
         positioned: bool,
         writes: bool,
@@ -727,7 +732,7 @@ impl Transfer {
                     least + 2
                 )));
             }
-            let core = get(this).core()?;
+            let core = this.core()?;
             let (io, buffer) = (arguments[0], arguments[1]);
             let fd = ruby::rb_io_descriptor(io);
             let position = if positioned {
@@ -805,18 +810,16 @@ pub fn timed_out(failure: Failure) -> Raise {
     }
 }
 
-pub unsafe fn transfer(
-    argc: c_int,
-    argv: *const VALUE,
-    this: VALUE,
+/// Runs a hook of a transfer.
+pub fn transfer(
+    ruby: &Ruby,
+    this: This<Scheduler>,
+    arguments: &[Value],
     positioned: bool,
     writes: bool,
-) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
-    unsafe {
-        ruby::method(|| {
-            let arguments = std::slice::from_raw_parts(argv, argc as usize);
-            Transfer::new(this, arguments, positioned, writes)?.run()
-        })
-    }
+) -> Result<Value, Error> {
+    // SAFETY: see `switch`.
+    settle(ruby, || unsafe {
+        Transfer::new(this, raw(arguments), positioned, writes)?.run()
+    })
 }

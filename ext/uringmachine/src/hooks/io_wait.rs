@@ -1,12 +1,21 @@
 //! io_wait: the hottest hook of database drivers and OpenSSL.
 
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::{raw, settle};
+use magnus::method;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 use std::os::fd::RawFd;
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::poll::{poll_on_thread, ready_events, wait_ready};
 use crate::machine::switch::{self, Failure};
 use crate::machine::Core;
-use crate::ruby::{self, duration, Raise, FALSE, VALUE};
+use crate::ruby::this::This;
+use crate::ruby::{self, duration, Raise, FALSE};
 use crate::tls;
 
 /// IO::READABLE, IO::PRIORITY and IO::WRITABLE are poll(2)'s numbers.
@@ -44,16 +53,13 @@ unsafe fn wait_as_poll(
 /// @kernel 5.5
 /// @example
 ///   scheduler.io_wait(io, IO::WRITABLE) #=> 4
-unsafe extern "C" fn io_wait(argc: std::ffi::c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
-    unsafe {
-        ruby::method(|| {
-            if !(2..=3).contains(&argc) {
-                return Err(Raise::argument(&format!(
-                    "wrong number of arguments (given {argc}, expected 2..3)"
-                )));
-            }
-            let (io, events) = (*argv, *argv.add(1));
+fn io_wait(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
+    let arguments = raw(arguments);
+    settle(ruby, || {
+        // SAFETY: see `switch`.
+        unsafe {
+            let arguments = Arguments::of(arguments, 2..=3)?;
+            let (io, events) = (arguments.get(0), arguments.get(1));
             let Some(events) = ruby::as_fixnum(events) else {
                 return Err(Raise::new(
                     rb_sys::rb_eTypeError,
@@ -66,7 +72,7 @@ unsafe extern "C" fn io_wait(argc: std::ffi::c_int, argv: *const VALUE, this: VA
             // Others are poll(2)'s: Ruby's own wait asks for them too, and tells of none.
             let (asked, events) = (events, events & EVENTS);
             let fd = ruby::rb_io_descriptor(io);
-            let mut timeout = if argc == 3 { *argv.add(2) } else { ruby::NIL };
+            let mut timeout = arguments.all().get(2).copied().unwrap_or(ruby::NIL);
             if timeout == ruby::NIL {
                 timeout = ruby::rb_io_timeout(io);
             }
@@ -75,7 +81,7 @@ unsafe extern "C" fn io_wait(argc: std::ffi::c_int, argv: *const VALUE, this: VA
             if readable != 0 && tls::is_held(fd) {
                 return Ok(ruby::fixnum(readable));
             }
-            let scheduler = get(this);
+            let scheduler = this;
             if !scheduler.is_foreign() {
                 let core = scheduler.core()?;
                 switch::take_turns(core, (*core).current_task())?;
@@ -97,8 +103,8 @@ unsafe extern "C" fn io_wait(argc: std::ffi::c_int, argv: *const VALUE, this: VA
             } else {
                 ruby::fixnum(ready)
             })
-        })
-    }
+        }
+    })
 }
 
 struct PollCall {
@@ -156,7 +162,7 @@ unsafe fn plain_poll(fd: RawFd, events: i64, timeout: Option<u64>) -> ruby::Outc
     })
 }
 
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the function takes what its arity says.
-    unsafe { ruby::define_method(class, c"io_wait", io_wait as *const (), -1) };
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("io_wait", method!(io_wait, -1))?;
+    Ok(())
 }

@@ -1,9 +1,16 @@
 //! io_write and io_pwrite. What they do is in [`super::io_transfer`].
 
-use std::ffi::c_int;
+use crate::classes::fiber_scheduler::Scheduler;
+use crate::ruby::this::This;
+use magnus::method;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 
 use super::io_transfer::transfer;
-use crate::ruby::{self, version, VALUE};
+use crate::ruby::version;
 
 /// Writes a buffer to an IO: all of it from `offset` on. `io.timeout` is honoured.
 ///
@@ -18,9 +25,8 @@ use crate::ruby::{self, version, VALUE};
 /// @kernel 5.6
 /// @example
 ///   scheduler.io_write(io, buffer, 0, 0) #=> 5
-unsafe extern "C" fn io_write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: as `transfer`.
-    unsafe { transfer(argc, argv, this, false, true) }
+fn io_write(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
+    transfer(ruby, this, arguments, false, true)
 }
 
 /// Writes as `io_write`, at a position of the file. Not on Ruby 3.4, which would call it without its lock.
@@ -37,18 +43,15 @@ unsafe extern "C" fn io_write(argc: c_int, argv: *const VALUE, this: VALUE) -> V
 /// @kernel 5.6
 /// @example
 ///   scheduler.io_pwrite(file, buffer, 4096, 0, 0) #=> 4096
-unsafe extern "C" fn io_pwrite(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: as `transfer`.
-    unsafe { transfer(argc, argv, this, true, true) }
+fn io_pwrite(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
+    transfer(ruby, this, arguments, true, true)
 }
 
 /// Defines the hooks.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions take what their arity says.
-    unsafe {
-        ruby::define_method(class, c"io_write", io_write as *const (), -1);
-        if version::has_pwrite() {
-            ruby::define_method(class, c"io_pwrite", io_pwrite as *const (), -1);
-        }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("io_write", method!(io_write, -1))?;
+    if version::has_pwrite() {
+        class.define_method("io_pwrite", method!(io_pwrite, -1))?;
     }
+    Ok(())
 }

@@ -2,10 +2,18 @@
 
 //! kernel_sleep, yield, timeout_after.
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch;
-use crate::ruby::{self, duration, Raise, TRUE, VALUE};
-use std::ffi::c_int;
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::{raw, settle};
+use crate::ruby::this::This;
+use crate::ruby::{self, duration, TRUE};
+use magnus::method;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 
 /// Sleeps: Kernel#sleep, Mutex#sleep, ConditionVariable#wait. Zero lets other fibers run; nil waits for
 /// `unblock`.
@@ -17,19 +25,16 @@ use std::ffi::c_int;
 /// @raise [ArgumentError] if it is negative
 /// @example
 ///   scheduler.kernel_sleep(0.1)
-unsafe extern "C" fn kernel_sleep(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
-    unsafe {
-        ruby::method(|| {
-            let core = get(this).core()?;
-            let duration = match argc {
-                0 => None,
-                1 => duration::nanoseconds(*argv)?,
-                _ => {
-                    return Err(Raise::argument(&format!(
-                        "wrong number of arguments (given {argc}, expected 0..1)"
-                    )))
-                }
+fn kernel_sleep(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
+    let arguments = raw(arguments);
+    settle(ruby, || {
+        // SAFETY: see `switch`.
+        unsafe {
+            let core = this.core()?;
+            let arguments = Arguments::of(arguments, 0..=1)?;
+            let duration = match arguments.all() {
+                [] => None,
+                [duration, ..] => duration::nanoseconds(*duration)?,
             };
             let me = (*core).current_task();
             if duration == Some(0) {
@@ -45,14 +50,12 @@ unsafe extern "C" fn kernel_sleep(argc: c_int, argv: *const VALUE, this: VALUE) 
             (*core).waiter(me).blocked = true;
             switch::pause(core, me, duration.map(duration::from_now))?;
             Ok(TRUE)
-        })
-    }
+        }
+    })
 }
 
 /// Defines the hook.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions take what their arity says.
-    unsafe {
-        ruby::define_method(class, c"kernel_sleep", kernel_sleep as *const (), -1);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("kernel_sleep", method!(kernel_sleep, -1))?;
+    Ok(())
 }

@@ -20,7 +20,13 @@ mod process_wait;
 mod timeout_after;
 mod r#yield;
 
-use crate::ruby::{self, version, VALUE};
+use crate::ruby::method::as_value;
+use crate::ruby::{self, version};
+use magnus::method;
+use magnus::Error;
+use magnus::Object;
+use magnus::RClass;
+use magnus::Value;
 
 /// The scheduler interface that the hooks speak: RUBY_FIBER_SCHEDULER_VERSION of the running Ruby.
 ///
@@ -28,36 +34,29 @@ use crate::ruby::{self, version, VALUE};
 /// @return [Integer] 2 is Ruby 3.4, 3 is 4.0, 4 is 4.1
 /// @example
 ///   UM::FiberScheduler.interface_version #=> 3
-unsafe extern "C" fn interface_version(_class: VALUE) -> VALUE {
-    ruby::fixnum(version::scheduler_interface())
+fn interface_version(_class: Value) -> Value {
+    as_value(ruby::fixnum(version::scheduler_interface()))
 }
 
 /// Defines every hook the running Ruby may call.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: each file defines functions that take what their arity says.
-    unsafe {
-        ruby::define_singleton_method(
-            class,
-            c"interface_version",
-            interface_version as *const (),
-            0,
-        );
-        address_resolve::define(class);
-        block::define(class);
-        blocking_operation_wait::define(class);
-        close::define(class);
-        fiber::define(class);
-        fiber_interrupt::define(class);
-        io_close::define(class);
-        io_read::define(class);
-        io_select::define(class);
-        io_splice::define(class);
-        io_wait::define(class);
-        io_write::define(class);
-        kernel_sleep::define(class);
-        process_fork::define(class);
-        process_wait::define(class);
-        timeout_after::define(class);
-        r#yield::define(class);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_singleton_method("interface_version", method!(interface_version, 0))?;
+    address_resolve::define(class)?;
+    block::define(class)?;
+    blocking_operation_wait::define(class)?;
+    close::define(class)?;
+    fiber::define(class)?;
+    fiber_interrupt::define(class)?;
+    io_close::define(class)?;
+    io_read::define(class)?;
+    io_select::define(class)?;
+    io_splice::define(class)?;
+    io_wait::define(class)?;
+    io_write::define(class)?;
+    kernel_sleep::define(class)?;
+    process_fork::define(class)?;
+    process_wait::define(class)?;
+    timeout_after::define(class)?;
+    r#yield::define(class)?;
+    Ok(())
 }

@@ -3,10 +3,18 @@
 //! UM::FiberScheduler: the object, its life, and how fibers start and end. Its hooks are in
 //! `hooks/`.
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::classes::machine;
 use crate::machine::owner;
+use crate::ruby::method::settle;
+use crate::ruby::this::This;
 use crate::ruby::{self, Raise, NIL, TRUE, VALUE};
+use magnus::method;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 use std::ffi::c_int;
 
 /// Gives a child of fork its scheduler: none, or, if this one was made with `fork: :renew`, a fresh one of the
@@ -23,34 +31,38 @@ use std::ffi::c_int;
 ///   def process_fork
 ///     super&.tap { |scheduler| scheduler.abort_on_exception = true }
 ///   end
-unsafe extern "C" fn process_fork(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked; what may raise is protected.
-    unsafe {
-        ruby::method(|| {
-            let scheduler = get(this);
-            if scheduler.core.is_null() || !(*scheduler.core).is_forked() {
+fn process_fork(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
+    settle(ruby, || {
+        // SAFETY: the type is checked; what may raise is protected.
+        unsafe {
+            let scheduler = this;
+            if scheduler.core.get().is_null() || !(*scheduler.core.get()).is_forked() {
                 return Err(Raise::misuse("process_fork is for a child of fork"));
             }
-            if !scheduler.renews {
+            if !scheduler.renews.get() {
                 return Ok(NIL);
             }
             ruby::protect(|| renew(this)).map_err(Raise::Jump)
-        })
-    }
+        }
+    })
 }
 
 /// A scheduler as `this` for the child, installed. May longjmp.
-unsafe fn renew(this: VALUE) -> VALUE {
+unsafe fn renew(this: This<Scheduler>) -> VALUE {
     // SAFETY: plain calls of Ruby methods; nothing here needs dropping.
     unsafe {
-        let parents = get(this).machine;
+        let parents = this.machine.get();
         let size = owner::size_of(parents) as i64;
         let sqpoll = ruby::funcall(parents, ruby::id("sqpoll_mode?"), &[]);
         let options = [("size", ruby::fixnum(size)), ("sqpoll", sqpoll)];
         let machine = new_with(machine::class(), &[], &options);
         let renew = rb_sys::rb_id2sym(ruby::id("renew"));
-        let new = new_with(rb_sys::rb_obj_class(this), &[machine], &[("fork", renew)]);
-        if get(this).abort_on_exception {
+        let new = new_with(
+            rb_sys::rb_obj_class(this.value()),
+            &[machine],
+            &[("fork", renew)],
+        );
+        if this.abort_on_exception.get() {
             ruby::funcall(new, ruby::id("abort_on_exception="), &[TRUE]);
         }
         ruby::rb_fiber_scheduler_set(new);
@@ -76,7 +88,7 @@ unsafe fn new_with(class: VALUE, arguments: &[VALUE], options: &[(&str, VALUE)])
 }
 
 /// Defines the hook.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the function takes what its arity says.
-    unsafe { ruby::define_method(class, c"process_fork", process_fork as *const (), 0) };
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("process_fork", method!(process_fork, 0))?;
+    Ok(())
 }

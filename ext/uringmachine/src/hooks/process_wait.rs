@@ -1,12 +1,21 @@
 //! process_wait.
 
+use crate::ruby::method::settle;
+use magnus::method;
+use magnus::rb_sys::AsRawValue;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 use uringmachine_runtime::TaskId;
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::child::await_change;
 use crate::machine::switch::{self, Failure};
 use crate::machine::Core;
-use crate::ruby::{self, Raise, NIL, VALUE};
+use crate::ruby::this::This;
+use crate::ruby::{self, Raise, NIL};
 
 /// Waits for a child to change.
 ///
@@ -20,11 +29,17 @@ use crate::ruby::{self, Raise, NIL, VALUE};
 /// @kernel 6.7, with a native thread on older ones
 /// @example
 ///   scheduler.process_wait(-1, 0).exitstatus #=> 0
-unsafe extern "C" fn process_wait(this: VALUE, pid: VALUE, flags: VALUE) -> VALUE {
-    // SAFETY: see `switch`.
-    unsafe {
-        ruby::method(|| {
-            let core = get(this).core()?;
+fn process_wait(
+    ruby: &Ruby,
+    this: This<Scheduler>,
+    pid: Value,
+    flags: Value,
+) -> Result<Value, Error> {
+    let (pid, flags) = (pid.as_raw(), flags.as_raw());
+    settle(ruby, || {
+        // SAFETY: see `switch`.
+        unsafe {
+            let core = this.core()?;
             let pid = rb_sys::rb_num2int(pid) as i32;
             let flags = rb_sys::rb_num2int(flags) as i32;
             let me = (*core).current_task();
@@ -36,8 +51,8 @@ unsafe extern "C" fn process_wait(this: VALUE, pid: VALUE, flags: VALUE) -> VALU
                 }
                 wait_for_change(core, me, pid, flags)?;
             }
-        })
-    }
+        }
+    })
 }
 
 /// Returns when a child has changed, or when waiting for it makes no sense: the caller looks.
@@ -62,7 +77,7 @@ unsafe fn wait_for_change(core: *mut Core, me: TaskId, pid: i32, flags: i32) -> 
     }
 }
 
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the function takes what its arity says.
-    unsafe { ruby::define_method(class, c"process_wait", process_wait as *const (), 2) };
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("process_wait", method!(process_wait, 2))?;
+    Ok(())
 }

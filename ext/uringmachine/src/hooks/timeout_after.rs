@@ -1,10 +1,18 @@
 //! kernel_sleep, yield, timeout_after.
 
-use std::ffi::c_int;
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::{raw, settle};
+use magnus::method;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::Timeout;
+use crate::ruby::this::This;
 use crate::ruby::{self, duration, Raise, NIL, VALUE};
 
 /// Runs a block, and raises in the fiber, as Fiber#raise would, unless it ends in time. Timeout.timeout
@@ -17,24 +25,15 @@ use crate::ruby::{self, duration, Raise, NIL, VALUE};
 /// @return [Object] what the block returns
 /// @example
 ///   scheduler.timeout_after(1, Timeout::Error, "too slow") { read }
-unsafe extern "C" fn timeout_after(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
-    unsafe {
-        ruby::method(|| {
-            if !(1..=3).contains(&argc) {
-                return Err(Raise::argument(&format!(
-                    "wrong number of arguments (given {argc}, expected 1..3)"
-                )));
-            }
-            let core = get(this).core()?;
+fn timeout_after(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
+    let arguments = raw(arguments);
+    settle(ruby, || {
+        // SAFETY: see `switch`.
+        unsafe {
+            let arguments = Arguments::of(arguments, 1..=3)?;
+            let core = this.core()?;
             let me = (*core).current_task();
-            let argument = |place| {
-                if place < argc {
-                    *argv.offset(place as isize)
-                } else {
-                    ruby::UNDEF
-                }
-            };
+            let argument = |place| arguments.all().get(place).copied().unwrap_or(ruby::UNDEF);
             let duration = argument(0);
             let Some(nanoseconds) = duration::unbounded(duration)? else {
                 return ruby::protect(|| rb_sys::rb_yield(duration)).map_err(Raise::Jump);
@@ -65,8 +64,8 @@ unsafe extern "C" fn timeout_after(argc: c_int, argv: *const VALUE, this: VALUE)
                 }
                 result => result.map_err(Raise::Jump),
             }
-        })
-    }
+        }
+    })
 }
 
 /// What is raised within the block for a timeout that its caller knows as `exception`: Timeout::Error is what
@@ -121,9 +120,7 @@ unsafe fn turned_out(class: VALUE, message: VALUE) -> Raise {
     }
 }
 
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: each function takes what its arity says.
-    unsafe {
-        ruby::define_method(class, c"timeout_after", timeout_after as *const (), -1);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("timeout_after", method!(timeout_after, -1))?;
+    Ok(())
 }

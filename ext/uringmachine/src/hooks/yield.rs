@@ -2,9 +2,17 @@
 
 //! kernel_sleep, yield, timeout_after.
 
-use crate::classes::fiber_scheduler::get;
+use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch;
-use crate::ruby::{self, NIL, VALUE};
+use crate::ruby::method::settle;
+use crate::ruby::this::This;
+use crate::ruby::NIL;
+use magnus::method;
+use magnus::Error;
+use magnus::Module;
+use magnus::RClass;
+use magnus::Ruby;
+use magnus::Value;
 
 /// Lets other fibers run. Ruby 4.0 calls it while an interrupt is masked.
 ///
@@ -12,22 +20,20 @@ use crate::ruby::{self, NIL, VALUE};
 /// @return [nil]
 /// @example
 ///   scheduler.yield
-unsafe extern "C" fn yield_(this: VALUE) -> VALUE {
-    // SAFETY: see `switch`.
-    unsafe {
-        ruby::method(|| {
-            let core = get(this).core()?;
+fn yield_(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
+    settle(ruby, || {
+        // SAFETY: see `switch`.
+        unsafe {
+            let core = this.core()?;
             let me = (*core).current_task();
             switch::yield_now(core, me)?;
             Ok(NIL)
-        })
-    }
+        }
+    })
 }
 
 /// Defines the hook.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions take what their arity says.
-    unsafe {
-        ruby::define_method(class, c"yield", yield_ as *const (), 0);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("yield", method!(yield_, 0))?;
+    Ok(())
 }

@@ -1,15 +1,18 @@
 //! The fiber that called a method, and what it may do on its machine.
 
-use std::ffi::c_int;
 use std::ops::RangeInclusive;
 
+use magnus::error::IntoError;
+use magnus::rb_sys::AsRawValue;
+use magnus::{Error, Ruby, Value};
 use uringmachine_runtime::lines::Work;
-use uringmachine_runtime::{Entry, TaskId, Wake};
+use uringmachine_runtime::{Entry, Operation, TaskId, Wake};
 
 use super::switch::{self, Failure, Yields};
 use super::{owner, Core, Resumption};
 use crate::lending::{self, Destination, Source};
 use crate::ruby::arguments::Arguments;
+use crate::ruby::method::{as_value, raw};
 use crate::ruby::{self, Raise, NIL, VALUE};
 
 /// The fiber that called a method, on the machine it called.
@@ -36,7 +39,7 @@ impl Caller {
 
     /// The same fiber after a block of the program's: the task it had may have been given up meanwhile, if the
     /// machine did not start the fiber.
-    pub unsafe fn again(&self) -> Self {
+    pub fn again(&self) -> Self {
         // SAFETY: the core is alive while one of its fibers runs a method.
         let me = unsafe { (*self.core).current_task() };
         Self {
@@ -49,7 +52,7 @@ impl Caller {
     /// is raised at its next wait, and an error of the descriptor by the next operation on it. Whoever asks has set
     /// `stepping`, so that the descriptor's close is known.
     #[cold]
-    pub unsafe fn keep(&self, failure: Failure) -> Result<(), Failure> {
+    pub fn keep(&self, failure: Failure) -> Result<(), Failure> {
         // SAFETY: the core is alive while one of its fibers runs a method.
         unsafe {
             let waiter = (*self.core).waiter(self.me);
@@ -62,6 +65,30 @@ impl Caller {
                 Failure::Raise(raise) => Ok((*self.core).keep_raise(self.me, raise)?),
             }
         }
+    }
+
+    /// Runs an operation: its result, and it, once the kernel is done with it; or the Errno raised.
+    #[inline]
+    pub fn run<O: Operation>(&self, mut operation: O) -> Result<(i32, O), Failure> {
+        let entry = operation.entry();
+        // SAFETY: what the entry points to lies in the operation, which stays on this frame until the kernel is done.
+        let result = unsafe { self.operate(entry) }?;
+        Ok((result, operation))
+    }
+
+    /// As [`Caller::run`]: its result only.
+    #[inline]
+    pub fn result(&self, operation: impl Operation) -> Result<i32, Failure> {
+        self.run(operation).map(|(result, _)| result)
+    }
+
+    /// As [`Caller::result`], for an operation that makes a descriptor.
+    pub fn descriptor(&self, mut operation: impl Operation) -> Result<i32, Failure> {
+        let entry = operation.entry();
+        // SAFETY: as `run`.
+        let result = unsafe { self.open(entry) };
+        drop(operation);
+        result
     }
 
     /// Submits an operation and waits for its completion: the result, or the Errno raised.
@@ -99,7 +126,7 @@ impl Caller {
     /// Does something that writes to a descriptor when it is this fiber's turn, so that what it writes stays
     /// together. The error of work that nobody waited for is raised instead, once.
     #[inline]
-    pub unsafe fn in_turn<T>(
+    pub fn in_turn<T>(
         &self,
         fd: i32,
         body: impl FnOnce() -> Result<T, Failure>,
@@ -117,7 +144,7 @@ impl Caller {
 
     /// As [`Caller::in_turn`], for what need not keep together: it comes after the work that was given before.
     #[inline]
-    pub unsafe fn after_work<T>(
+    pub fn after_work<T>(
         &self,
         fd: i32,
         body: impl FnOnce() -> Result<T, Failure>,
@@ -134,7 +161,7 @@ impl Caller {
 
     /// Raises the error of work on a descriptor that nobody waited for.
     #[inline]
-    pub unsafe fn told(&self, fd: i32) -> Result<(), Failure> {
+    pub fn told(&self, fd: i32) -> Result<(), Failure> {
         // SAFETY: as above.
         match unsafe { (*self.core).machine.take_error(fd) } {
             None => Ok(()),
@@ -144,7 +171,7 @@ impl Caller {
 
     /// Waits for the turn; Errno::EBADF if the descriptor is closed first. A signal's handler that writes in the middle of its own fiber's turn does not.
     #[cold]
-    pub unsafe fn wait_for_turn(&self, fd: i32) -> Result<(), Failure> {
+    pub fn wait_for_turn(&self, fd: i32) -> Result<(), Failure> {
         // SAFETY: see `switch`.
         unsafe {
             let (core, me) = (self.core, self.me);
@@ -266,24 +293,49 @@ pub fn answer(answer: Answer) -> ruby::Outcome {
     }
 }
 
-/// Runs the body of a method of UringMachine.
-///
-/// # Safety
-/// Ruby called the method with these arguments.
-#[inline]
-pub unsafe fn method(
-    argc: c_int,
-    argv: *const VALUE,
-    this: VALUE,
+/// Calls the body of a method of UringMachine.
+#[inline(always)]
+pub fn call(
+    ruby: &Ruby,
+    this: Value,
+    arguments: &[Value],
     expected: RangeInclusive<usize>,
     body: impl FnOnce(Caller, Arguments) -> Answer,
-) -> VALUE {
-    // SAFETY: the caller's promise.
-    unsafe {
-        ruby::method(|| {
-            let arguments = Arguments::new(argc, argv, expected)?;
-            let caller = Caller::new(this)?;
-            answer(body(caller, arguments))
-        })
-    }
+) -> Result<Value, Error> {
+    let run = || {
+        let arguments = Arguments::of(raw(arguments), expected)?;
+        // SAFETY: the receiver of the method that runs.
+        let caller = unsafe { Caller::new(this.as_raw()) }?;
+        answer(body(caller, arguments))
+    };
+    run().map(as_value).map_err(|raise| raise.into_error(ruby))
 }
+
+/// Defines a method of UringMachine: `machine_method!(class, "name", 1..=2, body)`.
+macro_rules! machine_method {
+    ($class:expr, private $name:literal, $expected:expr, $body:path) => {
+        magnus::Module::define_private_method(
+            $class,
+            $name,
+            magnus::method!(
+                |ruby: &magnus::Ruby, this: magnus::Value, arguments: &[magnus::Value]| {
+                    $crate::machine::caller::call(ruby, this, arguments, $expected, $body)
+                },
+                -1
+            ),
+        )?
+    };
+    ($class:expr, $name:literal, $expected:expr, $body:path) => {
+        magnus::Module::define_method(
+            $class,
+            $name,
+            magnus::method!(
+                |ruby: &magnus::Ruby, this: magnus::Value, arguments: &[magnus::Value]| {
+                    $crate::machine::caller::call(ruby, this, arguments, $expected, $body)
+                },
+                -1
+            ),
+        )?
+    };
+}
+pub(crate) use machine_method;

@@ -17,6 +17,9 @@ struct Entry {
     wait: WaitId,
 }
 
+// SAFETY: used with Ruby's lock only, which one thread has at a time.
+unsafe impl Send for Entry {}
+
 /// The fibers that wait, the first to be woken first.
 #[derive(Default)]
 pub struct Waiters {

@@ -453,7 +453,7 @@ impl Core {
             .map_err(|error| Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)))?;
         self.thread = thread;
         // SAFETY: a Ruby thread has a Ractor.
-        self.ractor = unsafe { ruby::current_ractor() };
+        self.ractor = ruby::current_ractor();
         Ok(())
     }
 

@@ -1,36 +1,76 @@
 //! The Ruby object that owns a machine, and the thread that uses it.
 
-use std::ffi::c_void;
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use magnus::gc::Marker;
+use magnus::{DataTypeFunctions, TypedData};
 
 use super::registry::{keep_looked_into, machines, object_of};
 use super::{interrupts, splice, Core};
 use crate::machine::thread_call;
-use crate::ruby::typed_data::DataType;
+use crate::ruby::arguments::wrong_type;
+use crate::ruby::this::This;
 use crate::ruby::{self, Raise, NIL, VALUE};
 
-pub static TYPE: DataType = DataType::new::<Um>(c"UringMachine", mark, free);
-
 /// What a UM holds.
+#[derive(TypedData)]
+#[magnus(class = "UringMachine", mark, size)]
 pub struct Um {
-    pub core: Option<Box<Core>>,
-    pub size: u32,
-    pub sqpoll: bool,
-    pub sidecar: bool,
+    /// Its machine, a Box; null before there is one, and when it is closed.
+    core: Cell<*mut Core>,
+    pub size: Cell<u32>,
+    pub sqpoll: Cell<bool>,
+    pub sidecar: Cell<bool>,
 }
 
-pub unsafe extern "C" fn mark(data: *mut c_void) {
-    // SAFETY: Ruby hands over the data of an object of this type.
-    if let Some(core) = unsafe { &(*data.cast::<Um>()).core } {
-        core.mark();
+impl Default for Um {
+    fn default() -> Self {
+        Self {
+            core: Cell::new(std::ptr::null_mut()),
+            size: Cell::new(0),
+            sqpoll: Cell::new(false),
+            sidecar: Cell::new(false),
+        }
     }
 }
 
-pub unsafe extern "C" fn free(data: *mut c_void) {
-    // SAFETY: the object is dead, so no fiber waits in its machine.
-    let um = unsafe { Box::from_raw(data.cast::<Um>()) };
-    if let Some(core) = um.core {
-        give_up(core);
+// SAFETY: used with Ruby's lock only, which one thread has at a time.
+unsafe impl Send for Um {}
+
+impl DataTypeFunctions for Um {
+    // It enters the kernel, so it is not called in the middle of a collection (no `free_immediately`).
+    fn free(self: Box<Self>) {
+        // The object is dead, so no fiber waits in its machine.
+        if let Some(core) = self.take() {
+            give_up(core);
+        }
+    }
+
+    fn mark(&self, _: &Marker) {
+        // SAFETY: the core lives until it is taken.
+        if let Some(core) = unsafe { self.core.get().as_ref() } {
+            core.mark();
+        }
+    }
+}
+
+impl Um {
+    /// Its core, if there is one.
+    pub fn find_core(&self) -> Option<*mut Core> {
+        Some(self.core.get()).filter(|core| !core.is_null())
+    }
+
+    /// Gives it a core.
+    pub fn give(&self, core: Box<Core>) {
+        self.core.set(Box::into_raw(core));
+    }
+
+    /// Takes its core away.
+    fn take(&self) -> Option<Box<Core>> {
+        let core = self.core.replace(std::ptr::null_mut());
+        // SAFETY: it came from a Box, and nobody else owns it.
+        (!core.is_null()).then(|| unsafe { Box::from_raw(core) })
     }
 }
 
@@ -116,26 +156,23 @@ unsafe extern "C" fn end_of_thread(
 /// How long the collector waits for the kernel to give an unused machine's memory back, in nanoseconds.
 const SHUT_DOWN_LIMIT: u64 = 100_000_000;
 
-pub unsafe fn get<'a>(value: VALUE) -> &'a mut Um {
-    // SAFETY: the type is checked; no two references are held across a call into Ruby.
-    unsafe { &mut *TYPE.get(value).cast::<Um>() }
+/// The data of a UM; TypeError for anything else.
+#[inline]
+pub fn find(value: VALUE) -> Result<This<Um>, Raise> {
+    This::find(value).ok_or_else(|| wrong_type(value, "machine", "a UM"))
 }
 
 /// The core of a UM.
-pub unsafe fn core(value: VALUE) -> Result<*mut Core, Raise> {
-    // SAFETY: the type is checked; the box does not move.
-    unsafe {
-        match &mut get(value).core {
-            Some(core) => Ok(&raw mut **core),
-            None => Err(Raise::misuse("uninitialized or closed machine")),
-        }
-    }
+#[inline]
+pub fn core(value: VALUE) -> Result<*mut Core, Raise> {
+    find(value)?
+        .find_core()
+        .ok_or_else(|| Raise::misuse("uninitialized or closed machine"))
 }
 
 /// The entries that were asked for.
-pub unsafe fn size_of(value: VALUE) -> u64 {
-    // SAFETY: the type is checked.
-    u64::from(unsafe { get(value).size })
+pub fn size_of(value: VALUE) -> u64 {
+    find(value).map_or(0, |um| u64::from(um.size.get()))
 }
 
 /// The core of a UM for a method that runs on its thread, which is the one that uses it first.
@@ -205,11 +242,9 @@ pub unsafe fn used_by(thread: VALUE, make: bool, body: impl FnOnce(VALUE) -> VAL
 }
 
 /// Keeps the machine of a UM for ever.
-pub unsafe fn leak(value: VALUE) {
-    // SAFETY: the type is checked.
-    if let Some(mut core) = unsafe { get(value).core.take() } {
-        let place: *mut Core = &raw mut *core;
+pub fn leak(value: VALUE) {
+    if let Some(core) = find(value).ok().and_then(|um| um.take()) {
+        let place = Box::into_raw(core);
         machines().retain(|entry| entry.core != place);
-        std::mem::forget(core);
     }
 }

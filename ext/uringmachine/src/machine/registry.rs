@@ -148,8 +148,7 @@ unsafe fn each_within_reach(mut look: impl FnMut(*mut Core)) {
                 None => break,
             };
             place += 1;
-            let near =
-                owner == thread || home == *ractor.get_or_insert_with(|| ruby::current_ractor());
+            let near = owner == thread || home == *ractor.get_or_insert_with(ruby::current_ractor);
             if near && (*core).is_usable() {
                 look(core);
             }

@@ -6,6 +6,7 @@
 //! ring's. Two ends of which neither is a pipe have one of the machine's between them; bytes that are
 //! still in it when the move ends are the caller's to put back.
 
+use nix::errno::Errno;
 use std::os::fd::RawFd;
 
 use uringmachine_runtime::{opcode, types, Entry, TaskId};
@@ -107,7 +108,7 @@ impl From<Failure> for Ended {
 
 fn errno() -> i32 {
     // SAFETY: errno of the call just made.
-    unsafe { *libc::__errno_location() }
+    Errno::last_raw()
 }
 
 fn is_pipe(fd: RawFd) -> bool {

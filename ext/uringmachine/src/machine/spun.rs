@@ -7,7 +7,7 @@ use super::{report, Core};
 use crate::ruby::{self, errors, Outcome, Raise, NIL, TRUE, VALUE};
 
 /// How a value is pushed to a UM::Queue, which is a class above.
-pub static PUSH: OnceLock<unsafe fn(VALUE, VALUE)> = OnceLock::new();
+pub static PUSH: OnceLock<fn(VALUE, VALUE)> = OnceLock::new();
 
 /// What a fiber of a machine keeps of itself, in instance variables that no program's collide with.
 pub fn result_variable() -> ruby::ID {

@@ -4,6 +4,8 @@
 //! nothing, when its fiber goes on. The threads of [`crate::off_thread::resolver`] are few; calls that may wait for ever
 //! would use them up.
 
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -385,13 +387,10 @@ fn interrupt(thread: libc::pthread_t) {
 
 /// Every signal but the one that interrupts is for Ruby's threads.
 fn leave_signals_to_ruby() {
-    // SAFETY: a signal set on this frame.
-    unsafe {
-        let mut signals: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&mut signals);
-        libc::sigdelset(&mut signals, libc::SIGVTALRM);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &signals, std::ptr::null_mut());
-    }
+    let mut signals = SigSet::all();
+    signals.remove(Signal::SIGVTALRM);
+    // It fails for numbers that are none only.
+    let _ = signals.thread_set_mask();
 }
 
 /// The result of a system call, or -errno.
@@ -400,7 +399,7 @@ pub fn result_of(result: i32) -> i32 {
         return result;
     }
     // SAFETY: errno of the call just made.
-    -unsafe { *libc::__errno_location() }
+    -Errno::last_raw()
 }
 
 /// A descriptor of the same open file for a call on a thread: the number it was made from may be closed
@@ -409,7 +408,7 @@ pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Raise> {
     // SAFETY: fcntl takes any number; what it returns is new and nobody else's.
     unsafe {
         match libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) {
-            -1 => Err(Raise::errno(*libc::__errno_location())),
+            -1 => Err(Raise::errno(Errno::last_raw())),
             new => Ok(OwnedFd::from_raw_fd(new)),
         }
     }

@@ -1,10 +1,14 @@
 //! Descriptors that come in pairs, and those that are registered with the ring.
 
+use crate::machine::caller::{machine_method, Answer, Caller};
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::function;
+use magnus::{Error, RClass};
 use std::ffi::c_int;
 
-use crate::machine::caller::{method, number};
+use crate::machine::caller::number;
 use crate::os::direct;
-use crate::ruby::{self, arguments, define_all, define_all_singleton, Outcome, Raise, VALUE};
+use crate::ruby::{self, Outcome, Raise};
 
 /// Two descriptors as a method returns them.
 unsafe fn pair(fds: [c_int; 2]) -> Outcome {
@@ -19,14 +23,12 @@ unsafe fn pair(fds: [c_int; 2]) -> Outcome {
 /// @raise [SystemCallError] as pipe(2)
 /// @example
 ///   reader, writer = UM.pipe
-unsafe extern "C" fn pipe(argc: c_int, argv: *const VALUE, _class: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the call fills the array.
+fn pipe(_: Arguments) -> Outcome {
+    // SAFETY: the call fills the array.
     unsafe {
-        arguments::with(argc, argv, 0..=0, |_| {
-            let mut fds = [0; 2];
-            direct(libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC))?;
-            pair(fds)
-        })
+        let mut fds = [0; 2];
+        direct(libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC))?;
+        pair(fds)
     }
 }
 
@@ -40,17 +42,15 @@ unsafe extern "C" fn pipe(argc: c_int, argv: *const VALUE, _class: VALUE) -> VAL
 /// @raise [SystemCallError] as socketpair(2)
 /// @example
 ///   left, right = UM.socketpair(UM::AF_UNIX, UM::SOCK_STREAM, 0)
-unsafe extern "C" fn socketpair(argc: c_int, argv: *const VALUE, _class: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the call fills the array.
+fn socketpair(arguments: Arguments) -> Outcome {
+    // SAFETY: the call fills the array.
     unsafe {
-        arguments::with(argc, argv, 3..=3, |arguments| {
-            let domain = arguments.int(0, "domain")?;
-            let kind = arguments.int(1, "type")? | libc::SOCK_CLOEXEC;
-            let protocol = arguments.int(2, "protocol")?;
-            let mut fds = [0; 2];
-            direct(libc::socketpair(domain, kind, protocol, fds.as_mut_ptr()))?;
-            pair(fds)
-        })
+        let domain = arguments.int(0, "domain")?;
+        let kind = arguments.int(1, "type")? | libc::SOCK_CLOEXEC;
+        let protocol = arguments.int(2, "protocol")?;
+        let mut fds = [0; 2];
+        direct(libc::socketpair(domain, kind, protocol, fds.as_mut_ptr()))?;
+        pair(fds)
     }
 }
 
@@ -69,22 +69,20 @@ unsafe extern "C" fn socketpair(argc: c_int, argv: *const VALUE, _class: VALUE) 
 /// @kernel 5.19
 /// @example
 ///   machine.register_file(fd) { |fd| machine.write(fd, "tick\n") while machine.sleep(1) }
-unsafe extern "C" fn register_file(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the block may raise, stopped here.
+fn register_file(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the block may raise, stopped here.
     unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let core = caller.core;
-            if let Err(error) = (*core).machine.register_file(fd) {
-                return Err(Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)).into());
-            }
-            if rb_sys::rb_block_given_p() == 0 {
-                return Ok(arguments.get(0));
-            }
-            let result = ruby::protect(|| rb_sys::rb_yield(arguments.get(0)));
-            (*core).machine.unregister_file(fd);
-            Ok(result.map_err(Raise::Jump)?)
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let core = caller.core;
+        if let Err(error) = (*core).machine.register_file(fd) {
+            return Err(Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)).into());
+        }
+        if rb_sys::rb_block_given_p() == 0 {
+            return Ok(arguments.get(0));
+        }
+        let result = ruby::protect(|| rb_sys::rb_yield(arguments.get(0)));
+        (*core).machine.unregister_file(fd);
+        Ok(result.map_err(Raise::Jump)?)
     }
 }
 
@@ -95,27 +93,19 @@ unsafe extern "C" fn register_file(argc: c_int, argv: *const VALUE, this: VALUE)
 /// @return [Boolean] whether it was registered
 /// @example
 ///   machine.unregister_file(fd) #=> true
-unsafe extern "C" fn unregister_file(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn unregister_file(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            Ok(ruby::boolean((*caller.core).machine.unregister_file(fd)))
-        })
+        let fd = arguments.fd(0, "fd")?;
+        Ok(ruby::boolean((*caller.core).machine.unregister_file(fd)))
     }
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        define_all_singleton(class, &[(c"pipe", pipe), (c"socketpair", socketpair)]);
-        define_all(
-            class,
-            &[
-                (c"register_file", register_file),
-                (c"unregister_file", unregister_file),
-            ],
-        );
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    function!(class, "pipe", 0..=0, pipe);
+    function!(class, "socketpair", 3..=3, socketpair);
+    machine_method!(class, "register_file", 1..=1, register_file);
+    machine_method!(class, "unregister_file", 1..=1, unregister_file);
+    Ok(())
 }

@@ -1,5 +1,13 @@
 //! Fibers of a machine: how they start, are scheduled, hand over and end.
 
+use crate::machine::caller::{machine_method, Answer};
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::{as_value, settle};
+use magnus::prelude::*;
+use magnus::rb_sys::AsRawValue;
+use magnus::Ruby;
+use magnus::{method, Module, Value};
+use magnus::{Error, RClass};
 use std::ffi::c_int;
 use std::sync::atomic::Ordering;
 
@@ -7,12 +15,12 @@ use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::Wake;
 
 use crate::classes::queue;
-use crate::machine::caller::{method, Caller};
+use crate::machine::caller::Caller;
 use crate::machine::spun::{
     done_variable, end, listeners_variable, result_variable, ANY_LISTENERS, KILL,
 };
 use crate::machine::{self, interrupts, owner, registry, switch, Pending, Resumption};
-use crate::ruby::{self, define_all, Outcome, Raise, NIL, TRUE, VALUE};
+use crate::ruby::{self, Outcome, Raise, NIL, TRUE, VALUE};
 
 /// Makes a fiber of this machine, to be run when the current one waits or hands over.
 ///
@@ -30,43 +38,41 @@ use crate::ruby::{self, define_all, Outcome, Raise, NIL, TRUE, VALUE};
 /// @example
 ///   fiber = machine.spin { machine.sleep(0.01); :done }
 ///   machine.join(fiber) #=> :done
-unsafe extern "C" fn spin(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn spin(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 0..=2, |caller, arguments| {
-            if rb_sys::rb_block_given_p() == 0 {
-                return Err(Raise::argument("no block given (spin)").into());
+        if rb_sys::rb_block_given_p() == 0 {
+            return Err(Raise::argument("no block given (spin)").into());
+        }
+        let block = rb_sys::rb_block_proc();
+        let class = arguments.optional(1).unwrap_or(NIL);
+        let fiber_class = ruby::class(c"Fiber");
+        let fiber = if class == NIL || class == fiber_class {
+            ruby::rb_fiber_new(run_spun, block)
+        } else {
+            if !ruby::is_a(class, rb_sys::rb_cClass)
+                || rb_sys::rb_class_inherited_p(class, fiber_class) != TRUE
+            {
+                return Err(crate::ruby::arguments::wrong_type(
+                    class,
+                    "klass",
+                    "Fiber or a subclass of it",
+                )
+                .into());
             }
-            let block = rb_sys::rb_block_proc();
-            let class = arguments.optional(1).unwrap_or(NIL);
-            let fiber_class = ruby::class(c"Fiber");
-            let fiber = if class == NIL || class == fiber_class {
-                ruby::rb_fiber_new(run_spun, block)
-            } else {
-                if !ruby::is_a(class, rb_sys::rb_cClass)
-                    || rb_sys::rb_class_inherited_p(class, fiber_class) != TRUE
-                {
-                    return Err(crate::ruby::arguments::wrong_type(
-                        class,
-                        "klass",
-                        "Fiber or a subclass of it",
-                    )
-                    .into());
-                }
-                new_of_class(class, block)?
-            };
-            let value = arguments.optional(0).unwrap_or(NIL);
-            let core = caller.core;
-            let task = (*core).add(fiber, true);
-            let waiter = (*core).waiter(task);
-            waiter.spun = true;
-            waiter.fresh = true;
-            waiter.yielding = true;
-            waiter.pending.push_back(Pending::Value(value));
-            let wait = (*core).machine.tasks.begin_wait(task);
-            (*core).machine.tasks.wake(wait, Wake::Interrupt);
-            Ok(fiber)
-        })
+            new_of_class(class, block)?
+        };
+        let value = arguments.optional(0).unwrap_or(NIL);
+        let core = caller.core;
+        let task = (*core).add(fiber, true);
+        let waiter = (*core).waiter(task);
+        waiter.spun = true;
+        waiter.fresh = true;
+        waiter.yielding = true;
+        waiter.pending.push_back(Pending::Value(value));
+        let wait = (*core).machine.tasks.begin_wait(task);
+        (*core).machine.tasks.wake(wait, Wake::Interrupt);
+        Ok(fiber)
     }
 }
 
@@ -146,22 +152,20 @@ unsafe extern "C" fn run_spun(
 ///   fiber = Fiber.new { machine.run(fiber) { 42 } }
 ///   machine.schedule(fiber, nil)
 ///   machine.join(fiber) #=> 42
-unsafe extern "C" fn run(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn run(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let fiber = read_fiber(arguments.get(0))?;
-            if rb_sys::rb_block_given_p() == 0 {
-                return Err(Raise::argument("no block given (run)").into());
-            }
-            let result =
-                ruby::protect(|| rb_sys::rb_yield(NIL)).map_err(|state| switch::unwinding(state));
-            end(std::ptr::null_mut(), fiber, result)?;
-            let me = (*caller.core).current_task();
-            loop {
-                switch::switch_away(caller.core, me)?;
-            }
-        })
+        let fiber = read_fiber(arguments.get(0))?;
+        if rb_sys::rb_block_given_p() == 0 {
+            return Err(Raise::argument("no block given (run)").into());
+        }
+        let result =
+            ruby::protect(|| rb_sys::rb_yield(NIL)).map_err(|state| switch::unwinding(state));
+        end(std::ptr::null_mut(), fiber, result)?;
+        let me = (*caller.core).current_task();
+        loop {
+            switch::switch_away(caller.core, me)?;
+        }
     }
 }
 
@@ -191,10 +195,11 @@ fn read_fiber(value: VALUE) -> Result<VALUE, Raise> {
 /// @raise [TypeError] if fiber is no fiber
 /// @example
 ///   machine.schedule(fiber, RuntimeError.new("Cancel!"))
-unsafe extern "C" fn schedule(this: VALUE, fiber: VALUE, value: VALUE) -> VALUE {
-    // SAFETY: the GVL, which is held, guards a core's tasks.
-    unsafe {
-        ruby::method(|| {
+fn schedule(ruby: &Ruby, this: Value, fiber: Value, value: Value) -> Result<Value, Error> {
+    let (this, fiber, value) = (this.as_raw(), fiber.as_raw(), value.as_raw());
+    settle(ruby, || {
+        // SAFETY: the GVL, which is held, guards a core's tasks.
+        unsafe {
             let fiber = read_fiber(fiber)?;
             let core = owner::core(this)?;
             if (*core).is_forked() {
@@ -234,8 +239,8 @@ unsafe extern "C" fn schedule(this: VALUE, fiber: VALUE, value: VALUE) -> VALUE 
                 _ => (*core).waiter(task).pending.push_back(pending),
             }
             Ok(this)
-        })
-    }
+        }
+    })
 }
 
 /// Hands over to the next runnable fiber and waits to be scheduled. The machine does not keep a fiber that
@@ -245,13 +250,9 @@ unsafe extern "C" fn schedule(this: VALUE, fiber: VALUE, value: VALUE) -> VALUE 
 /// @return [Object] the value it is scheduled with
 /// @example
 ///   machine.switch #=> the value given to machine.schedule
-unsafe extern "C" fn switch_(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+fn switch_(caller: Caller, _: Arguments) -> Answer {
     // SAFETY: see `switch`.
-    unsafe {
-        method(argc, argv, this, 0..=0, |caller, _| {
-            Ok(switch::switch_away(caller.core, caller.me)?)
-        })
-    }
+    unsafe { Ok(switch::switch_away(caller.core, caller.me)?) }
 }
 
 /// Hands over to the next runnable fiber and waits to be scheduled, as one of the machine's pending fibers.
@@ -260,13 +261,9 @@ unsafe extern "C" fn switch_(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
 /// @return [Object] the value it is scheduled with
 /// @example
 ///   machine.yield #=> the value given to machine.schedule
-unsafe extern "C" fn yield_(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+fn yield_(caller: Caller, _: Arguments) -> Answer {
     // SAFETY: see `switch`.
-    unsafe {
-        method(argc, argv, this, 0..=0, |caller, _| {
-            Ok(switch::await_schedule(caller.core, caller.me)?)
-        })
-    }
+    unsafe { Ok(switch::await_schedule(caller.core, caller.me)?) }
 }
 
 /// Lets every other runnable fiber run once.
@@ -275,16 +272,14 @@ unsafe extern "C" fn yield_(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
 /// @return [nil]
 /// @example
 ///   machine.snooze
-unsafe extern "C" fn snooze(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+fn snooze(caller: Caller, _: Arguments) -> Answer {
     // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 0..=0, |caller, _| {
-            if let Some(Resumption::Value(value)) = peek_value(&caller) {
-                return Ok(value);
-            }
-            switch::yield_now(caller.core, caller.me)?;
-            Ok(NIL)
-        })
+        if let Some(Resumption::Value(value)) = peek_value(&caller) {
+            return Ok(value);
+        }
+        switch::yield_now(caller.core, caller.me)?;
+        Ok(NIL)
     }
 }
 
@@ -310,16 +305,17 @@ unsafe fn peek_value(caller: &Caller) -> Option<Resumption> {
 /// @return [nil]
 /// @example
 ///   Thread.new { machine.wakeup }
-unsafe extern "C" fn wakeup(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe {
-        ruby::method(|| {
+fn wakeup(ruby: &Ruby, this: Value) -> Result<Value, Error> {
+    let this = this.as_raw();
+    settle(ruby, || {
+        // SAFETY: the type is checked.
+        unsafe {
             if let Some(waker) = (*owner::core(this)?).machine.waker() {
                 waker.wake();
             }
             Ok(NIL)
-        })
-    }
+        }
+    })
 }
 
 /// The fibers that `spin` has made and that have not ended.
@@ -328,9 +324,12 @@ unsafe extern "C" fn wakeup(this: VALUE) -> VALUE {
 /// @return [Set<Fiber>] a set of the caller's own
 /// @example
 ///   machine.fiber_set.size #=> 0
-unsafe extern "C" fn fiber_set(this: VALUE) -> VALUE {
-    // SAFETY: see `collect`.
-    unsafe { collect(this, |_, waiter| waiter.spun) }
+fn fiber_set(this: Value) -> Value {
+    let this = this.as_raw();
+    as_value({
+        // SAFETY: see `collect`.
+        unsafe { collect(this, |_, waiter| waiter.spun) }
+    })
 }
 
 /// The fibers that wait for an operation to complete, or for time to pass.
@@ -339,9 +338,12 @@ unsafe extern "C" fn fiber_set(this: VALUE) -> VALUE {
 /// @return [Set<Fiber>] a set of the caller's own
 /// @example
 ///   machine.pending_fibers.size #=> 0
-unsafe extern "C" fn pending_fibers(this: VALUE) -> VALUE {
-    // SAFETY: see `collect`.
-    unsafe { collect(this, |state, _| state == State::Waiting) }
+fn pending_fibers(this: Value) -> Value {
+    let this = this.as_raw();
+    as_value({
+        // SAFETY: see `collect`.
+        unsafe { collect(this, |state, _| state == State::Waiting) }
+    })
 }
 
 unsafe fn collect(this: VALUE, wanted: impl Fn(State, &machine::Waiter) -> bool) -> VALUE {
@@ -378,10 +380,11 @@ unsafe fn collect(this: VALUE, wanted: impl Fn(State, &machine::Waiter) -> bool)
 /// @example
 ///   fiber.add_done_listener(queue)
 ///   machine.shift(queue) #=> fiber
-unsafe extern "C" fn add_done_listener(fiber: VALUE, queue: VALUE) -> VALUE {
-    // SAFETY: without a call that gives up the GVL between the look and the entry.
-    unsafe {
-        ruby::method(|| {
+fn add_done_listener(ruby: &Ruby, fiber: Value, queue: Value) -> Result<Value, Error> {
+    let (fiber, queue) = (fiber.as_raw(), queue.as_raw());
+    settle(ruby, || {
+        // SAFETY: without a call that gives up the GVL between the look and the entry.
+        unsafe {
             queue::check(queue)?;
             if ruby::truthy(rb_sys::rb_attr_get(fiber, done_variable()))
                 || !ruby::truthy(ruby::rb_fiber_alive_p(fiber))
@@ -398,17 +401,20 @@ unsafe extern "C" fn add_done_listener(fiber: VALUE, queue: VALUE) -> VALUE {
             }
             rb_sys::rb_ary_push(listeners, queue);
             Ok(fiber)
-        })
-    }
+        }
+    })
 }
 
 /// @method Fiber#result
 /// @return [Object, nil] what the block of a spun fiber returned, or the exception it ended by
 /// @example
 ///   fiber.result #=> 42
-unsafe extern "C" fn result(fiber: VALUE) -> VALUE {
-    // SAFETY: a plain accessor.
-    unsafe { rb_sys::rb_attr_get(fiber, result_variable()) }
+fn result(fiber: Value) -> Value {
+    let fiber = fiber.as_raw();
+    as_value({
+        // SAFETY: a plain accessor.
+        unsafe { rb_sys::rb_attr_get(fiber, result_variable()) }
+    })
 }
 
 /// @method Fiber#done?
@@ -416,18 +422,24 @@ unsafe extern "C" fn result(fiber: VALUE) -> VALUE {
 /// @return [true, nil] whether a spun fiber has ended
 /// @example
 ///   fiber.done? #=> true
-unsafe extern "C" fn is_done(fiber: VALUE) -> VALUE {
-    // SAFETY: a plain accessor.
-    unsafe { rb_sys::rb_attr_get(fiber, done_variable()) }
+fn is_done(fiber: Value) -> Value {
+    let fiber = fiber.as_raw();
+    as_value({
+        // SAFETY: a plain accessor.
+        unsafe { rb_sys::rb_attr_get(fiber, done_variable()) }
+    })
 }
 
 /// @method Fiber#done_listeners
 /// @return [Array<UringMachine::Queue>, nil] the queues that are told when the fiber ends
 /// @example
 ///   fiber.done_listeners #=> nil
-unsafe extern "C" fn done_listeners(fiber: VALUE) -> VALUE {
-    // SAFETY: a plain accessor.
-    unsafe { rb_sys::rb_attr_get(fiber, listeners_variable()) }
+fn done_listeners(fiber: Value) -> Value {
+    let fiber = fiber.as_raw();
+    as_value({
+        // SAFETY: a plain accessor.
+        unsafe { rb_sys::rb_attr_get(fiber, listeners_variable()) }
+    })
 }
 
 /// Notes that the fiber has ended. For programs that run their fibers themselves.
@@ -436,9 +448,12 @@ unsafe extern "C" fn done_listeners(fiber: VALUE) -> VALUE {
 /// @return [true]
 /// @example
 ///   fiber.mark_as_done
-unsafe extern "C" fn mark_as_done(fiber: VALUE) -> VALUE {
-    // SAFETY: an instance variable of a fiber, which is never frozen by Ruby; else FrozenError.
-    unsafe { rb_sys::rb_ivar_set(fiber, done_variable(), TRUE) }
+fn mark_as_done(fiber: Value) -> Value {
+    let fiber = fiber.as_raw();
+    as_value({
+        // SAFETY: an instance variable of a fiber, which is never frozen by Ruby; else FrozenError.
+        unsafe { rb_sys::rb_ivar_set(fiber, done_variable(), TRUE) }
+    })
 }
 
 /// Sets the fiber's result. For programs that run their fibers themselves.
@@ -448,67 +463,66 @@ unsafe extern "C" fn mark_as_done(fiber: VALUE) -> VALUE {
 /// @return [Object] value
 /// @example
 ///   fiber.set_result(42)
-unsafe extern "C" fn set_result(fiber: VALUE, value: VALUE) -> VALUE {
-    // SAFETY: as above.
-    unsafe { rb_sys::rb_ivar_set(fiber, result_variable(), value) }
+fn set_result(fiber: Value, value: Value) -> Value {
+    let (fiber, value) = (fiber.as_raw(), value.as_raw());
+    as_value({
+        // SAFETY: as above.
+        unsafe { rb_sys::rb_ivar_set(fiber, result_variable(), value) }
+    })
 }
 
 /// Fiber#raise and Fiber#kill transfer to a fiber that waits in a machine: whoever called them would be switched
 /// away from for good, were it not in the run queue.
-unsafe extern "C" fn call_aside(argc: c_int, argv: *const VALUE, fiber: VALUE) -> VALUE {
+unsafe extern "C" fn call_aside(argc: c_int, argv: *const Value, fiber: Value) -> Value {
+    let (argv, fiber) = (argv.cast::<VALUE>(), fiber.as_raw());
     // SAFETY: Ruby passes `argc` arguments, and keywords are passed on; see `switch`.
     unsafe {
         let (machine, core) = match registry::waited_in_by(fiber) {
             Some(found) if fiber != ruby::rb_fiber_current() => found,
-            _ => return rb_sys::rb_call_super(argc, argv),
+            _ => return as_value(rb_sys::rb_call_super(argc, argv)),
         };
-        ruby::method(|| {
+        as_value(ruby::method(|| {
             let outcome = switch::step_aside(core, || rb_sys::rb_call_super(argc, argv));
             // The fiber may have been the last that referred to its machine.
             std::hint::black_box(machine);
             outcome
-        })
+        }))
     }
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods that take what their arity says.
-    unsafe {
-        define_all(
-            class,
-            &[
-                (c"spin", spin),
-                (c"run", run),
-                (c"switch", switch_),
-                (c"yield", yield_),
-                (c"snooze", snooze),
-            ],
-        );
-        ruby::define_method(class, c"schedule", schedule as *const (), 2);
-        ruby::define_method(class, c"wakeup", wakeup as *const (), 0);
-        ruby::define_method(class, c"fiber_set", fiber_set as *const (), 0);
-        ruby::define_method(class, c"pending_fibers", pending_fibers as *const (), 0);
+pub fn define(class: RClass) -> Result<(), Error> {
+    machine_method!(class, "spin", 0..=2, spin);
+    machine_method!(class, "run", 1..=1, run);
+    machine_method!(class, "switch", 0..=0, switch_);
+    machine_method!(class, "yield", 0..=0, yield_);
+    machine_method!(class, "snooze", 0..=0, snooze);
+    class.define_method("schedule", method!(schedule, 2))?;
+    class.define_method("wakeup", method!(wakeup, 0))?;
+    class.define_method("fiber_set", method!(fiber_set, 0))?;
+    class.define_method("pending_fibers", method!(pending_fibers, 0))?;
 
-        // Included, not defined on Fiber itself: what a program has defined there stays.
-        let module = rb_sys::rb_define_module_under(class, c"FiberExtensions".as_ptr());
-        let define = |name, function, arity| ruby::define_method(module, name, function, arity);
-        define(c"add_done_listener", add_done_listener as *const (), 1);
-        define(c"result", result as *const (), 0);
-        define(c"done?", is_done as *const (), 0);
-        define(c"done", is_done as *const (), 0);
-        define(c"done_listeners", done_listeners as *const (), 0);
-        define(c"mark_as_done", mark_as_done as *const (), 0);
-        define(c"set_result", set_result as *const (), 1);
-        rb_sys::rb_include_module(ruby::class(c"Fiber"), module);
+    // Included, not defined on Fiber itself: what a program has defined there stays.
+    let module = class.define_module("FiberExtensions")?;
+    module.define_method("add_done_listener", method!(add_done_listener, 1))?;
+    module.define_method("result", method!(result, 0))?;
+    module.define_method("done?", method!(is_done, 0))?;
+    module.define_method("done", method!(is_done, 0))?;
+    module.define_method("done_listeners", method!(done_listeners, 0))?;
+    module.define_method("mark_as_done", method!(mark_as_done, 0))?;
+    module.define_method("set_result", method!(set_result, 1))?;
+    let ruby = Ruby::get_with(class);
+    let fiber: RClass = ruby.class_object().const_get("Fiber")?;
+    fiber.include_module(module)?;
 
-        let name = rb_sys::rb_id2sym(ruby::id("kill"));
-        let kill = ruby::funcall(ruby::class(c"Fiber"), ruby::id("instance_method"), &[name]);
-        rb_sys::rb_gc_register_mark_object(kill);
-        KILL.store(kill, Ordering::Relaxed);
-        let module = rb_sys::rb_module_new();
-        ruby::define_method(module, c"raise", call_aside as *const (), -1);
-        ruby::define_method(module, c"kill", call_aside as *const (), -1);
-        rb_sys::rb_prepend_module(ruby::class(c"Fiber"), module);
+    let kill: Value = fiber.funcall("instance_method", (ruby.to_symbol("kill"),))?;
+    ruby.gc_register_mark_object(kill);
+    KILL.store(kill.as_raw(), Ordering::Relaxed);
+    let module = ruby.module_new();
+    for name in ["raise", "kill"] {
+        let function = call_aside as unsafe extern "C" fn(c_int, *const Value, Value) -> Value;
+        module.define_method(name, function)?;
     }
+    fiber.prepend_module(module)?;
+    Ok(())
 }

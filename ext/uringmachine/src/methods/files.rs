@@ -1,18 +1,22 @@
 //! open, statx, splice, fsync and their kin: files by descriptor.
 
-use std::ffi::{c_int, CStr, CString};
+use crate::machine::caller::{machine_method, Answer};
+use magnus::{Error, RClass};
+use std::ffi::{CStr, CString};
+use uringmachine_runtime::operations::{
+    Fadvise, Fallocate, Fsync, Ftruncate, Open, Splice, Statx, Tee, HERE,
+};
 
-use io_uring::squeue::Flags;
 use uringmachine_runtime::{opcode, types};
 
 use crate::lending;
-use crate::machine::caller::{count, method, number, Caller};
+use crate::machine::caller::{count, number, Caller};
 use crate::machine::inflow::Flow;
 use crate::machine::switch::Failure;
 use crate::machine::thread_call;
 use crate::off_thread::quick_open;
 use crate::ruby::arguments::{self, Arguments};
-use crate::ruby::{self, define_all, Raise, NIL, VALUE};
+use crate::ruby::{self, Raise, NIL, VALUE};
 
 /// Permissions that may be left out.
 pub fn mode(arguments: &Arguments, place: usize, default: u32) -> Result<libc::mode_t, Raise> {
@@ -51,39 +55,35 @@ fn at_most(arguments: &Arguments, place: usize, name: &str) -> Result<u32, Raise
 /// @example
 ///   fd = machine.open("log", UM::O_CREAT | UM::O_WRONLY | UM::O_APPEND, 0600)
 ///   machine.open("data", UM::O_RDONLY) { |fd| machine.read(fd, buffer, 8192) }
-unsafe extern "C" fn open(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the path is on this frame until the kernel is done with it.
+fn open(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the path is on this frame until the kernel is done with it.
     unsafe {
-        method(argc, argv, this, 2..=3, |caller, arguments| {
-            let fd = {
-                let path = arguments.path(0, "path")?;
-                let flags = arguments.int(1, "flags")? | libc::O_CLOEXEC;
-                let mode = mode(&arguments, 2, 0o666)?;
-                // The ring tries with O_NONBLOCK first, and takes the answer: a FIFO would be opened, or
-                // refused by ENXIO, without its peer (io_uring/openclose.c).
-                let at_once = flags & libc::O_NONBLOCK != 0
-                    || quick_open::opens_at_once(path.as_ptr(), flags);
-                if !at_once && waits_for_others(&path) {
-                    open_on_thread(&caller, path, flags, mode)?
-                } else {
-                    let here = types::Fd(libc::AT_FDCWD);
-                    let mut entry = opcode::OpenAt::new(here, path.as_ptr())
-                        .flags(flags)
-                        .mode(mode)
-                        .build();
-                    if !at_once {
-                        entry = entry.flags(Flags::ASYNC);
-                    }
-                    caller.open(entry)?
-                }
-            };
-            if rb_sys::rb_block_given_p() == 0 {
-                return Ok(number(fd));
+        let fd = {
+            let path = arguments.path(0, "path")?;
+            let flags = arguments.int(1, "flags")? | libc::O_CLOEXEC;
+            let mode = mode(&arguments, 2, 0o666)?;
+            // The ring tries with O_NONBLOCK first, and takes the answer: a FIFO would be opened, or
+            // refused by ENXIO, without its peer (io_uring/openclose.c).
+            let at_once =
+                flags & libc::O_NONBLOCK != 0 || quick_open::opens_at_once(path.as_ptr(), flags);
+            if !at_once && waits_for_others(&path) {
+                open_on_thread(&caller, path, flags, mode)?
+            } else {
+                caller.descriptor(Open {
+                    directory: HERE,
+                    path,
+                    flags,
+                    mode,
+                    on_thread: !at_once,
+                })?
             }
-            let result = ruby::protect(|| rb_sys::rb_yield(number(fd)));
-            caller.close(fd);
-            Ok(result.map_err(Raise::Jump)?)
-        })
+        };
+        if rb_sys::rb_block_given_p() == 0 {
+            return Ok(number(fd));
+        }
+        let result = ruby::protect(|| rb_sys::rb_yield(number(fd)));
+        caller.close(fd);
+        Ok(result.map_err(Raise::Jump)?)
     }
 }
 
@@ -142,33 +142,23 @@ unsafe fn open_on_thread(
 /// @example
 ///   machine.statx(UM::AT_FDCWD, "data", 0, UM::STATX_SIZE)[:size] #=> 4294967303
 ///   machine.statx(fd, nil, UM::AT_EMPTY_PATH, UM::STATX_ALL)[:mtime] #=> 1767225600.123
-unsafe extern "C" fn statx(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; path and status are on this frame until the kernel is done with
-    // them.
-    unsafe {
-        method(argc, argv, this, 4..=4, |caller, arguments| {
-            let mut status: libc::statx = std::mem::zeroed();
-            {
-                let dirfd = types::Fd(arguments.fd(0, "dirfd")?);
-                let path = match arguments.optional(1) {
-                    Some(_) => arguments.path(1, "path")?,
-                    None => Default::default(),
-                };
-                let flags = arguments.int(2, "flags")?;
-                let mask = arguments.unsigned(3, "mask")?;
-                if arguments.get(1) == NIL && flags & libc::AT_EMPTY_PATH == 0 {
-                    let text = "path can't be nil unless flags have UM::AT_EMPTY_PATH";
-                    return Err(Raise::argument(text).into());
-                }
-                let entry = opcode::Statx::new(dirfd, path.as_ptr(), (&raw mut status).cast())
-                    .flags(flags)
-                    .mask(mask)
-                    .build();
-                caller.operate(entry)?;
-            }
-            Ok(to_hash(&status))
-        })
+fn statx(caller: Caller, arguments: Arguments) -> Answer {
+    let dirfd = arguments.fd(0, "dirfd")?;
+    let path = match arguments.optional(1) {
+        Some(_) => arguments.path(1, "path")?,
+        None => Default::default(),
+    };
+    let flags = arguments.int(2, "flags")?;
+    let mask = arguments.unsigned(3, "mask")?;
+    if arguments.get(1) == NIL && flags & libc::AT_EMPTY_PATH == 0 {
+        let text = "path can't be nil unless flags have UM::AT_EMPTY_PATH";
+        return Err(Raise::argument(text).into());
     }
+    let (_, answered) = caller.run(Statx::new(dirfd, path, flags, mask))?;
+    let status = *answered.status();
+    drop(answered);
+    // SAFETY: a Hash is made of numbers, with nothing here to drop.
+    Ok(unsafe { to_hash(&status) })
 }
 
 /// What statx tells, by name.
@@ -225,28 +215,31 @@ unsafe fn to_hash(status: &libc::statx) -> VALUE {
 /// @kernel 5.7
 /// @example
 ///   machine.splice(file, pipe_writer, 65_536, 4096)
-unsafe extern "C" fn splice(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; a splice points to nothing.
+fn splice(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: a splice points to nothing.
     unsafe {
-        method(argc, argv, this, 3..=6, |caller, arguments| {
-            let from = types::Fd(arguments.fd(0, "in_fd")?);
-            let to = types::Fd(arguments.fd(1, "out_fd")?);
-            let len = at_most(&arguments, 2, "len")?;
-            let from_at = arguments.file_offset(3, "in_offset")? as i64;
-            let to_at = arguments.file_offset(4, "out_offset")? as i64;
-            let flags = splice_flags(&arguments, 5)?;
-            if from_at < 0 {
-                if let Some(flow) = caller.kept(from.0)? {
-                    return write_kept(&caller, &flow, (to, to_at), len, false).map(number);
-                }
+        let from = types::Fd(arguments.fd(0, "in_fd")?);
+        let to = types::Fd(arguments.fd(1, "out_fd")?);
+        let len = at_most(&arguments, 2, "len")?;
+        let from_at = arguments.file_offset(3, "in_offset")? as i64;
+        let to_at = arguments.file_offset(4, "out_offset")? as i64;
+        let flags = splice_flags(&arguments, 5)?;
+        if from_at < 0 {
+            if let Some(flow) = caller.kept(from.0)? {
+                return write_kept(&caller, &flow, (to, to_at), len, false).map(number);
             }
-            let entry = opcode::Splice::new(from, from_at, to, to_at, len)
-                .flags(flags)
-                .build();
-            caller
-                .after_work(to.0, || caller.operate(entry))
-                .map(number)
-        })
+        }
+        let splice = Splice {
+            from: from.0,
+            from_offset: u64::try_from(from_at).ok(),
+            to: to.0,
+            to_offset: u64::try_from(to_at).ok(),
+            length: len,
+            flags,
+        };
+        caller
+            .after_work(to.0, || caller.result(splice))
+            .map(number)
     }
 }
 
@@ -309,35 +302,32 @@ fn splice_flags(arguments: &Arguments, place: usize) -> Result<u32, Raise> {
 /// @kernel 5.8
 /// @example
 ///   machine.tee(reader, log_writer, 65_536)
-unsafe extern "C" fn tee(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; a tee points to nothing.
+fn tee(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: a tee points to nothing.
     unsafe {
-        method(argc, argv, this, 3..=4, |caller, arguments| {
-            let from = types::Fd(arguments.fd(0, "in_fd")?);
-            let to = types::Fd(arguments.fd(1, "out_fd")?);
-            let len = at_most(&arguments, 2, "len")?;
-            let flags = splice_flags(&arguments, 3)?;
-            if let Some(flow) = caller.kept(from.0)? {
-                return write_kept(&caller, &flow, (to, -1), len, true).map(number);
-            }
-            let entry = opcode::Tee::new(from, to, len).flags(flags).build();
-            caller
-                .after_work(to.0, || caller.operate(entry))
-                .map(number)
-        })
+        let from = types::Fd(arguments.fd(0, "in_fd")?);
+        let to = types::Fd(arguments.fd(1, "out_fd")?);
+        let len = at_most(&arguments, 2, "len")?;
+        let flags = splice_flags(&arguments, 3)?;
+        if let Some(flow) = caller.kept(from.0)? {
+            return write_kept(&caller, &flow, (to, -1), len, true).map(number);
+        }
+        let tee = Tee {
+            from: from.0,
+            to: to.0,
+            length: len,
+            flags,
+        };
+        caller.after_work(to.0, || caller.result(tee)).map(number)
     }
 }
 
 /// fsync and fdatasync.
-unsafe fn sync(argc: c_int, argv: *const VALUE, this: VALUE, flags: types::FsyncFlags) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; an fsync points to nothing.
-    unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let entry = opcode::Fsync::new(types::Fd(fd)).flags(flags).build();
-            caller.after_work(fd, || caller.operate(entry)).map(number)
-        })
-    }
+fn sync(caller: Caller, arguments: Arguments, data_only: bool) -> Answer {
+    let fd = arguments.fd(0, "fd")?;
+    caller
+        .after_work(fd, || caller.result(Fsync { fd, data_only }))
+        .map(number)
 }
 
 /// Returns when everything that was written to a file is on its disk, what was given to `write_async` before too.
@@ -351,9 +341,8 @@ unsafe fn sync(argc: c_int, argv: *const VALUE, this: VALUE, flags: types::Fsync
 /// @kernel 5.1
 /// @example
 ///   machine.fsync(fd) #=> 0
-unsafe extern "C" fn fsync(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe { sync(argc, argv, this, types::FsyncFlags::empty()) }
+fn fsync(caller: Caller, arguments: Arguments) -> Answer {
+    sync(caller, arguments, false)
 }
 
 /// As `fsync`, without what is not needed to read the bytes back, such as the time of the last change.
@@ -367,9 +356,8 @@ unsafe extern "C" fn fsync(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
 /// @kernel 5.1
 /// @example
 ///   machine.fdatasync(fd) #=> 0
-unsafe extern "C" fn fdatasync(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe { sync(argc, argv, this, types::FsyncFlags::DATASYNC) }
+fn fdatasync(caller: Caller, arguments: Arguments) -> Answer {
+    sync(caller, arguments, true)
 }
 
 /// Makes a file so long: cuts it, or lengthens it by zeros. Before Linux 6.9 a thread does it.
@@ -384,22 +372,22 @@ unsafe extern "C" fn fdatasync(argc: c_int, argv: *const VALUE, this: VALUE) -> 
 /// @kernel 6.9 by the ring
 /// @example
 ///   machine.ftruncate(fd, 0) #=> 0
-unsafe extern "C" fn ftruncate(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; neither way points to anything.
+fn ftruncate(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: neither way points to anything.
     unsafe {
-        method(argc, argv, this, 2..=2, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let length = arguments.length(1, "length")?;
-            if (*caller.core).machine.features().ftruncate {
-                let entry = opcode::Ftruncate::new(types::Fd(fd), length).build();
-                return caller.after_work(fd, || caller.operate(entry)).map(number);
-            }
-            caller.after_work(fd, || Ok(()))?;
-            let result = thread_call::call_on(caller.core, caller.me, fd, move |fd| {
-                thread_call::result_of(libc::ftruncate64(fd, length as i64))
-            });
-            count(result?).map(number)
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let length = arguments.length(1, "length")?;
+        if (*caller.core).machine.features().ftruncate {
+            let ftruncate = Ftruncate { fd, length };
+            return caller
+                .after_work(fd, || caller.result(ftruncate))
+                .map(number);
+        }
+        caller.after_work(fd, || Ok(()))?;
+        let result = thread_call::call_on(caller.core, caller.me, fd, move |fd| {
+            thread_call::result_of(libc::ftruncate64(fd, length as i64))
+        });
+        count(result?).map(number)
     }
 }
 
@@ -417,21 +405,14 @@ unsafe extern "C" fn ftruncate(argc: c_int, argv: *const VALUE, this: VALUE) -> 
 /// @kernel 5.6
 /// @example
 ///   machine.fallocate(fd, 0, 0, 1 << 30) #=> 0
-unsafe extern "C" fn fallocate(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; an fallocate points to nothing.
-    unsafe {
-        method(argc, argv, this, 4..=4, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
-            let mode = arguments.int(1, "mode")?;
-            let offset = arguments.length(2, "offset")?;
-            let len = arguments.length(3, "len")?;
-            let entry = opcode::Fallocate::new(fd, len)
-                .offset(offset)
-                .mode(mode)
-                .build();
-            caller.operate(entry).map(number)
-        })
-    }
+fn fallocate(caller: Caller, arguments: Arguments) -> Answer {
+    let fallocate = Fallocate {
+        fd: arguments.fd(0, "fd")?,
+        mode: arguments.int(1, "mode")?,
+        offset: arguments.length(2, "offset")?,
+        length: arguments.length(3, "len")?,
+    };
+    caller.result(fallocate).map(number)
 }
 
 /// Tells the kernel how a file will be read. For more than 4 GiB a thread does it.
@@ -448,27 +429,28 @@ unsafe extern "C" fn fallocate(argc: c_int, argv: *const VALUE, this: VALUE) -> 
 /// @kernel 5.6
 /// @example
 ///   machine.fadvise(fd, 0, 0, 2) #=> 0; 2 is POSIX_FADV_SEQUENTIAL
-unsafe extern "C" fn fadvise(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; neither way points to anything.
-    unsafe {
-        method(argc, argv, this, 4..=4, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let offset = arguments.length(1, "offset")?;
-            let len = arguments.length(2, "len")? as i64;
-            let advice = arguments.int(3, "advice")?;
-            // The operation's length has 32 bits.
-            if u32::try_from(len).is_ok() {
-                let entry = opcode::Fadvise::new(types::Fd(fd), len, advice)
-                    .offset(offset)
-                    .build();
-                return caller.operate(entry).map(number);
-            }
-            let result = thread_call::call_on(caller.core, caller.me, fd, move |fd| {
-                -libc::posix_fadvise64(fd, offset as i64, len, advice)
-            });
-            count(result?).map(number)
-        })
+fn fadvise(caller: Caller, arguments: Arguments) -> Answer {
+    let fd = arguments.fd(0, "fd")?;
+    let offset = arguments.length(1, "offset")?;
+    let len = arguments.length(2, "len")? as i64;
+    let advice = arguments.int(3, "advice")?;
+    // The operation's length has 32 bits.
+    if let Ok(length) = u32::try_from(len) {
+        let fadvise = Fadvise {
+            fd,
+            offset,
+            length,
+            advice,
+        };
+        return caller.result(fadvise).map(number);
     }
+    // SAFETY: the call points to nothing.
+    let result = unsafe {
+        thread_call::call_on(caller.core, caller.me, fd, move |fd| {
+            -libc::posix_fadvise64(fd, offset as i64, len, advice)
+        })
+    };
+    count(result?).map(number)
 }
 
 /// Locks a file, or unlocks it. Only this fiber waits for the lock: a thread does. A wait that is ended
@@ -483,39 +465,30 @@ unsafe extern "C" fn fadvise(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
 /// @raise [ArgumentError] if one is out of range
 /// @example
 ///   machine.flock(fd, File::LOCK_EX) #=> 0
-unsafe extern "C" fn flock(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; flock points to nothing.
+fn flock(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: flock points to nothing.
     unsafe {
-        method(argc, argv, this, 2..=2, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let operation = arguments.int(1, "operation")?;
-            let result = thread_call::result_of(libc::flock(fd, operation | libc::LOCK_NB));
-            if result != -libc::EWOULDBLOCK || operation & libc::LOCK_NB != 0 {
-                return count(result).map(number);
-            }
-            count(thread_call::flock(caller.core, caller.me, fd, operation)?).map(number)
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let operation = arguments.int(1, "operation")?;
+        let result = thread_call::result_of(libc::flock(fd, operation | libc::LOCK_NB));
+        if result != -libc::EWOULDBLOCK || operation & libc::LOCK_NB != 0 {
+            return count(result).map(number);
+        }
+        count(thread_call::flock(caller.core, caller.me, fd, operation)?).map(number)
     }
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        define_all(
-            class,
-            &[
-                (c"open", open),
-                (c"statx", statx),
-                (c"splice", splice),
-                (c"tee", tee),
-                (c"fsync", fsync),
-                (c"fdatasync", fdatasync),
-                (c"ftruncate", ftruncate),
-                (c"fallocate", fallocate),
-                (c"fadvise", fadvise),
-                (c"flock", flock),
-            ],
-        );
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    machine_method!(class, "open", 2..=3, open);
+    machine_method!(class, "statx", 4..=4, statx);
+    machine_method!(class, "splice", 3..=6, splice);
+    machine_method!(class, "tee", 3..=4, tee);
+    machine_method!(class, "fsync", 1..=1, fsync);
+    machine_method!(class, "fdatasync", 1..=1, fdatasync);
+    machine_method!(class, "ftruncate", 2..=2, ftruncate);
+    machine_method!(class, "fallocate", 4..=4, fallocate);
+    machine_method!(class, "fadvise", 4..=4, fadvise);
+    machine_method!(class, "flock", 2..=2, flock);
+    Ok(())
 }

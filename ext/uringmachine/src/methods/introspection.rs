@@ -1,10 +1,16 @@
 //! What a machine tells about itself: metrics, profile mode, submit.
 
-use std::ffi::c_int;
+use crate::machine::caller::{machine_method, Answer, Caller};
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::settle;
+use magnus::rb_sys::AsRawValue;
+use magnus::Ruby;
+use magnus::{method, Module, Object, Value};
+use magnus::{Error, RClass};
 
-use crate::machine::caller::{method, number};
+use crate::machine::caller::number;
 use crate::machine::{owner, Profile};
-use crate::ruby::{self, define_all, Raise, NIL, VALUE};
+use crate::ruby::{self, Raise, NIL};
 
 /// What the machine has done and has at hand.
 ///
@@ -16,10 +22,11 @@ use crate::ruby::{self, define_all, Raise, NIL, VALUE};
 /// @return [Hash{Symbol => Integer, Float}]
 /// @example
 ///   machine.metrics[:total_ops] #=> 0
-unsafe extern "C" fn metrics(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked; what is called does not raise.
-    unsafe {
-        ruby::method(|| {
+fn metrics(ruby: &Ruby, this: Value) -> Result<Value, Error> {
+    let this = this.as_raw();
+    settle(ruby, || {
+        // SAFETY: the type is checked; what is called does not raise.
+        unsafe {
             let core = owner::core(this)?;
             let counts = (*core).machine.counts();
             let timers = (*core).machine.timers.len();
@@ -56,8 +63,8 @@ unsafe extern "C" fn metrics(this: VALUE) -> VALUE {
                 set("time_total_wait", profile.waited);
             }
             Ok(hash)
-        })
-    }
+        }
+    })
 }
 
 /// Nanoseconds of CPU time of this thread.
@@ -75,9 +82,12 @@ fn cpu_time() -> u64 {
 /// @return [Boolean] whether times are counted
 /// @example
 ///   machine.profile_mode? #=> false
-unsafe extern "C" fn is_profile_mode(this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe { ruby::method(|| Ok(ruby::boolean((*owner::core(this)?).profile.is_some()))) }
+fn is_profile_mode(ruby: &Ruby, this: Value) -> Result<Value, Error> {
+    let this = this.as_raw();
+    settle(ruby, || {
+        // SAFETY: the type is checked.
+        unsafe { Ok(ruby::boolean((*owner::core(this)?).profile.is_some())) }
+    })
 }
 
 /// Turns the counting of times on or off. Turning it on starts at zero.
@@ -87,10 +97,11 @@ unsafe extern "C" fn is_profile_mode(this: VALUE) -> VALUE {
 /// @return [Boolean] value
 /// @example
 ///   machine.profile_mode = true
-unsafe extern "C" fn set_profile_mode(this: VALUE, value: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe {
-        ruby::method(|| {
+fn set_profile_mode(ruby: &Ruby, this: Value, value: Value) -> Result<Value, Error> {
+    let (this, value) = (this.as_raw(), value.as_raw());
+    settle(ruby, || {
+        // SAFETY: the type is checked.
+        unsafe {
             let core = owner::core(this)?;
             if !ruby::truthy(value) {
                 (*core).profile = None;
@@ -101,8 +112,8 @@ unsafe extern "C" fn set_profile_mode(this: VALUE, value: VALUE) -> VALUE {
                 });
             }
             Ok(value)
-        })
-    }
+        }
+    })
 }
 
 /// Has the machine look at the ring at every switch, instead of every so often.
@@ -112,14 +123,15 @@ unsafe extern "C" fn set_profile_mode(this: VALUE, value: VALUE) -> VALUE {
 /// @return [Boolean] value
 /// @example
 ///   machine.test_mode = true
-unsafe extern "C" fn set_test_mode(this: VALUE, value: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe {
-        ruby::method(|| {
+fn set_test_mode(ruby: &Ruby, this: Value, value: Value) -> Result<Value, Error> {
+    let (this, value) = (this.as_raw(), value.as_raw());
+    settle(ruby, || {
+        // SAFETY: the type is checked.
+        unsafe {
             (*owner::core(this)?).set_eager(ruby::truthy(value));
             Ok(value)
-        })
-    }
+        }
+    })
 }
 
 /// Submits what is queued, without waiting. Waiting submits too; this is for `close_async`,
@@ -129,17 +141,15 @@ unsafe extern "C" fn set_test_mode(this: VALUE, value: VALUE) -> VALUE {
 /// @return [Integer] the operations that were submitted
 /// @example
 ///   machine.submit #=> 0
-unsafe extern "C" fn submit(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn submit(caller: Caller, _: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 0..=0, |caller, _| {
-            let count = (*caller.core).machine.counts().unsubmitted;
-            (*caller.core)
-                .machine
-                .poll()
-                .map_err(|error| Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)))?;
-            Ok(number(count as i32))
-        })
+        let count = (*caller.core).machine.counts().unsubmitted;
+        (*caller.core)
+            .machine
+            .poll()
+            .map_err(|error| Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)))?;
+        Ok(number(count as i32))
     }
 }
 
@@ -151,16 +161,17 @@ unsafe extern "C" fn submit(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
 /// @raise [TypeError] if text is no String
 /// @example
 ///   UM.debug("here")
-unsafe extern "C" fn debug(_class: VALUE, text: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe {
-        ruby::method(|| {
+fn debug(ruby: &Ruby, _class: Value, text: Value) -> Result<Value, Error> {
+    let text = text.as_raw();
+    settle(ruby, || {
+        // SAFETY: the type is checked.
+        unsafe {
             let text = crate::ruby::arguments::string(text, "text")?;
             let text = String::from_utf8_lossy(ruby::string_bytes(&text));
             eprintln!("{text}");
             Ok(NIL)
-        })
-    }
+        }
+    })
 }
 
 /// The version of the running kernel: a hundred times its first number, plus its second.
@@ -169,30 +180,26 @@ unsafe extern "C" fn debug(_class: VALUE, text: VALUE) -> VALUE {
 /// @return [Integer]
 /// @example
 ///   UM.kernel_version #=> 618, which is Linux 6.18
-unsafe extern "C" fn kernel_version(_class: VALUE) -> VALUE {
-    // SAFETY: uname fills the struct; its release is a C string.
-    let version = unsafe {
-        let mut name: libc::utsname = std::mem::zeroed();
-        libc::uname(&mut name);
-        let release = std::ffi::CStr::from_ptr(name.release.as_ptr()).to_string_lossy();
-        let mut numbers = release
-            .split(|character: char| !character.is_ascii_digit())
-            .map(|digits| digits.parse().unwrap_or(0));
-        numbers.next().unwrap_or(0) * 100 + numbers.next().unwrap_or(0)
-    };
-    ruby::fixnum(version)
+fn kernel_version(_class: Value) -> u32 {
+    let name = nix::sys::utsname::uname();
+    let release = name.map_or_else(
+        |_| String::new(),
+        |name| name.release().to_string_lossy().into_owned(),
+    );
+    let mut numbers = release
+        .split(|character: char| !character.is_ascii_digit())
+        .map(|digits| digits.parse().unwrap_or(0));
+    numbers.next().unwrap_or(0) * 100 + numbers.next().unwrap_or(0)
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods that take what their arity says.
-    unsafe {
-        ruby::define_method(class, c"metrics", metrics as *const (), 0);
-        ruby::define_method(class, c"profile_mode?", is_profile_mode as *const (), 0);
-        ruby::define_method(class, c"profile_mode=", set_profile_mode as *const (), 1);
-        ruby::define_method(class, c"test_mode=", set_test_mode as *const (), 1);
-        define_all(class, &[(c"submit", submit)]);
-        ruby::define_singleton_method(class, c"debug", debug as *const (), 1);
-        ruby::define_singleton_method(class, c"kernel_version", kernel_version as *const (), 0);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("metrics", method!(metrics, 0))?;
+    class.define_method("profile_mode?", method!(is_profile_mode, 0))?;
+    class.define_method("profile_mode=", method!(set_profile_mode, 1))?;
+    class.define_method("test_mode=", method!(set_test_mode, 1))?;
+    machine_method!(class, "submit", 0..=0, submit);
+    class.define_singleton_method("debug", method!(debug, 1))?;
+    class.define_singleton_method("kernel_version", method!(kernel_version, 0))?;
+    Ok(())
 }

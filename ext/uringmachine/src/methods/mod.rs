@@ -19,25 +19,23 @@ mod tls;
 pub mod transfer;
 mod watch;
 
-use crate::ruby::VALUE;
+use magnus::{Error, RClass};
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: each file defines functions that take what their arity says.
-    unsafe {
-        descriptors::define(class);
-        fibers::define(class);
-        files::define(class);
-        introspection::define(class);
-        paths::define(class);
-        processes::define(class);
-        readiness::define(class);
-        sending::define(class);
-        sockets::define(class);
-        streams::define(class);
-        time::define(class);
-        tls::define(class);
-        transfer::define(class);
-        watch::define(class);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    descriptors::define(class)?;
+    fibers::define(class)?;
+    files::define(class)?;
+    introspection::define(class)?;
+    paths::define(class)?;
+    processes::define(class)?;
+    readiness::define(class)?;
+    sending::define(class)?;
+    sockets::define(class)?;
+    streams::define(class)?;
+    time::define(class)?;
+    tls::define(class)?;
+    transfer::define(class)?;
+    watch::define(class)?;
+    Ok(())
 }

@@ -1,48 +1,11 @@
 //! rename, unlink, mkdir and their kin: names in directories.
 
-use std::ffi::{c_int, CStr};
+use magnus::{Error, RClass};
 
-use uringmachine_runtime::{opcode, types, Entry};
+use uringmachine_runtime::operations::{Link, Mkdir, Rename, Symlink, Unlink, HERE};
 
-use crate::machine::caller::{method, number};
-use crate::ruby::{define_all, VALUE};
-
-/// Paths that are not absolute start at the current folder.
-const HERE: types::Fd = types::Fd(libc::AT_FDCWD);
-
-/// A method of one path.
-unsafe fn on_one(
-    argc: c_int,
-    argv: *const VALUE,
-    this: VALUE,
-    make: impl FnOnce(&CStr) -> Entry,
-) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the path is on this frame until the kernel is done with it.
-    unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let path = arguments.path(0, "path")?;
-            caller.operate(make(&path)).map(number)
-        })
-    }
-}
-
-/// A method of two paths.
-unsafe fn on_two(
-    argc: c_int,
-    argv: *const VALUE,
-    this: VALUE,
-    names: [&str; 2],
-    make: impl FnOnce(&CStr, &CStr) -> Entry,
-) -> VALUE {
-    // SAFETY: as above.
-    unsafe {
-        method(argc, argv, this, 2..=2, |caller, arguments| {
-            let first = arguments.path(0, names[0])?;
-            let second = arguments.path(1, names[1])?;
-            caller.operate(make(&first, &second)).map(number)
-        })
-    }
-}
+use crate::machine::caller::{machine_method, number, Answer, Caller};
+use crate::ruby::arguments::Arguments;
 
 /// Renames a file or a directory, within a file system. A file of the new name is replaced.
 ///
@@ -56,13 +19,16 @@ unsafe fn on_two(
 /// @kernel 5.11
 /// @example
 ///   machine.rename("config.new", "config")
-unsafe extern "C" fn rename(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        on_two(argc, argv, this, ["old", "new"], |old, new| {
-            opcode::RenameAt::new(HERE, old.as_ptr(), HERE, new.as_ptr()).build()
-        })
-    }
+fn rename(caller: Caller, arguments: Arguments) -> Answer {
+    let (old, new) = (arguments.path(0, "old")?, arguments.path(1, "new")?);
+    let rename = Rename {
+        old_directory: HERE,
+        old,
+        new_directory: HERE,
+        new,
+        flags: 0,
+    };
+    caller.result(rename).map(number)
 }
 
 /// Removes a name of a file, and the file with its last name.
@@ -76,13 +42,13 @@ unsafe extern "C" fn rename(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
 /// @kernel 5.11
 /// @example
 ///   machine.unlink("/tmp/app.sock")
-unsafe extern "C" fn unlink(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        on_one(argc, argv, this, |path| {
-            opcode::UnlinkAt::new(HERE, path.as_ptr()).build()
-        })
-    }
+fn unlink(caller: Caller, arguments: Arguments) -> Answer {
+    let unlink = Unlink {
+        directory: HERE,
+        path: arguments.path(0, "path")?,
+        flags: 0,
+    };
+    caller.result(unlink).map(number)
 }
 
 /// Removes an empty directory.
@@ -96,15 +62,13 @@ unsafe extern "C" fn unlink(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
 /// @kernel 5.11
 /// @example
 ///   machine.rmdir("/tmp/empty")
-unsafe extern "C" fn rmdir(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        on_one(argc, argv, this, |path| {
-            opcode::UnlinkAt::new(HERE, path.as_ptr())
-                .flags(libc::AT_REMOVEDIR)
-                .build()
-        })
-    }
+fn rmdir(caller: Caller, arguments: Arguments) -> Answer {
+    let unlink = Unlink {
+        directory: HERE,
+        path: arguments.path(0, "path")?,
+        flags: libc::AT_REMOVEDIR,
+    };
+    caller.result(unlink).map(number)
 }
 
 /// Makes a directory.
@@ -119,16 +83,13 @@ unsafe extern "C" fn rmdir(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
 /// @kernel 5.15
 /// @example
 ///   machine.mkdir("/tmp/private", 0700)
-unsafe extern "C" fn mkdir(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the path is on this frame until the kernel is done with it.
-    unsafe {
-        method(argc, argv, this, 1..=2, |caller, arguments| {
-            let path = arguments.path(0, "path")?;
-            let mode = super::files::mode(&arguments, 1, 0o777)?;
-            let entry = opcode::MkDirAt::new(HERE, path.as_ptr()).mode(mode).build();
-            caller.operate(entry).map(number)
-        })
-    }
+fn mkdir(caller: Caller, arguments: Arguments) -> Answer {
+    let mkdir = Mkdir {
+        directory: HERE,
+        path: arguments.path(0, "path")?,
+        mode: super::files::mode(&arguments, 1, 0o777)?,
+    };
+    caller.result(mkdir).map(number)
 }
 
 /// Makes a symbolic link.
@@ -143,13 +104,13 @@ unsafe extern "C" fn mkdir(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
 /// @kernel 5.15
 /// @example
 ///   machine.symlink("releases/42", "current")
-unsafe extern "C" fn symlink(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        on_two(argc, argv, this, ["target", "path"], |target, path| {
-            opcode::SymlinkAt::new(HERE, target.as_ptr(), path.as_ptr()).build()
-        })
-    }
+fn symlink(caller: Caller, arguments: Arguments) -> Answer {
+    let symlink = Symlink {
+        target: arguments.path(0, "target")?,
+        directory: HERE,
+        path: arguments.path(1, "path")?,
+    };
+    caller.result(symlink).map(number)
 }
 
 /// Gives a file one more name.
@@ -164,29 +125,25 @@ unsafe extern "C" fn symlink(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
 /// @kernel 5.15
 /// @example
 ///   machine.link("data", "data.bak")
-unsafe extern "C" fn link(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        on_two(argc, argv, this, ["old", "new"], |old, new| {
-            opcode::LinkAt::new(HERE, old.as_ptr(), HERE, new.as_ptr()).build()
-        })
-    }
+fn link(caller: Caller, arguments: Arguments) -> Answer {
+    let (old, new) = (arguments.path(0, "old")?, arguments.path(1, "new")?);
+    let link = Link {
+        old_directory: HERE,
+        old,
+        new_directory: HERE,
+        new,
+        flags: 0,
+    };
+    caller.result(link).map(number)
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        define_all(
-            class,
-            &[
-                (c"rename", rename),
-                (c"unlink", unlink),
-                (c"rmdir", rmdir),
-                (c"mkdir", mkdir),
-                (c"symlink", symlink),
-                (c"link", link),
-            ],
-        );
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    machine_method!(class, "rename", 2..=2, rename);
+    machine_method!(class, "unlink", 1..=1, unlink);
+    machine_method!(class, "rmdir", 1..=1, rmdir);
+    machine_method!(class, "mkdir", 1..=2, mkdir);
+    machine_method!(class, "symlink", 2..=2, symlink);
+    machine_method!(class, "link", 2..=2, link);
+    Ok(())
 }

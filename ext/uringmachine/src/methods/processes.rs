@@ -1,12 +1,16 @@
 //! waitid and its kin: child processes, and processes by descriptor.
 
-use std::ffi::c_int;
+use crate::machine::caller::{machine_method, Answer, Caller};
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::function;
+use crate::ruby::Outcome;
+use magnus::{Error, RClass};
 
-use crate::machine::caller::{method, number};
+use crate::machine::caller::number;
 use crate::machine::child::{take, Wanted};
 use crate::os::direct;
 use crate::os::process::{descriptor, has_ended, send_signal};
-use crate::ruby::{self, arguments, define_all, define_all_singleton, Raise, NIL, VALUE};
+use crate::ruby::{self, arguments, Raise, NIL};
 
 /// Waits for a change of a child process, and takes it. Processes that Ruby started are waited for no more
 /// then: `$?` is not set.
@@ -26,24 +30,22 @@ use crate::ruby::{self, arguments, define_all, define_all_singleton, Raise, NIL,
 /// @kernel 6.7 by the ring
 /// @example
 ///   machine.waitid(UM::P_PID, pid, UM::WEXITED) #=> [4711, 0, 1]
-unsafe extern "C" fn waitid(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; a siginfo of a child's change has these fields.
+fn waitid(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: a siginfo of a child's change has these fields.
     unsafe {
-        method(argc, argv, this, 3..=3, |caller, arguments| {
-            let wanted = Wanted::new(&arguments)?;
-            loop {
-                let found = wanted.look(0)?;
-                if found.is_none() && wanted.may_wait() {
-                    wanted.wait(&caller)?;
-                    continue;
-                }
-                let (pid, status, code) = found.map_or((0, 0, 0), |info| {
-                    (info.si_pid(), info.si_status(), info.si_code)
-                });
-                let numbers = [number(pid), number(status), number(code)];
-                return Ok(rb_sys::rb_ary_new_from_values(3, numbers.as_ptr()));
+        let wanted = Wanted::new(&arguments)?;
+        loop {
+            let found = wanted.look(0)?;
+            if found.is_none() && wanted.may_wait() {
+                wanted.wait(&caller)?;
+                continue;
             }
-        })
+            let (pid, status, code) = found.map_or((0, 0, 0), |info| {
+                (info.si_pid(), info.si_status(), info.si_code)
+            });
+            let numbers = [number(pid), number(status), number(code)];
+            return Ok(rb_sys::rb_ary_new_from_values(3, numbers.as_ptr()));
+        }
     }
 }
 
@@ -60,28 +62,26 @@ unsafe extern "C" fn waitid(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
 /// @kernel 6.7 by the ring
 /// @example
 ///   machine.waitid_status(UM::P_PID, pid, UM::WEXITED).success? #=> true
-unsafe extern "C" fn waitid_status(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; a siginfo of a child's change has a pid.
+fn waitid_status(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: a siginfo of a child's change has a pid.
     unsafe {
-        method(argc, argv, this, 3..=3, |caller, arguments| {
-            let wanted = Wanted::new(&arguments)?;
-            if wanted.options & libc::WNOWAIT != 0 {
-                return Err(Raise::argument("options can't have UM::WNOWAIT").into());
-            }
-            loop {
-                match wanted.look(libc::WNOWAIT)? {
-                    Some(info) => {
-                        // Somebody else may be quicker: then it waits again.
-                        let status = take(info.si_pid(), wanted.options)?;
-                        if status != NIL {
-                            return Ok(status);
-                        }
+        let wanted = Wanted::new(&arguments)?;
+        if wanted.options & libc::WNOWAIT != 0 {
+            return Err(Raise::argument("options can't have UM::WNOWAIT").into());
+        }
+        loop {
+            match wanted.look(libc::WNOWAIT)? {
+                Some(info) => {
+                    // Somebody else may be quicker: then it waits again.
+                    let status = take(info.si_pid(), wanted.options)?;
+                    if status != NIL {
+                        return Ok(status);
                     }
-                    None if wanted.may_wait() => wanted.wait(&caller)?,
-                    None => return Ok(NIL),
                 }
+                None if wanted.may_wait() => wanted.wait(&caller)?,
+                None => return Ok(NIL),
             }
-        })
+        }
     }
 }
 
@@ -97,14 +97,12 @@ unsafe extern "C" fn waitid_status(argc: c_int, argv: *const VALUE, this: VALUE)
 /// @example
 ///   fd = UM.pidfd_open(pid)
 ///   machine.waitid(UM::P_PIDFD, fd, UM::WEXITED)
-unsafe extern "C" fn pidfd_open(argc: c_int, argv: *const VALUE, _class: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the call points to nothing.
+fn pidfd_open(arguments: Arguments) -> Outcome {
+    // SAFETY: the call points to nothing.
     unsafe {
-        arguments::with(argc, argv, 1..=1, |arguments| {
-            let pid = arguments.int(0, "pid")?;
-            let result = libc::syscall(libc::SYS_pidfd_open, pid, 0);
-            Ok(number(descriptor(result)?))
-        })
+        let pid = arguments.int(0, "pid")?;
+        let result = libc::syscall(libc::SYS_pidfd_open, pid, 0);
+        Ok(number(descriptor(result)?))
     }
 }
 
@@ -121,20 +119,15 @@ unsafe extern "C" fn pidfd_open(argc: c_int, argv: *const VALUE, _class: VALUE) 
 /// @kernel 5.1
 /// @example
 ///   UM.pidfd_send_signal(fd, UM::SIGTERM)
-unsafe extern "C" fn pidfd_send_signal(argc: c_int, argv: *const VALUE, _class: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the call points to nothing.
-    unsafe {
-        arguments::with(argc, argv, 2..=3, |arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let signal = arguments.int(1, "sig")?;
-            let flags = match arguments.optional(2) {
-                None => 0,
-                Some(_) => arguments.unsigned(2, "flags")?,
-            };
-            send_signal(fd, signal, flags)?;
-            Ok(arguments.get(0))
-        })
-    }
+fn pidfd_send_signal(arguments: Arguments) -> Outcome {
+    let fd = arguments.fd(0, "fd")?;
+    let signal = arguments.int(1, "sig")?;
+    let flags = match arguments.optional(2) {
+        None => 0,
+        Some(_) => arguments.unsigned(2, "flags")?,
+    };
+    send_signal(fd, signal, flags)?;
+    Ok(arguments.get(0))
 }
 
 /// Asks whether a process has ended, reaped or not. Takes nothing and does not wait.
@@ -148,13 +141,8 @@ unsafe extern "C" fn pidfd_send_signal(argc: c_int, argv: *const VALUE, _class: 
 /// @kernel 5.3
 /// @example
 ///   UM.pidfd_ended?(fd) #=> false
-unsafe extern "C" fn has_pidfd_ended(argc: c_int, argv: *const VALUE, _class: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        arguments::with(argc, argv, 1..=1, |arguments| {
-            Ok(ruby::boolean(has_ended(arguments.fd(0, "fd")?)?))
-        })
-    }
+fn has_pidfd_ended(arguments: Arguments) -> Outcome {
+    Ok(ruby::boolean(has_ended(arguments.fd(0, "fd")?)?))
 }
 
 /// Makes this process the parent of its descendants whose own parents end, or ends that.
@@ -167,41 +155,31 @@ unsafe extern "C" fn has_pidfd_ended(argc: c_int, argv: *const VALUE, _class: VA
 /// @kernel 3.4
 /// @example
 ///   UM.pr_set_child_subreaper(true)
-unsafe extern "C" fn pr_set_child_subreaper(
-    argc: c_int,
-    argv: *const VALUE,
-    _class: VALUE,
-) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the call points to nothing.
+fn pr_set_child_subreaper(arguments: Arguments) -> Outcome {
+    // SAFETY: the call points to nothing.
     unsafe {
-        arguments::with(argc, argv, 1..=1, |arguments| {
-            let value = arguments.get(0);
-            if value != ruby::TRUE && value != ruby::FALSE {
-                return Err(arguments::wrong_type(value, "value", "true or false"));
-            }
-            let on = libc::c_ulong::from(value == ruby::TRUE);
-            direct(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, on))?;
-            Ok(value)
-        })
+        let value = arguments.get(0);
+        if value != ruby::TRUE && value != ruby::FALSE {
+            return Err(arguments::wrong_type(value, "value", "true or false"));
+        }
+        let on = libc::c_ulong::from(value == ruby::TRUE);
+        direct(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, on))?;
+        Ok(value)
     }
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        define_all(
-            class,
-            &[(c"waitid", waitid), (c"waitid_status", waitid_status)],
-        );
-        define_all_singleton(
-            class,
-            &[
-                (c"pidfd_open", pidfd_open),
-                (c"pidfd_send_signal", pidfd_send_signal),
-                (c"pidfd_ended?", has_pidfd_ended),
-                (c"pr_set_child_subreaper", pr_set_child_subreaper),
-            ],
-        );
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    machine_method!(class, "waitid", 3..=3, waitid);
+    machine_method!(class, "waitid_status", 3..=3, waitid_status);
+    function!(class, "pidfd_open", 1..=1, pidfd_open);
+    function!(class, "pidfd_send_signal", 2..=3, pidfd_send_signal);
+    function!(class, "pidfd_ended?", 1..=1, has_pidfd_ended);
+    function!(
+        class,
+        "pr_set_child_subreaper",
+        1..=1,
+        pr_set_child_subreaper
+    );
+    Ok(())
 }

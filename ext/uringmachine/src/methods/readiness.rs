@@ -1,14 +1,17 @@
 //! poll and select: waiting for descriptors without using them.
 
+use crate::machine::caller::{machine_method, Answer};
+use magnus::{Error, RClass};
 use std::ffi::c_int;
+use uringmachine_runtime::operations::Poll;
 
-use uringmachine_runtime::{opcode, types};
+use uringmachine_runtime::types;
 
-use crate::machine::caller::{method, number, Caller};
+use crate::machine::caller::{number, Caller};
 use crate::machine::poll::{poll_on_thread, selects, wait_for_any, wakes_for, NEVER_WAKES};
 use crate::machine::switch::Failure;
 use crate::ruby::arguments::{self, Arguments};
-use crate::ruby::{self, define_all, Raise, VALUE};
+use crate::ruby::{self, Raise, VALUE};
 
 /// Waits until a descriptor is ready: at once, if bytes have come before that nobody was given.
 ///
@@ -22,31 +25,32 @@ use crate::ruby::{self, define_all, Raise, VALUE};
 /// @kernel 5.1
 /// @example
 ///   machine.poll(fd, UM::POLLIN) #=> 1, which is UM::POLLIN
-unsafe extern "C" fn poll(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; a poll points to nothing.
+fn poll(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: a poll points to nothing.
     unsafe {
-        method(argc, argv, this, 2..=2, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
-            let mask = arguments.unsigned(1, "mask")?;
-            if mask & READS != 0 && caller.kept(fd.0)?.is_some() {
-                return Ok(number((mask & READS) as i32));
+        let fd = types::Fd(arguments.fd(0, "fd")?);
+        let mask = arguments.unsigned(1, "mask")?;
+        if mask & READS != 0 && caller.kept(fd.0)?.is_some() {
+            return Ok(number((mask & READS) as i32));
+        }
+        let wanted = wakes_for(mask);
+        let poll = Poll {
+            fd: fd.0,
+            events: wanted,
+        };
+        let mut answer = match caller.result(poll) {
+            Err(Failure::Raise(Raise::Errno(errno))) if -errno == NEVER_WAKES => 0,
+            answer => answer?,
+        };
+        loop {
+            // What was added to be woken is nothing that was asked for.
+            let asked = answer & (mask as i32 | i32::from(ALWAYS | libc::POLLNVAL));
+            if asked != 0 {
+                return Ok(number(asked));
             }
-            let wanted = wakes_for(mask);
-            let entry = opcode::PollAdd::new(fd, wanted).build();
-            let mut answer = match caller.operate(entry) {
-                Err(Failure::Raise(Raise::Errno(errno))) if -errno == NEVER_WAKES => 0,
-                answer => answer?,
-            };
-            loop {
-                // What was added to be woken is nothing that was asked for.
-                let asked = answer & (mask as i32 | i32::from(ALWAYS | libc::POLLNVAL));
-                if asked != 0 {
-                    return Ok(number(asked));
-                }
-                let answers = poll_on_thread(caller.core, caller.me, &[(fd.0, wanted)], None)?;
-                answer = answers.map_or(0, |answers| answers[0]);
-            }
-        })
+            let answers = poll_on_thread(caller.core, caller.me, &[(fd.0, wanted)], None)?;
+            answer = answers.map_or(0, |answers| answers[0]);
+        }
     }
 }
 
@@ -72,14 +76,12 @@ const ALWAYS: libc::c_short = libc::POLLERR | libc::POLLHUP;
 /// @kernel 5.1
 /// @example
 ///   machine.select([first, second], [], []) #=> [[second], [], []]
-unsafe extern "C" fn select(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+fn select(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 3..=3, |caller, arguments| {
-            let sets = read_sets(&arguments)?;
-            let ready = wait_for_ready(&caller, &sets)?;
-            Ok(to_arrays(ready)?)
-        })
+        let sets = read_sets(&arguments)?;
+        let ready = wait_for_ready(&caller, &sets)?;
+        Ok(to_arrays(ready)?)
     }
 }
 
@@ -193,7 +195,8 @@ unsafe fn to_arrays(sets: Sets) -> Result<VALUE, Raise> {
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe { define_all(class, &[(c"poll", poll), (c"select", select)]) };
+pub fn define(class: RClass) -> Result<(), Error> {
+    machine_method!(class, "poll", 2..=2, poll);
+    machine_method!(class, "select", 3..=3, select);
+    Ok(())
 }

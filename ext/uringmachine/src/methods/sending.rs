@@ -1,5 +1,8 @@
 //! Sending: bytes, messages and descriptors, once or all of them.
 
+use crate::machine::caller::{machine_method, Answer};
+use crate::ruby::arguments::Arguments;
+use magnus::{Error, RClass};
 use std::ffi::c_int;
 
 use uringmachine_runtime::{opcode, types};
@@ -8,10 +11,10 @@ use super::address;
 use super::sockets::{message_of, one_byte, Control};
 use super::transfer::length_or_all;
 use crate::lending::Source;
-use crate::machine::caller::{method, number, Caller};
+use crate::machine::caller::{number, Caller};
 use crate::machine::switch::Failure;
 use crate::machine::write_all::{send_once, write_all, Sink};
-use crate::ruby::{self, arguments, define_all, Raise, VALUE};
+use crate::ruby::{self, arguments, Raise};
 
 /// Sends from a buffer to a socket, once. A peer that is gone is Errno::EPIPE, never a signal. What others have begun
 /// to send comes before it.
@@ -27,27 +30,25 @@ use crate::ruby::{self, arguments, define_all, Raise, VALUE};
 /// @kernel 5.6
 /// @example
 ///   machine.send(fd, "Hello", 5, UM::MSG_WAITALL) #=> 5
-unsafe extern "C" fn send(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; `give` keeps the memory in place.
+fn send(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: `give` keeps the memory in place.
     unsafe {
-        method(argc, argv, this, 2..=4, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let len = length_or_all(&arguments, 2, "len")?;
-            let flags = arguments.int_or(3, "flags", 0)? | libc::MSG_NOSIGNAL;
-            let zero_copy = (*caller.core).machine.features().send_zc;
-            for zero_copy in [zero_copy, false] {
-                let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
-                let fixed = source
-                    .fixed
-                    .filter(|_| zero_copy && source.length >= ZERO_COPY_FROM);
-                let how = fixed.map_or(How::Copied, How::Fixed);
-                match send_source(&caller, fd, source, flags, how) {
-                    Err(Failure::Raise(Raise::Errno(libc::EOPNOTSUPP))) if fixed.is_some() => {}
-                    sent => return Ok(number(sent?)),
-                }
+        let fd = arguments.fd(0, "fd")?;
+        let len = length_or_all(&arguments, 2, "len")?;
+        let flags = arguments.int_or(3, "flags", 0)? | libc::MSG_NOSIGNAL;
+        let zero_copy = (*caller.core).machine.features().send_zc;
+        for zero_copy in [zero_copy, false] {
+            let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
+            let fixed = source
+                .fixed
+                .filter(|_| zero_copy && source.length >= ZERO_COPY_FROM);
+            let how = fixed.map_or(How::Copied, How::Fixed);
+            match send_source(&caller, fd, source, flags, how) {
+                Err(Failure::Raise(Raise::Errno(libc::EOPNOTSUPP))) if fixed.is_some() => {}
+                sent => return Ok(number(sent?)),
             }
-            Ok(number(0))
-        })
+        }
+        Ok(number(0))
     }
 }
 
@@ -114,32 +115,30 @@ const ZERO_COPY_FROM: usize = 16 << 10;
 /// @kernel 6.0
 /// @example
 ///   machine.send_zc(fd, page.freeze, UM::MSG_WAITALL)
-unsafe extern "C" fn send_zc(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; `give` keeps the memory in place until the operation's last
+fn send_zc(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: `give` keeps the memory in place until the operation's last
     // completion, which says that the network has let go of it.
     unsafe {
-        method(argc, argv, this, 2..=3, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let string = arguments::string(arguments.get(1), "string")?;
-            if !ruby::is_frozen(string) {
-                return Err(Raise::argument("string must be frozen").into());
+        let fd = arguments.fd(0, "fd")?;
+        let string = arguments::string(arguments.get(1), "string")?;
+        if !ruby::is_frozen(string) {
+            return Err(Raise::argument("string must be frozen").into());
+        }
+        let flags = arguments.int_or(2, "flags", 0)? | libc::MSG_NOSIGNAL;
+        let zero_copy = (*caller.core).machine.features().send_zc;
+        for zero_copy in [zero_copy, false] {
+            let source = Source::new(caller.core, string, None, "string")?;
+            let how = if zero_copy {
+                How::Uncopied
+            } else {
+                How::Copied
+            };
+            match send_source(&caller, fd, source, flags, how) {
+                Err(Failure::Raise(Raise::Errno(libc::EOPNOTSUPP))) if zero_copy => {}
+                sent => return Ok(number(sent?)),
             }
-            let flags = arguments.int_or(2, "flags", 0)? | libc::MSG_NOSIGNAL;
-            let zero_copy = (*caller.core).machine.features().send_zc;
-            for zero_copy in [zero_copy, false] {
-                let source = Source::new(caller.core, string, None, "string")?;
-                let how = if zero_copy {
-                    How::Uncopied
-                } else {
-                    How::Copied
-                };
-                match send_source(&caller, fd, source, flags, how) {
-                    Err(Failure::Raise(Raise::Errno(libc::EOPNOTSUPP))) if zero_copy => {}
-                    sent => return Ok(number(sent?)),
-                }
-            }
-            Ok(number(0))
-        })
+        }
+        Ok(number(0))
     }
 }
 
@@ -156,15 +155,13 @@ unsafe extern "C" fn send_zc(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
 /// @kernel 5.3
 /// @example
 ///   machine.sendv(fd, headers, body) #=> 120
-unsafe extern "C" fn sendv(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; `write_all` keeps the memory in place.
+fn sendv(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: `write_all` keeps the memory in place.
     unsafe {
-        method(argc, argv, this, 1..=usize::MAX, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let sink = Sink::Send(libc::MSG_NOSIGNAL | libc::MSG_WAITALL);
-            let total = write_all(&caller, fd, &arguments.all()[1..], sink)?;
-            Ok(ruby::fixnum(total as i64))
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let sink = Sink::Send(libc::MSG_NOSIGNAL | libc::MSG_WAITALL);
+        let total = write_all(&caller, fd, &arguments.all()[1..], sink)?;
+        Ok(ruby::fixnum(total as i64))
     }
 }
 
@@ -183,43 +180,41 @@ unsafe extern "C" fn sendv(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
 /// @kernel 5.3
 /// @example
 ///   machine.sendto(fd, "ping", nil, 0, "127.0.0.1", 5353)
-unsafe extern "C" fn sendto(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the message and the address are on this frame, the bytes in
+fn sendto(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the message and the address are on this frame, the bytes in
     // the source.
     unsafe {
-        method(argc, argv, this, 5..=6, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let len = length_or_all(&arguments, 2, "len")?;
-            let flags = arguments.int_or(3, "flags", 0)? | libc::MSG_NOSIGNAL;
-            let mut address = address::read(&caller, fd, &arguments, 4)?[0];
-            let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
-            let mut piece: libc::iovec = std::mem::zeroed();
-            let mut message: libc::msghdr = std::mem::zeroed();
-            message.msg_namelen = address.length();
-            message.msg_name = address.as_mut_ptr().cast();
-            message.msg_iov = &raw mut piece;
-            message.msg_iovlen = 1;
-            let (piece, message) = (&raw mut piece, &raw const message);
-            let is_of_messages = (*caller.core).is_of_messages(fd);
-            let count = caller.give(source, |pointer, length| {
-                (*piece).iov_base = pointer.cast_mut().cast();
-                (*piece).iov_len = length as usize;
-                let send = || {
-                    send_once(&caller, fd, flags, |flags| {
-                        opcode::SendMsg::new(types::Fd(fd), message)
-                            .flags(flags as u32)
-                            .build()
-                    })
-                };
-                // Messages are whole by themselves, and one to a peer that takes none must not hold up the others.
-                if is_of_messages {
-                    caller.after_work(fd, send)
-                } else {
-                    caller.in_turn(fd, send)
-                }
-            })?;
-            Ok(number(count))
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let len = length_or_all(&arguments, 2, "len")?;
+        let flags = arguments.int_or(3, "flags", 0)? | libc::MSG_NOSIGNAL;
+        let mut address = address::read(&caller, fd, &arguments, 4)?[0];
+        let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
+        let mut piece: libc::iovec = std::mem::zeroed();
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_namelen = address.length();
+        message.msg_name = address.as_mut_ptr().cast();
+        message.msg_iov = &raw mut piece;
+        message.msg_iovlen = 1;
+        let (piece, message) = (&raw mut piece, &raw const message);
+        let is_of_messages = (*caller.core).is_of_messages(fd);
+        let count = caller.give(source, |pointer, length| {
+            (*piece).iov_base = pointer.cast_mut().cast();
+            (*piece).iov_len = length as usize;
+            let send = || {
+                send_once(&caller, fd, flags, |flags| {
+                    opcode::SendMsg::new(types::Fd(fd), message)
+                        .flags(flags as u32)
+                        .build()
+                })
+            };
+            // Messages are whole by themselves, and one to a peer that takes none must not hold up the others.
+            if is_of_messages {
+                caller.after_work(fd, send)
+            } else {
+                caller.in_turn(fd, send)
+            }
+        })?;
+        Ok(number(count))
     }
 }
 
@@ -233,48 +228,39 @@ unsafe extern "C" fn sendto(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
 /// @kernel 5.3
 /// @example
 ///   machine.send_fd(socket, fd)
-unsafe extern "C" fn send_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; all the message points to is on this frame.
+fn send_fd(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: all the message points to is on this frame.
     unsafe {
-        method(argc, argv, this, 2..=2, |caller, arguments| {
-            let socket = arguments.fd(0, "sockfd")?;
-            let fd = arguments.fd(1, "fd")?;
-            let (mut byte, mut control) = (0_u8, Control([0; 24]));
-            let mut piece = one_byte(&mut byte);
-            let mut message = message_of(&mut piece, &mut control);
-            message.msg_controllen = libc::CMSG_SPACE(4) as _;
-            let header = libc::CMSG_FIRSTHDR(&raw const message);
-            (*header).cmsg_level = libc::SOL_SOCKET;
-            (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(4) as _;
-            libc::CMSG_DATA(header).cast::<c_int>().write_unaligned(fd);
-            let message = &raw const message;
-            let send = || {
-                send_once(&caller, socket, libc::MSG_NOSIGNAL, |flags| {
-                    opcode::SendMsg::new(types::Fd(socket), message)
-                        .flags(flags as u32)
-                        .build()
-                })
-            };
-            caller.in_turn(socket, send)?;
-            Ok(arguments.get(1))
-        })
+        let socket = arguments.fd(0, "sockfd")?;
+        let fd = arguments.fd(1, "fd")?;
+        let (mut byte, mut control) = (0_u8, Control([0; 24]));
+        let mut piece = one_byte(&mut byte);
+        let mut message = message_of(&mut piece, &mut control);
+        message.msg_controllen = libc::CMSG_SPACE(4) as _;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+        libc::CMSG_DATA(header).cast::<c_int>().write_unaligned(fd);
+        let message = &raw const message;
+        let send = || {
+            send_once(&caller, socket, libc::MSG_NOSIGNAL, |flags| {
+                opcode::SendMsg::new(types::Fd(socket), message)
+                    .flags(flags as u32)
+                    .build()
+            })
+        };
+        caller.in_turn(socket, send)?;
+        Ok(arguments.get(1))
     }
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        define_all(
-            class,
-            &[
-                (c"send", send),
-                (c"send_zc", send_zc),
-                (c"sendv", sendv),
-                (c"sendto", sendto),
-                (c"send_fd", send_fd),
-            ],
-        );
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    machine_method!(class, "send", 2..=4, send);
+    machine_method!(class, "send_zc", 2..=3, send_zc);
+    machine_method!(class, "sendv", 1..=usize::MAX, sendv);
+    machine_method!(class, "sendto", 5..=6, sendto);
+    machine_method!(class, "send_fd", 2..=2, send_fd);
+    Ok(())
 }

@@ -1,7 +1,11 @@
 //! Sockets: made, bound, connected, accepted, received from and shut down.
 
+use crate::machine::caller::{machine_method, Answer};
+use crate::ruby::arguments::Arguments;
+use magnus::{Error, RClass};
 use std::ffi::c_int;
 use std::sync::Arc;
+use uringmachine_runtime::operations::Accept;
 
 use uringmachine_runtime::lines::Work;
 use uringmachine_runtime::{opcode, types};
@@ -9,13 +13,13 @@ use uringmachine_runtime::{opcode, types};
 use super::address;
 use super::transfer::receive;
 use crate::lending::Destination;
-use crate::machine::caller::{method, number, Caller};
+use crate::machine::caller::{number, Caller};
 use crate::machine::inflow::{self, Flow};
 use crate::machine::switch::Failure;
 use crate::off_thread::resolver;
 use crate::os::direct;
 use crate::os::socket_address::{self, Address};
-use crate::ruby::{self, arguments, define_all, Raise, VALUE};
+use crate::ruby::{self, arguments, Raise};
 
 /// Makes a socket, close-on-exec.
 ///
@@ -28,18 +32,16 @@ use crate::ruby::{self, arguments, define_all, Raise, VALUE};
 /// @raise [SystemCallError] as socket(2)
 /// @example
 ///   fd = machine.socket(UM::AF_INET, UM::SOCK_STREAM, 0, 0)
-unsafe extern "C" fn socket(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the call touches no memory.
+fn socket(_: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the call touches no memory.
     unsafe {
-        method(argc, argv, this, 2..=4, |_, arguments| {
-            let domain = arguments.int(0, "domain")?;
-            let kind = arguments.int(1, "type")? | libc::SOCK_CLOEXEC;
-            let protocol = arguments.int_or(2, "protocol", 0)?;
-            let flags = arguments.int_or(3, "flags", 0)?;
-            // It never waits, and a system call of its own costs less than an operation.
-            let fd = direct(libc::socket(domain, kind | flags, protocol))?;
-            Ok(number(fd))
-        })
+        let domain = arguments.int(0, "domain")?;
+        let kind = arguments.int(1, "type")? | libc::SOCK_CLOEXEC;
+        let protocol = arguments.int_or(2, "protocol", 0)?;
+        let flags = arguments.int_or(3, "flags", 0)?;
+        // It never waits, and a system call of its own costs less than an operation.
+        let fd = direct(libc::socket(domain, kind | flags, protocol))?;
+        Ok(number(fd))
     }
 }
 
@@ -56,15 +58,13 @@ unsafe extern "C" fn socket(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
 /// @raise [ArgumentError] if it has none of the socket's family
 /// @example
 ///   machine.bind(fd, "127.0.0.1", 1234)
-unsafe extern "C" fn bind(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the address is on this frame.
+fn bind(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the address is on this frame.
     unsafe {
-        method(argc, argv, this, 2..=3, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let address = address::read(&caller, fd, &arguments, 1)?[0];
-            direct(libc::bind(fd, address.as_ptr(), address.length()))?;
-            Ok(number(0))
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let address = address::read(&caller, fd, &arguments, 1)?[0];
+        direct(libc::bind(fd, address.as_ptr(), address.length()))?;
+        Ok(number(0))
     }
 }
 
@@ -77,15 +77,13 @@ unsafe extern "C" fn bind(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
 /// @raise [SystemCallError] as listen(2)
 /// @example
 ///   machine.listen(fd, 128)
-unsafe extern "C" fn listen(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the call touches no memory.
+fn listen(_: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the call touches no memory.
     unsafe {
-        method(argc, argv, this, 1..=2, |_, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let backlog = arguments.int_or(1, "backlog", libc::SOMAXCONN)?;
-            direct(libc::listen(fd, backlog))?;
-            Ok(number(0))
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let backlog = arguments.int_or(1, "backlog", libc::SOMAXCONN)?;
+        direct(libc::listen(fd, backlog))?;
+        Ok(number(0))
     }
 }
 
@@ -103,25 +101,23 @@ unsafe extern "C" fn listen(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
 /// @kernel 5.5
 /// @example
 ///   machine.connect(fd, "::1", 1234)
-unsafe extern "C" fn connect(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the addresses are on this frame, which `operate` does not
+fn connect(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the addresses are on this frame, which `operate` does not
     // leave before the kernel is done.
     unsafe {
-        method(argc, argv, this, 2..=3, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let addresses = address::read(&caller, fd, &arguments, 1)?;
-            let mut result = Ok(0);
-            for address in &addresses {
-                let fd = types::Fd(fd);
-                let entry = opcode::Connect::new(fd, address.as_ptr(), address.length()).build();
-                result = caller.operate(entry);
-                if !matches!(result, Err(Failure::Raise(Raise::Errno(_)))) {
-                    break;
-                }
+        let fd = arguments.fd(0, "fd")?;
+        let addresses = address::read(&caller, fd, &arguments, 1)?;
+        let mut result = Ok(0);
+        for address in &addresses {
+            let fd = types::Fd(fd);
+            let entry = opcode::Connect::new(fd, address.as_ptr(), address.length()).build();
+            result = caller.operate(entry);
+            if !matches!(result, Err(Failure::Raise(Raise::Errno(_)))) {
+                break;
             }
-            result?;
-            Ok(number(0))
-        })
+        }
+        result?;
+        Ok(number(0))
     }
 }
 
@@ -134,22 +130,20 @@ unsafe extern "C" fn connect(argc: c_int, argv: *const VALUE, this: VALUE) -> VA
 /// @kernel 5.5
 /// @example
 ///   connection = machine.accept(server)
-unsafe extern "C" fn accept(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the operation is given no memory.
+fn accept(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the operation is given no memory.
     unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
-            if let Some(flow) = caller.kept(fd.0)? {
-                if let Some(connection) = (*flow.get()).descriptors.pop_front() {
-                    return Ok(number(connection));
-                }
+        let fd = types::Fd(arguments.fd(0, "fd")?);
+        if let Some(flow) = caller.kept(fd.0)? {
+            if let Some(connection) = (*flow.get()).descriptors.pop_front() {
+                return Ok(number(connection));
             }
-            let null = std::ptr::null_mut();
-            let entry = opcode::Accept::new(fd, null, std::ptr::null_mut())
-                .flags(libc::SOCK_CLOEXEC)
-                .build();
-            Ok(number(caller.open(entry)?))
-        })
+        }
+        let accept = Accept {
+            fd: fd.0,
+            flags: libc::SOCK_CLOEXEC,
+        };
+        caller.descriptor(accept).map(number)
     }
 }
 
@@ -168,40 +162,38 @@ unsafe extern "C" fn accept(argc: c_int, argv: *const VALUE, this: VALUE) -> VAL
 /// @kernel 5.6
 /// @example
 ///   machine.recv(fd, buffer, 8192, 0) #=> 5
-unsafe extern "C" fn recv(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; `fill` keeps the memory in place.
+fn recv(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: `fill` keeps the memory in place.
     unsafe {
-        method(argc, argv, this, 2..=4, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let maxlen = super::transfer::length(&arguments, 2, "maxlen")?;
-            let flags = arguments.int_or(3, "flags", 0)?;
-            let buffer = arguments.get(1);
-            let room = || Destination::new(caller.core, buffer, maxlen, 0, "buffer");
-            let fd = types::Fd(fd);
-            let receives =
-                |pointer, length| opcode::Recv::new(fd, pointer, length).flags(flags).build();
-            if flags & libc::MSG_TRUNC != 0 || !caller.reads_plainly(fd.0) {
-                caller.told(fd.0)?;
-                if let Some(flow) = kept(&caller, fd.0, flags)? {
-                    let rest =
-                        (flags & libc::MSG_WAITALL != 0).then_some(&receives as &dyn Fn(_, _) -> _);
-                    let peeks = flags & libc::MSG_PEEK != 0;
-                    return caller.fill_from(&flow, room()?, peeks, rest).map(number);
-                }
-                if flags & libc::MSG_TRUNC != 0 || (*caller.core).is_of_messages(fd.0) {
-                    return receive(&caller, fd.0, room()?, flags, None).map(number);
-                }
+        let fd = arguments.fd(0, "fd")?;
+        let maxlen = super::transfer::length(&arguments, 2, "maxlen")?;
+        let flags = arguments.int_or(3, "flags", 0)?;
+        let buffer = arguments.get(1);
+        let room = || Destination::new(caller.core, buffer, maxlen, 0, "buffer");
+        let fd = types::Fd(fd);
+        let receives =
+            |pointer, length| opcode::Recv::new(fd, pointer, length).flags(flags).build();
+        if flags & libc::MSG_TRUNC != 0 || !caller.reads_plainly(fd.0) {
+            caller.told(fd.0)?;
+            if let Some(flow) = kept(&caller, fd.0, flags)? {
+                let rest =
+                    (flags & libc::MSG_WAITALL != 0).then_some(&receives as &dyn Fn(_, _) -> _);
+                let peeks = flags & libc::MSG_PEEK != 0;
+                return caller.fill_from(&flow, room()?, peeks, rest).map(number);
             }
-            let destination = room()?;
-            let fixed = destination.fixed.filter(|_| flags == 0);
-            let count = caller.fill(destination, |pointer, length| match fixed {
-                Some(index) => opcode::ReadFixed::new(fd, pointer, length, index)
-                    .offset(arguments::CURRENT)
-                    .build(),
-                None => receives(pointer, length),
-            })?;
-            Ok(number(count))
-        })
+            if flags & libc::MSG_TRUNC != 0 || (*caller.core).is_of_messages(fd.0) {
+                return receive(&caller, fd.0, room()?, flags, None).map(number);
+            }
+        }
+        let destination = room()?;
+        let fixed = destination.fixed.filter(|_| flags == 0);
+        let count = caller.fill(destination, |pointer, length| match fixed {
+            Some(index) => opcode::ReadFixed::new(fd, pointer, length, index)
+                .offset(arguments::CURRENT)
+                .build(),
+            None => receives(pointer, length),
+        })?;
+        Ok(number(count))
     }
 }
 
@@ -229,29 +221,27 @@ unsafe fn kept(caller: &Caller, fd: i32, flags: i32) -> Result<Option<Arc<Flow>>
 /// @kernel 5.3
 /// @example
 ///   machine.recvfrom(fd, buffer, 1500) #=> [4, ["127.0.0.1", 40312]]
-unsafe extern "C" fn recvfrom(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the message and the address are on this frame.
+fn recvfrom(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the message and the address are on this frame.
     unsafe {
-        method(argc, argv, this, 2..=4, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let maxlen = super::transfer::length(&arguments, 2, "maxlen")?;
-            let flags = arguments.int_or(3, "flags", 0)?;
-            let mut address = Address::empty();
-            let room = || Destination::new(caller.core, arguments.get(1), maxlen, 0, "buffer");
-            caller.told(fd)?;
-            let count = match kept(&caller, fd, flags)? {
-                Some(flow) => {
-                    // Of a stream, which tells no senders.
-                    *address.length_mut() = 0;
-                    caller.fill_from(&flow, room()?, flags & libc::MSG_PEEK != 0, None)?
-                }
-                None => receive(&caller, fd, room()?, flags, Some(&mut address))?,
-            };
-            let answer = rb_sys::rb_ary_new();
-            rb_sys::rb_ary_push(answer, number(count));
-            rb_sys::rb_ary_push(answer, address.to_ruby());
-            Ok(answer)
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let maxlen = super::transfer::length(&arguments, 2, "maxlen")?;
+        let flags = arguments.int_or(3, "flags", 0)?;
+        let mut address = Address::empty();
+        let room = || Destination::new(caller.core, arguments.get(1), maxlen, 0, "buffer");
+        caller.told(fd)?;
+        let count = match kept(&caller, fd, flags)? {
+            Some(flow) => {
+                // Of a stream, which tells no senders.
+                *address.length_mut() = 0;
+                caller.fill_from(&flow, room()?, flags & libc::MSG_PEEK != 0, None)?
+            }
+            None => receive(&caller, fd, room()?, flags, Some(&mut address))?,
+        };
+        let answer = rb_sys::rb_ary_new();
+        rb_sys::rb_ary_push(answer, number(count));
+        rb_sys::rb_ary_push(answer, address.to_ruby());
+        Ok(answer)
     }
 }
 
@@ -264,19 +254,17 @@ unsafe extern "C" fn recvfrom(argc: c_int, argv: *const VALUE, this: VALUE) -> V
 /// @raise [SystemCallError] as shutdown(2)
 /// @example
 ///   machine.shutdown(fd, UM::SHUT_WR)
-unsafe extern "C" fn shutdown(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the call touches no memory.
+fn shutdown(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the call touches no memory.
     unsafe {
-        method(argc, argv, this, 2..=2, |caller, arguments| {
-            let (fd, how) = (arguments.fd(0, "fd")?, arguments.int(1, "how")?);
-            let shut_down = || Ok(direct(libc::shutdown(fd, how))?);
-            if how == libc::SHUT_RD {
-                shut_down()?;
-            } else {
-                caller.after_work(fd, shut_down)?;
-            }
-            Ok(number(0))
-        })
+        let (fd, how) = (arguments.fd(0, "fd")?, arguments.int(1, "how")?);
+        let shut_down = || Ok(direct(libc::shutdown(fd, how))?);
+        if how == libc::SHUT_RD {
+            shut_down()?;
+        } else {
+            caller.after_work(fd, shut_down)?;
+        }
+        Ok(number(0))
     }
 }
 
@@ -290,14 +278,12 @@ unsafe extern "C" fn shutdown(argc: c_int, argv: *const VALUE, this: VALUE) -> V
 /// @kernel 5.11
 /// @example
 ///   machine.shutdown_async(fd, UM::SHUT_WR)
-unsafe extern "C" fn shutdown_async(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; a shutdown points to nothing.
+fn shutdown_async(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: a shutdown points to nothing.
     unsafe {
-        method(argc, argv, this, 2..=2, |caller, arguments| {
-            let (fd, how) = (arguments.fd(0, "fd")?, arguments.int(1, "how")?);
-            (*caller.core).machine.add_work(fd, Work::Shutdown(how));
-            Ok(arguments.get(0))
-        })
+        let (fd, how) = (arguments.fd(0, "fd")?, arguments.int(1, "how")?);
+        (*caller.core).machine.add_work(fd, Work::Shutdown(how));
+        Ok(arguments.get(0))
     }
 }
 
@@ -309,15 +295,10 @@ unsafe extern "C" fn shutdown_async(argc: c_int, argv: *const VALUE, this: VALUE
 /// @raise [SystemCallError] as getsockopt(2)
 /// @example
 ///   machine.getsockopt(fd, UM::SOL_SOCKET, UM::SO_ERROR) #=> 0
-unsafe extern "C" fn getsockopt(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        method(argc, argv, this, 3..=3, |_, arguments| {
-            let (level, option) = (arguments.int(1, "level")?, arguments.int(2, "option")?);
-            let value = socket_address::option(arguments.fd(0, "fd")?, level, option)?;
-            Ok(number(value))
-        })
-    }
+fn getsockopt(_: Caller, arguments: Arguments) -> Answer {
+    let (level, option) = (arguments.int(1, "level")?, arguments.int(2, "option")?);
+    let value = socket_address::option(arguments.fd(0, "fd")?, level, option)?;
+    Ok(number(value))
 }
 
 /// @method UringMachine#setsockopt(fd, level, option, value)
@@ -329,34 +310,32 @@ unsafe extern "C" fn getsockopt(argc: c_int, argv: *const VALUE, this: VALUE) ->
 /// @raise [SystemCallError] as setsockopt(2)
 /// @example
 ///   machine.setsockopt(fd, UM::SOL_SOCKET, UM::SO_REUSEADDR, true)
-unsafe extern "C" fn setsockopt(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the value lives across the call.
+fn setsockopt(_: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the value lives across the call.
     unsafe {
-        method(argc, argv, this, 4..=4, |_, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let (level, option) = (arguments.int(1, "level")?, arguments.int(2, "option")?);
-            let value = arguments.get(3);
-            let number_value;
-            let bytes = if ruby::is_string(value) {
-                ruby::string_bytes(&value)
-            } else {
-                number_value = match value {
-                    ruby::TRUE => 1,
-                    ruby::FALSE => 0,
-                    value => arguments::int(value, "value")?,
-                }
-                .to_ne_bytes();
-                &number_value
-            };
-            direct(libc::setsockopt(
-                fd,
-                level,
-                option,
-                bytes.as_ptr().cast(),
-                bytes.len() as libc::socklen_t,
-            ))?;
-            Ok(number(0))
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let (level, option) = (arguments.int(1, "level")?, arguments.int(2, "option")?);
+        let value = arguments.get(3);
+        let number_value;
+        let bytes = if ruby::is_string(value) {
+            ruby::string_bytes(&value)
+        } else {
+            number_value = match value {
+                ruby::TRUE => 1,
+                ruby::FALSE => 0,
+                value => arguments::int(value, "value")?,
+            }
+            .to_ne_bytes();
+            &number_value
+        };
+        direct(libc::setsockopt(
+            fd,
+            level,
+            option,
+            bytes.as_ptr().cast(),
+            bytes.len() as libc::socklen_t,
+        ))?;
+        Ok(number(0))
     }
 }
 
@@ -367,9 +346,8 @@ unsafe extern "C" fn setsockopt(argc: c_int, argv: *const VALUE, this: VALUE) ->
 /// @raise [SystemCallError] as getsockname(2)
 /// @example
 ///   machine.sockname(fd) #=> ["127.0.0.1", 1234]
-unsafe extern "C" fn sockname(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: as `name`.
-    unsafe { name(argc, argv, this, libc::getsockname) }
+fn sockname(caller: Caller, arguments: Arguments) -> Answer {
+    name(caller, arguments, libc::getsockname)
 }
 
 /// @method UringMachine#peername(fd)
@@ -378,22 +356,19 @@ unsafe extern "C" fn sockname(argc: c_int, argv: *const VALUE, this: VALUE) -> V
 /// @raise [SystemCallError] as getpeername(2)
 /// @example
 ///   machine.peername(fd) #=> ["127.0.0.1", 40312]
-unsafe extern "C" fn peername(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: as `name`.
-    unsafe { name(argc, argv, this, libc::getpeername) }
+fn peername(caller: Caller, arguments: Arguments) -> Answer {
+    name(caller, arguments, libc::getpeername)
 }
 
 type GetName = unsafe extern "C" fn(c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> c_int;
 
-unsafe fn name(argc: c_int, argv: *const VALUE, this: VALUE, get: GetName) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the address has the length given.
+fn name(_: Caller, arguments: Arguments, get: GetName) -> Answer {
+    // SAFETY: the address has the length given.
     unsafe {
-        method(argc, argv, this, 1..=1, |_, arguments| {
-            let mut address = Address::empty();
-            let pointer = address.as_mut_ptr();
-            direct(get(arguments.fd(0, "fd")?, pointer, address.length_mut()))?;
-            Ok(address.to_ruby())
-        })
+        let mut address = Address::empty();
+        let pointer = address.as_mut_ptr();
+        direct(get(arguments.fd(0, "fd")?, pointer, address.length_mut()))?;
+        Ok(address.to_ruby())
     }
 }
 
@@ -413,56 +388,52 @@ pub struct Control(pub [u8; 24]);
 /// @kernel 5.3
 /// @example
 ///   fd = machine.recv_fd(socket)
-unsafe extern "C" fn recv_fd(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; all the message points to is on this frame.
+fn recv_fd(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: all the message points to is on this frame.
     unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let socket = arguments.fd(0, "sockfd")?;
-            let (mut byte, mut control) = (0_u8, Control([0; 24]));
-            let mut piece = one_byte(&mut byte);
-            let mut message = message_of(&mut piece, &mut control);
-            // Not more: the alignment leaves room for a second descriptor, which would be nobody's.
-            message.msg_controllen = libc::CMSG_LEN(4) as _;
-            caller.told(socket)?;
-            // What a stream receives meanwhile would lose its descriptor.
-            drop(caller.kept(socket)?);
-            let entry = opcode::RecvMsg::new(types::Fd(socket), &raw mut message)
-                .flags(libc::MSG_CMSG_CLOEXEC as u32)
-                .build();
-            // The kernel shortens the length to what it has put there.
-            let result = caller.operate(entry);
-            let received = match result {
-                Ok(_) | Err(_) if message.msg_controllen as u32 >= libc::CMSG_LEN(4) => {
-                    let header = libc::CMSG_FIRSTHDR(&raw const message);
-                    let is_descriptor = !header.is_null()
-                        && (*header).cmsg_level == libc::SOL_SOCKET
-                        && (*header).cmsg_type == libc::SCM_RIGHTS;
-                    is_descriptor.then(|| libc::CMSG_DATA(header).cast::<c_int>().read_unaligned())
-                }
-                _ => None,
-            };
-            let is_cut = message.msg_flags & libc::MSG_TRUNC != 0;
-            match (result, received) {
-                (Ok(_), Some(fd)) if is_cut => {
-                    libc::close(fd);
-                    Err(Raise::errno(libc::EMSGSIZE).into())
-                }
-                (Ok(_), Some(fd)) => Ok(number(fd)),
-                (Ok(_), None) if is_cut => Err(Raise::errno(libc::EMSGSIZE).into()),
-                (Ok(0), None)
-                    if !(*caller.core).is_of_messages(socket) || inflow::is_end(socket) =>
-                {
-                    Err(Raise::new(rb_sys::rb_eEOFError, "end of file reached").into())
-                }
-                (Ok(_), None) => Err(Raise::errno(libc::EINVAL).into()),
-                (Err(failure), None) => Err(failure),
-                (Err(failure), Some(fd)) => {
-                    // It came while the wait was being ended: nobody will get it.
-                    libc::close(fd);
-                    Err(failure)
-                }
+        let socket = arguments.fd(0, "sockfd")?;
+        let (mut byte, mut control) = (0_u8, Control([0; 24]));
+        let mut piece = one_byte(&mut byte);
+        let mut message = message_of(&mut piece, &mut control);
+        // Not more: the alignment leaves room for a second descriptor, which would be nobody's.
+        message.msg_controllen = libc::CMSG_LEN(4) as _;
+        caller.told(socket)?;
+        // What a stream receives meanwhile would lose its descriptor.
+        drop(caller.kept(socket)?);
+        let entry = opcode::RecvMsg::new(types::Fd(socket), &raw mut message)
+            .flags(libc::MSG_CMSG_CLOEXEC as u32)
+            .build();
+        // The kernel shortens the length to what it has put there.
+        let result = caller.operate(entry);
+        let received = match result {
+            Ok(_) | Err(_) if message.msg_controllen as u32 >= libc::CMSG_LEN(4) => {
+                let header = libc::CMSG_FIRSTHDR(&raw const message);
+                let is_descriptor = !header.is_null()
+                    && (*header).cmsg_level == libc::SOL_SOCKET
+                    && (*header).cmsg_type == libc::SCM_RIGHTS;
+                is_descriptor.then(|| libc::CMSG_DATA(header).cast::<c_int>().read_unaligned())
             }
-        })
+            _ => None,
+        };
+        let is_cut = message.msg_flags & libc::MSG_TRUNC != 0;
+        match (result, received) {
+            (Ok(_), Some(fd)) if is_cut => {
+                libc::close(fd);
+                Err(Raise::errno(libc::EMSGSIZE).into())
+            }
+            (Ok(_), Some(fd)) => Ok(number(fd)),
+            (Ok(_), None) if is_cut => Err(Raise::errno(libc::EMSGSIZE).into()),
+            (Ok(0), None) if !(*caller.core).is_of_messages(socket) || inflow::is_end(socket) => {
+                Err(Raise::new(rb_sys::rb_eEOFError, "end of file reached").into())
+            }
+            (Ok(_), None) => Err(Raise::errno(libc::EINVAL).into()),
+            (Err(failure), None) => Err(failure),
+            (Err(failure), Some(fd)) => {
+                // It came while the wait was being ended: nobody will get it.
+                libc::close(fd);
+                Err(failure)
+            }
+        }
     }
 }
 
@@ -485,52 +456,39 @@ pub fn message_of(piece: &mut libc::iovec, control: &mut Control) -> libc::msghd
 
 /// The addresses of a host, by the system's resolver: /etc/hosts, DNS and whatever nsswitch.conf(5) names, in
 /// the order of getaddrinfo(3).
-unsafe extern "C" fn addresses_of(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+fn addresses_of(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let name = arguments.c_string(0, "hostname")?;
-            let found = resolver::resolve(caller.core, caller.me, name.clone())?;
-            if found.is_empty() {
-                return Err(socket_address::unresolved(&name.to_string_lossy()).into());
-            }
-            let list = rb_sys::rb_ary_new();
-            for address in &found {
-                let text = rb_sys::rb_utf8_str_new(address.as_ptr().cast(), address.len() as _);
-                rb_sys::rb_ary_push(list, text);
-            }
-            Ok(list)
-        })
+        let name = arguments.c_string(0, "hostname")?;
+        let found = resolver::resolve(caller.core, caller.me, name.clone())?;
+        if found.is_empty() {
+            return Err(socket_address::unresolved(&name.to_string_lossy()).into());
+        }
+        let list = rb_sys::rb_ary_new();
+        for address in &found {
+            let text = rb_sys::rb_utf8_str_new(address.as_ptr().cast(), address.len() as _);
+            rb_sys::rb_ary_push(list, text);
+        }
+        Ok(list)
     }
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        define_all(
-            class,
-            &[
-                (c"socket", socket),
-                (c"bind", bind),
-                (c"listen", listen),
-                (c"connect", connect),
-                (c"accept", accept),
-                (c"recv", recv),
-                (c"recvfrom", recvfrom),
-                (c"shutdown", shutdown),
-                (c"shutdown_async", shutdown_async),
-                (c"getsockopt", getsockopt),
-                (c"setsockopt", setsockopt),
-                (c"sockname", sockname),
-                (c"peername", peername),
-                (c"recv_fd", recv_fd),
-            ],
-        );
-        let name = c"system_addresses".as_ptr();
-        let function = std::mem::transmute::<*const (), unsafe extern "C" fn() -> VALUE>(
-            addresses_of as *const (),
-        );
-        rb_sys::rb_define_private_method(class, name, Some(function), -1);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    machine_method!(class, "socket", 2..=4, socket);
+    machine_method!(class, "bind", 2..=3, bind);
+    machine_method!(class, "listen", 1..=2, listen);
+    machine_method!(class, "connect", 2..=3, connect);
+    machine_method!(class, "accept", 1..=1, accept);
+    machine_method!(class, "recv", 2..=4, recv);
+    machine_method!(class, "recvfrom", 2..=4, recvfrom);
+    machine_method!(class, "shutdown", 2..=2, shutdown);
+    machine_method!(class, "shutdown_async", 2..=2, shutdown_async);
+    machine_method!(class, "getsockopt", 3..=3, getsockopt);
+    machine_method!(class, "setsockopt", 4..=4, setsockopt);
+    machine_method!(class, "sockname", 1..=1, sockname);
+    machine_method!(class, "peername", 1..=1, peername);
+    machine_method!(class, "recv_fd", 1..=1, recv_fd);
+    machine_method!(class, private "system_addresses", 1..=1, addresses_of);
+    Ok(())
 }

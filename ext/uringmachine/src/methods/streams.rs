@@ -1,18 +1,20 @@
 //! Operations that complete again and again: accept_each, accept_into_queue, read_each, recv_each.
 
-use std::ffi::c_int;
+use crate::machine::caller::{machine_method, Answer};
+use crate::ruby::arguments::Arguments;
+use magnus::{Error, RClass};
 
 use uringmachine_runtime::stream::Arrivals;
 use uringmachine_runtime::{opcode, types};
 
 use crate::classes::queue;
 use crate::lending::COPIED;
-use crate::machine::caller::{method, Caller};
+use crate::machine::caller::Caller;
 use crate::machine::inflow::{self, Flow};
 use crate::machine::multishot::{Running, NOT_POLLABLE};
 use crate::machine::switch::Failure;
 use crate::os::socket_address;
-use crate::ruby::{self, define_all, new_string, Raise, NIL, VALUE};
+use crate::ruby::{self, new_string, Raise, NIL, VALUE};
 
 /// Accepts connections and hands each to `take`, until the socket is shut down.
 unsafe fn accept_all(
@@ -86,19 +88,17 @@ unsafe fn accept_each_of(
 /// @kernel 5.19
 /// @example
 ///   machine.accept_each(server) { |fd| machine.spin { serve(fd) } }
-unsafe extern "C" fn accept_each(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the block's exceptions are stopped.
+fn accept_each(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the block's exceptions are stopped.
     unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            need_block("accept_each")?;
-            accept_all(&caller, fd, |connection| {
-                ruby::protect(|| rb_sys::rb_yield(crate::machine::caller::number(connection)))
-                    .map(drop)
-                    .map_err(Raise::Jump)
-            })?;
-            Ok(NIL)
-        })
+        let fd = arguments.fd(0, "fd")?;
+        need_block("accept_each")?;
+        accept_all(&caller, fd, |connection| {
+            ruby::protect(|| rb_sys::rb_yield(crate::machine::caller::number(connection)))
+                .map(drop)
+                .map_err(Raise::Jump)
+        })?;
+        Ok(NIL)
     }
 }
 
@@ -113,19 +113,17 @@ unsafe extern "C" fn accept_each(argc: c_int, argv: *const VALUE, this: VALUE) -
 /// @kernel 5.19
 /// @example
 ///   machine.spin { machine.accept_into_queue(server, queue) }
-unsafe extern "C" fn accept_into_queue(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn accept_into_queue(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 2..=2, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let queue = arguments.get(1);
-            queue::check(queue)?;
-            accept_all(&caller, fd, |connection| {
-                queue::push(queue, crate::machine::caller::number(connection));
-                Ok(())
-            })?;
-            Ok(NIL)
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let queue = arguments.get(1);
+        queue::check(queue)?;
+        accept_all(&caller, fd, |connection| {
+            queue::push(queue, crate::machine::caller::number(connection));
+            Ok(())
+        })?;
+        Ok(NIL)
     }
 }
 
@@ -141,15 +139,13 @@ unsafe extern "C" fn accept_into_queue(argc: c_int, argv: *const VALUE, this: VA
 /// @kernel 6.7, with single reads on older ones and for regular files
 /// @example
 ///   machine.read_each(fd) { |bytes| digest << bytes }
-unsafe extern "C" fn read_each(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+fn read_each(caller: Caller, arguments: Arguments) -> Answer {
     // SAFETY: as `each`.
     unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            need_block("read_each")?;
-            each(&caller, fd, None)?;
-            Ok(NIL)
-        })
+        let fd = arguments.fd(0, "fd")?;
+        need_block("read_each")?;
+        each(&caller, fd, None)?;
+        Ok(NIL)
     }
 }
 
@@ -168,16 +164,14 @@ unsafe extern "C" fn read_each(argc: c_int, argv: *const VALUE, this: VALUE) -> 
 /// @kernel 6.0
 /// @example
 ///   machine.recv_each(fd, 0) { |bytes| parser << bytes }
-unsafe extern "C" fn recv_each(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
+fn recv_each(caller: Caller, arguments: Arguments) -> Answer {
     // SAFETY: as `each`.
     unsafe {
-        method(argc, argv, this, 1..=2, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let flags = arguments.int_or(1, "flags", 0)?;
-            need_block("recv_each")?;
-            each(&caller, fd, Some(flags))?;
-            Ok(NIL)
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let flags = arguments.int_or(1, "flags", 0)?;
+        need_block("recv_each")?;
+        each(&caller, fd, Some(flags))?;
+        Ok(NIL)
     }
 }
 
@@ -354,17 +348,10 @@ unsafe fn yield_value(value: VALUE) -> Result<(), Raise> {
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        define_all(
-            class,
-            &[
-                (c"accept_each", accept_each),
-                (c"accept_into_queue", accept_into_queue),
-                (c"read_each", read_each),
-                (c"recv_each", recv_each),
-            ],
-        );
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    machine_method!(class, "accept_each", 1..=1, accept_each);
+    machine_method!(class, "accept_into_queue", 2..=2, accept_into_queue);
+    machine_method!(class, "read_each", 1..=1, read_each);
+    machine_method!(class, "recv_each", 1..=2, recv_each);
+    Ok(())
 }

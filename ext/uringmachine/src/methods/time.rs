@@ -1,14 +1,18 @@
 //! sleep, timeout, periodically, prep_timeout.
 
-use std::ffi::c_int;
+use crate::machine::caller::{machine_method, Answer, Caller};
+use crate::ruby::arguments::{wrong_type, Arguments};
+use crate::ruby::method::settle;
+use magnus::rb_sys::AsRawValue;
+use magnus::{method, prelude::*, Ruby, Value};
+use magnus::{Error, RClass};
 
 use uringmachine_runtime::clock;
 
 use crate::classes::async_op;
-use crate::machine::caller::method;
 use crate::machine::switch::{self, Ended};
 use crate::machine::Timeout;
-use crate::ruby::{self, define_all, duration, Raise, NIL, VALUE};
+use crate::ruby::{self, duration, Raise, NIL, VALUE};
 
 /// Sleeps. Zero lets the other fibers run; nil, or no argument, sleeps until the fiber is scheduled.
 ///
@@ -19,22 +23,20 @@ use crate::ruby::{self, define_all, duration, Raise, NIL, VALUE};
 /// @raise [ArgumentError] if it is negative
 /// @example
 ///   machine.sleep(0.1) #=> 0.1
-unsafe extern "C" fn sleep(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+fn sleep(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 0..=1, |caller, arguments| {
-            let duration = arguments.optional(0).unwrap_or(NIL);
-            let deadline = duration::named(duration, "duration")?;
-            if deadline == Some(0) {
-                switch::yield_now(caller.core, caller.me)?;
-                return Ok(duration);
-            }
-            let deadline = deadline.map(duration::from_now);
-            match switch::pause(caller.core, caller.me, deadline)? {
-                Ended::Scheduled(value) => Ok(value),
-                _ => Ok(duration),
-            }
-        })
+        let duration = arguments.optional(0).unwrap_or(NIL);
+        let deadline = duration::named(duration, "duration")?;
+        if deadline == Some(0) {
+            switch::yield_now(caller.core, caller.me)?;
+            return Ok(duration);
+        }
+        let deadline = deadline.map(duration::from_now);
+        match switch::pause(caller.core, caller.me, deadline)? {
+            Ended::Scheduled(value) => Ok(value),
+            _ => Ok(duration),
+        }
     }
 }
 
@@ -51,38 +53,33 @@ unsafe extern "C" fn sleep(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
 /// @raise [ArgumentError] if it is negative, or without a block
 /// @example
 ///   machine.timeout(3, MyError, "too slow") { machine.shift(queue) }
-unsafe extern "C" fn timeout(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+fn timeout(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 2..=3, |caller, arguments| {
-            if rb_sys::rb_block_given_p() == 0 {
-                return Err(Raise::argument("no block given (timeout)").into());
-            }
-            let Some(nanoseconds) = duration::named(arguments.get(0), "interval")? else {
-                return Err(crate::ruby::arguments::wrong_type(
-                    NIL,
-                    "interval",
-                    "a number of seconds",
-                )
-                .into());
-            };
-            let (exception, is_value) = read_exception(arguments.get(1))?;
-            let message = arguments.optional(2).unwrap_or(ruby::UNDEF);
-            let core = caller.core;
-            let key = (*core).timeouts.insert(Timeout {
-                fiber: (*core).waiter(caller.me).fiber,
-                exception,
-                message,
-                is_value,
-                made: NIL,
-            });
-            let timer = (*core).arm_timeout(key, nanoseconds);
-            let result = ruby::protect(|| rb_sys::rb_yield(NIL));
-            // From here on it can fire no more: not late, and not into somebody else's wait.
-            (*core).machine.timers.cancel(timer);
-            (*core).timeouts.remove(key);
-            Ok(result.map_err(Raise::Jump)?)
-        })
+        if rb_sys::rb_block_given_p() == 0 {
+            return Err(Raise::argument("no block given (timeout)").into());
+        }
+        let Some(nanoseconds) = duration::named(arguments.get(0), "interval")? else {
+            return Err(
+                crate::ruby::arguments::wrong_type(NIL, "interval", "a number of seconds").into(),
+            );
+        };
+        let (exception, is_value) = read_exception(arguments.get(1))?;
+        let message = arguments.optional(2).unwrap_or(ruby::UNDEF);
+        let core = caller.core;
+        let key = (*core).timeouts.insert(Timeout {
+            fiber: (*core).waiter(caller.me).fiber,
+            exception,
+            message,
+            is_value,
+            made: NIL,
+        });
+        let timer = (*core).arm_timeout(key, nanoseconds);
+        let result = ruby::protect(|| rb_sys::rb_yield(NIL));
+        // From here on it can fire no more: not late, and not into somebody else's wait.
+        (*core).machine.timers.cancel(timer);
+        (*core).timeouts.remove(key);
+        Ok(result.map_err(Raise::Jump)?)
     }
 }
 
@@ -115,31 +112,29 @@ unsafe fn read_exception(object: VALUE) -> Result<(VALUE, bool), Raise> {
 /// @raise [ArgumentError] if it is not positive, or without a block
 /// @example
 ///   machine.periodically(0.2) { machine.write(fd, "tick\n") }
-unsafe extern "C" fn periodically(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; see `switch`.
+fn periodically(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            if rb_sys::rb_block_given_p() == 0 {
-                return Err(Raise::argument("no block given (periodically)").into());
+        if rb_sys::rb_block_given_p() == 0 {
+            return Err(Raise::argument("no block given (periodically)").into());
+        }
+        let interval = match duration::named(arguments.get(0), "interval")? {
+            Some(nanoseconds) if nanoseconds > 0 => nanoseconds,
+            _ => return Err(Raise::argument("interval must be positive").into()),
+        };
+        let mut next = duration::from_now(interval);
+        loop {
+            let me = caller.again().me;
+            if let Ended::Scheduled(value) = switch::pause(caller.core, me, Some(next))? {
+                return Ok(value);
             }
-            let interval = match duration::named(arguments.get(0), "interval")? {
-                Some(nanoseconds) if nanoseconds > 0 => nanoseconds,
-                _ => return Err(Raise::argument("interval must be positive").into()),
-            };
-            let mut next = duration::from_now(interval);
-            loop {
-                let me = caller.again().me;
-                if let Ended::Scheduled(value) = switch::pause(caller.core, me, Some(next))? {
-                    return Ok(value);
-                }
-                ruby::protect(|| rb_sys::rb_yield(NIL)).map_err(Raise::Jump)?;
-                let now = clock::now();
-                next += interval;
-                if next <= now {
-                    next += (now - next) / interval * interval + interval;
-                }
+            ruby::protect(|| rb_sys::rb_yield(NIL)).map_err(Raise::Jump)?;
+            let now = clock::now();
+            next += interval;
+            if next <= now {
+                next += (now - next) / interval * interval + interval;
             }
-        })
+        }
     }
 }
 
@@ -153,39 +148,24 @@ unsafe extern "C" fn periodically(argc: c_int, argv: *const VALUE, this: VALUE) 
 /// @example
 ///   operation = machine.prep_timeout(0.05)
 ///   operation.await #=> -62, which is -UM::ETIME
-unsafe extern "C" fn prep_timeout(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        method(
-            argc,
-            argv,
-            this,
-            1..=1,
-            |_, arguments| match duration::named(arguments.get(0), "interval")? {
-                Some(nanoseconds) => Ok(async_op::start(this, nanoseconds)?),
-                None => {
-                    Err(
-                        crate::ruby::arguments::wrong_type(NIL, "interval", "a number of seconds")
-                            .into(),
-                    )
-                }
-            },
-        )
-    }
+fn prep_timeout(ruby: &Ruby, machine: Value, interval: Value) -> Result<Value, Error> {
+    settle(ruby, || {
+        let machine = machine.as_raw();
+        // SAFETY: the receiver of the method that runs.
+        unsafe { Caller::new(machine) }?;
+        // SAFETY: a conversion of a number.
+        match { duration::named(interval.as_raw(), "interval") }? {
+            Some(nanoseconds) => Ok(async_op::start(ruby, machine, nanoseconds)),
+            None => Err(wrong_type(NIL, "interval", "a number of seconds")),
+        }
+    })
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        define_all(
-            class,
-            &[
-                (c"sleep", sleep),
-                (c"timeout", timeout),
-                (c"periodically", periodically),
-                (c"prep_timeout", prep_timeout),
-            ],
-        );
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    machine_method!(class, "sleep", 0..=1, sleep);
+    machine_method!(class, "timeout", 2..=3, timeout);
+    machine_method!(class, "periodically", 1..=1, periodically);
+    class.define_method("prep_timeout", method!(prep_timeout, 1))?;
+    Ok(())
 }

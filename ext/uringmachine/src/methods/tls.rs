@@ -1,13 +1,18 @@
 //! ssl_read and its kin, and what UM::TLS::Socket in lib/uringmachine/tls.rb is made of.
 
-use std::ffi::c_int;
+use crate::machine::caller::{machine_method, Answer};
+use crate::machine::registry;
+use crate::ruby::method::function;
+use magnus::rb_sys::AsRawValue;
+use magnus::Module;
+use magnus::{Error, RClass};
 
 use super::transfer;
 use crate::lending::Destination;
-use crate::machine::caller::{answer, method, Caller};
+use crate::machine::caller::{answer, Caller};
 use crate::machine::switch::{self, Failure};
 use crate::ruby::arguments::{self, Arguments};
-use crate::ruby::{self, define_all, Outcome, Raise, FALSE, NIL, TRUE, VALUE};
+use crate::ruby::{self, Outcome, Raise, FALSE, NIL, TRUE, VALUE};
 use crate::tls::{self, Connection, Wait};
 
 /// Puts an SSLSocket on the ring: its own methods (connect, accept, read, gets, write, close and so on)
@@ -28,22 +33,17 @@ use crate::tls::{self, Connection, Wait};
 /// @example
 ///   machine.ssl_set_bio(ssl_socket)
 ///   ssl_socket.connect
-unsafe extern "C" fn ssl_set_bio(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn ssl_set_bio(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 1..=2, |_, arguments| {
-            let kernel = match arguments.optional(1) {
-                None => None,
-                Some(options) if ruby::is_hash(options) => {
-                    arguments::keywords(options, ["kernel"])?[0]
-                }
-                Some(other) => {
-                    return Err(arguments::wrong_type(other, "kernel", "a keyword").into())
-                }
-            };
-            tls::set_bio(this, arguments.get(0), kernel.is_some_and(ruby::truthy))?;
-            Ok(this)
-        })
+        let kernel = match arguments.optional(1) {
+            None => None,
+            Some(options) if ruby::is_hash(options) => arguments::keywords(options, ["kernel"])?[0],
+            Some(other) => return Err(arguments::wrong_type(other, "kernel", "a keyword").into()),
+        };
+        let this = registry::object_of(caller.core);
+        tls::set_bio(this, arguments.get(0), kernel.is_some_and(ruby::truthy))?;
+        Ok(this)
     }
 }
 
@@ -67,16 +67,14 @@ unsafe extern "C" fn ssl_set_bio(argc: c_int, argv: *const VALUE, this: VALUE) -
 /// @example
 ///   buffer = +""
 ///   machine.ssl_read(ssl_socket, buffer, 8192) #=> 5
-unsafe extern "C" fn ssl_read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn ssl_read(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 2..=3, |caller, arguments| {
-            let connection = Connection::find(arguments.get(0))?;
-            let maxlen = transfer::length(&arguments, 2, "maxlen")?;
-            let buffer = arguments.get(1);
-            let count = read_into(&caller, &connection, buffer, maxlen, Wait::Forever)?;
-            Ok(ruby::fixnum(count as i64))
-        })
+        let connection = Connection::find(arguments.get(0))?;
+        let maxlen = transfer::length(&arguments, 2, "maxlen")?;
+        let buffer = arguments.get(1);
+        let count = read_into(&caller, &connection, buffer, maxlen, Wait::Forever)?;
+        Ok(ruby::fixnum(count as i64))
     }
 }
 
@@ -120,37 +118,31 @@ unsafe fn read_into(
 /// @kernel 5.6
 /// @example
 ///   machine.ssl_write(ssl_socket, "Hello, world!\n") #=> 14
-unsafe extern "C" fn ssl_write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn ssl_write(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: see `switch`.
     unsafe {
-        method(argc, argv, this, 2..=3, |caller, arguments| {
-            let connection = Connection::find(arguments.get(0))?;
-            let len = transfer::length_or_all(&arguments, 2, "len")?.filter(|len| *len != 0);
-            let buffers = &arguments.all()[1..2];
-            let wait = Wait::Forever;
-            let written = tls::write_counted(&caller, &connection, buffers, len, wait)?;
-            Ok(ruby::fixnum(written as i64))
-        })
+        let connection = Connection::find(arguments.get(0))?;
+        let len = transfer::length_or_all(&arguments, 2, "len")?.filter(|len| *len != 0);
+        let buffers = &arguments.all()[1..2];
+        let wait = Wait::Forever;
+        let written = tls::write_counted(&caller, &connection, buffers, len, wait)?;
+        Ok(ruby::fixnum(written as i64))
     }
 }
 
 /// Runs a function of UM::TLS with the machine for its first argument, an SSLSocket on the ring.
-unsafe fn on_ring(
-    argc: c_int,
-    argv: *const VALUE,
-    count: usize,
+fn on_ring(
+    arguments: Arguments,
     body: impl FnOnce(Caller, Connection, Arguments) -> Result<VALUE, Failure>,
-) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+) -> Outcome {
+    // SAFETY: the connection and the machine are those of the argument, which is on the caller's frame.
     unsafe {
-        arguments::with(argc, argv, count..=count, |arguments| {
-            let connection = find(&arguments)?;
-            let machine = tls::machine_of(arguments.get(0))?;
-            let caller = Caller::new(machine)?;
-            let result = answer(body(caller, connection, arguments));
-            std::hint::black_box(machine);
-            result
-        })
+        let connection = find(&arguments)?;
+        let machine = tls::machine_of(arguments.get(0))?;
+        let caller = Caller::new(machine)?;
+        let result = answer(body(caller, connection, arguments));
+        std::hint::black_box(machine);
+        result
     }
 }
 
@@ -166,24 +158,24 @@ unsafe fn find(arguments: &Arguments) -> Result<Connection, Raise> {
 }
 
 /// UM::TLS.read(ssl_socket, buffer, length): the count, 0 at the end.
-unsafe extern "C" fn read(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        on_ring(argc, argv, 3, |caller, connection, arguments| {
+fn read(arguments: Arguments) -> Outcome {
+    on_ring(arguments, |caller, connection, arguments| {
+        // SAFETY: see `switch`.
+        unsafe {
             let length = transfer::length(&arguments, 2, "length")?;
             let buffer = arguments.get(1);
             let count = read_into(&caller, &connection, buffer, length, Wait::Timeout)?;
             Ok(ruby::fixnum(count as i64))
-        })
-    }
+        }
+    })
 }
 
 /// UM::TLS.write(ssl_socket, string): writes all of a String and takes off it what OpenSSL has accepted,
 /// also when it raises: those bytes go out with the next call.
-unsafe extern "C" fn write(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        on_ring(argc, argv, 2, |caller, connection, arguments| {
+fn write(arguments: Arguments) -> Outcome {
+    on_ring(arguments, |caller, connection, arguments| {
+        // SAFETY: see `switch`.
+        unsafe {
             let string = arguments::string(arguments.get(1), "string")?;
             let buffers = &arguments.all()[1..2];
             let mut accepted = 0;
@@ -199,58 +191,58 @@ unsafe extern "C" fn write(argc: c_int, argv: *const VALUE, _module: VALUE) -> V
             result?;
             dropped.map_err(Raise::Jump)?;
             Ok(NIL)
-        })
-    }
+        }
+    })
 }
 
 /// UM::TLS.write_counted(ssl_socket, string): writes all of a String; how much of it OpenSSL has accepted.
-unsafe extern "C" fn write_counted(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        on_ring(argc, argv, 2, |caller, connection, arguments| {
+fn write_counted(arguments: Arguments) -> Outcome {
+    on_ring(arguments, |caller, connection, arguments| {
+        // SAFETY: see `switch`.
+        unsafe {
             let buffers = &arguments.all()[1..2];
             let wait = Wait::Timeout;
             let written = tls::write_counted(&caller, &connection, buffers, None, wait)?;
             Ok(ruby::fixnum(written as i64))
-        })
-    }
+        }
+    })
 }
 
 /// UM::TLS.drive(ssl_socket) { stock method that does not wait }: calls it until it wants nothing more, and
 /// does what it wants by the ring. What it returns.
-unsafe extern "C" fn drive(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        on_ring(argc, argv, 1, |caller, connection, _| loop {
-            let wanted = step(&connection)?;
-            if wanted == wait_readable() {
-                connection.exchange(&caller, Wait::Timeout)?;
-                continue;
+fn drive(arguments: Arguments) -> Outcome {
+    on_ring(arguments, |caller, connection, _| {
+        // SAFETY: see `switch`.
+        unsafe {
+            loop {
+                let wanted = step(&connection)?;
+                if wanted == wait_readable() {
+                    connection.exchange(&caller, Wait::Timeout)?;
+                    continue;
+                }
+                if wanted == wait_writable() {
+                    connection.make_room(&caller, Wait::Timeout)?;
+                    continue;
+                }
+                connection.flush(&caller, Wait::Timeout)?;
+                return Ok(wanted);
             }
-            if wanted == wait_writable() {
-                connection.make_room(&caller, Wait::Timeout)?;
-                continue;
-            }
-            connection.flush(&caller, Wait::Timeout)?;
-            return Ok(wanted);
-        })
-    }
+        }
+    })
 }
 
 /// UM::TLS.attempt(ssl_socket) { the same }: calls it until it wants what can't be done without waiting.
-unsafe extern "C" fn attempt(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn attempt(arguments: Arguments) -> Outcome {
+    // SAFETY: see `switch`.
     unsafe {
-        arguments::with(argc, argv, 1..=1, |arguments| {
-            let connection = find(&arguments)?;
-            loop {
-                let wanted = step(&connection)?;
-                connection.send_now();
-                if wanted != wait_readable() || !connection.receive_now()? {
-                    return Ok(wanted);
-                }
+        let connection = find(&arguments)?;
+        loop {
+            let wanted = step(&connection)?;
+            connection.send_now();
+            if wanted != wait_readable() || !connection.receive_now()? {
+                return Ok(wanted);
             }
-        })
+        }
     }
 }
 
@@ -280,105 +272,79 @@ fn wait_writable() -> VALUE {
 }
 
 /// UM::TLS.takes_now?(ssl_socket): whether a write would not have to wait.
-unsafe extern "C" fn takes_now(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn takes_now(arguments: Arguments) -> Outcome {
+    // SAFETY: see `switch`.
     unsafe {
-        arguments::with(argc, argv, 1..=1, |arguments| {
-            Ok(if find(&arguments)?.takes_now()? {
-                TRUE
-            } else {
-                FALSE
-            })
+        Ok(if find(&arguments)?.takes_now()? {
+            TRUE
+        } else {
+            FALSE
         })
     }
 }
 
 /// UM::TLS.kernel_sends?(ssl_socket): whether bytes that are written to its IO are encrypted by the kernel.
-unsafe extern "C" fn kernel_sends(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn kernel_sends(arguments: Arguments) -> Outcome {
+    // SAFETY: see `switch`.
     unsafe {
-        arguments::with(argc, argv, 1..=1, |arguments| {
-            let connection = Connection::find(arguments.get(0))?;
-            Ok(ruby::boolean(connection.kernel_sends()))
-        })
+        let connection = Connection::find(arguments.get(0))?;
+        Ok(ruby::boolean(connection.kernel_sends()))
     }
 }
 
 /// UM::TLS.kernel_receives?(ssl_socket): whether bytes that are read from its IO come decrypted by the kernel.
-unsafe extern "C" fn kernel_receives(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn kernel_receives(arguments: Arguments) -> Outcome {
+    // SAFETY: see `switch`.
     unsafe {
-        arguments::with(argc, argv, 1..=1, |arguments| {
-            let connection = Connection::find(arguments.get(0))?;
-            Ok(ruby::boolean(connection.kernel_receives()))
-        })
+        let connection = Connection::find(arguments.get(0))?;
+        Ok(ruby::boolean(connection.kernel_receives()))
     }
 }
 
 /// UM::TLS.holds_bytes?(ssl_socket): whether OpenSSL has bytes that came from the descriptor.
-unsafe extern "C" fn holds_bytes(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        arguments::with(argc, argv, 1..=1, |arguments| {
-            Ok(ruby::boolean(find(&arguments)?.holds_bytes()))
-        })
-    }
+fn holds_bytes(arguments: Arguments) -> Outcome {
+    // SAFETY: see `switch`.
+    unsafe { Ok(ruby::boolean(find(&arguments)?.holds_bytes())) }
 }
 
 /// UM::TLS.check_peer(ssl_socket): raises Errno::EPIPE if the peer has reset a connection that the kernel encrypts,
 /// for what writes to the descriptor itself.
-unsafe extern "C" fn check_peer(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn check_peer(arguments: Arguments) -> Outcome {
+    // SAFETY: see `switch`.
     unsafe {
-        arguments::with(argc, argv, 1..=1, |arguments| {
-            let connection = find(&arguments)?;
-            connection.check_peer(connection.descriptor()?)?;
-            Ok(NIL)
-        })
+        let connection = find(&arguments)?;
+        connection.check_peer(connection.descriptor()?)?;
+        Ok(NIL)
     }
 }
 
 /// UM::TLS.abandon(ssl_socket): has the fibers raise that wait for its descriptor.
-unsafe extern "C" fn abandon(argc: c_int, argv: *const VALUE, _module: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
+fn abandon(arguments: Arguments) -> Outcome {
+    // SAFETY: see `switch`.
     unsafe {
-        arguments::with(argc, argv, 1..=1, |arguments| {
-            find(&arguments)?.abandon();
-            Ok(NIL)
-        })
+        find(&arguments)?.abandon();
+        Ok(NIL)
     }
 }
 
 /// Defines the methods, and the module behind UM::TLS::Socket.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        define_all(
-            class,
-            &[
-                (c"ssl_set_bio", ssl_set_bio),
-                (c"ssl_read", ssl_read),
-                (c"ssl_write", ssl_write),
-            ],
-        );
-        let module = rb_sys::rb_define_module_under(class, c"TLS".as_ptr());
-        crate::ruby::define_all_singleton(
-            module,
-            &[
-                (c"read", read),
-                (c"write", write),
-                (c"write_counted", write_counted),
-                (c"drive", drive),
-                (c"attempt", attempt),
-                (c"takes_now?", takes_now),
-                (c"kernel_sends?", kernel_sends),
-                (c"kernel_receives?", kernel_receives),
-                (c"holds_bytes?", holds_bytes),
-                (c"check_peer", check_peer),
-                (c"abandon", abandon),
-            ],
-        );
-        let socket = rb_sys::rb_define_module_under(module, c"Socket".as_ptr());
-        tls::set_socket_module(socket);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    machine_method!(class, "ssl_set_bio", 1..=2, ssl_set_bio);
+    machine_method!(class, "ssl_read", 2..=3, ssl_read);
+    machine_method!(class, "ssl_write", 2..=3, ssl_write);
+    let module = class.define_module("TLS")?;
+    function!(module, "read", 3..=3, read);
+    function!(module, "write", 2..=2, write);
+    function!(module, "write_counted", 2..=2, write_counted);
+    function!(module, "drive", 1..=1, drive);
+    function!(module, "attempt", 1..=1, attempt);
+    function!(module, "takes_now?", 1..=1, takes_now);
+    function!(module, "kernel_sends?", 1..=1, kernel_sends);
+    function!(module, "kernel_receives?", 1..=1, kernel_receives);
+    function!(module, "holds_bytes?", 1..=1, holds_bytes);
+    function!(module, "check_peer", 1..=1, check_peer);
+    function!(module, "abandon", 1..=1, abandon);
+    let socket = module.define_module("Socket")?;
+    tls::set_socket_module(socket.as_raw());
+    Ok(())
 }

@@ -1,19 +1,20 @@
 //! read, write and their kin: bytes between descriptors and memory.
 
-use std::ffi::c_int;
+use crate::machine::caller::{machine_method, Answer};
+use magnus::{Error, RClass};
 
 use uringmachine_runtime::lines::{Work, Write};
 use uringmachine_runtime::position::catch_up;
 use uringmachine_runtime::{opcode, types};
 
 use crate::lending::{self, Destination, Source};
-use crate::machine::caller::{count, method, number, Caller};
+use crate::machine::caller::{count, number, Caller};
 use crate::machine::inflow;
 use crate::machine::switch::{self, Failure, Yields};
 use crate::machine::write_all::{write_all, Sink};
 use crate::os::socket_address::Address;
 use crate::ruby::arguments::Arguments;
-use crate::ruby::{self, define_all, Raise, VALUE};
+use crate::ruby::{self, Raise};
 
 /// A length argument that may be nil: at most so many bytes.
 pub fn length(arguments: &Arguments, place: usize, name: &str) -> Result<Option<usize>, Raise> {
@@ -54,46 +55,44 @@ pub fn length_or_all(
 ///   buffer = +""
 ///   machine.read(fd, buffer, 8192) #=> 5
 ///   machine.read(fd, buffer, 8192, -1) # appends
-unsafe extern "C" fn read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; `fill` keeps the memory in place.
+fn read(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: `fill` keeps the memory in place.
     unsafe {
-        method(argc, argv, this, 2..=5, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
-            let maxlen = length(&arguments, 2, "maxlen")?;
-            let offset = match arguments.optional(3) {
-                None => 0,
-                Some(value) => crate::ruby::arguments::long(value, "buffer_offset")?,
-            };
-            let position = arguments.file_offset(4, "file_offset")?;
-            let buffer = arguments.get(1);
-            let room = || Destination::new(caller.core, buffer, maxlen, offset, "buffer");
-            if position == crate::ruby::arguments::CURRENT && !caller.reads_plainly(fd.0) {
-                caller.told(fd.0)?;
-                if let Some(flow) = caller.kept(fd.0)? {
-                    return caller.fill_from(&flow, room()?, false, None).map(number);
-                }
-                if (*caller.core).is_of_messages(fd.0) {
-                    match receive(&caller, fd.0, room()?, 0, None) {
-                        // It is another file's by now.
-                        Err(Failure::Raise(Raise::Errno(libc::ENOTSOCK))) => {
-                            (*caller.core).forget_messages(fd.0);
-                        }
-                        result => return result.map(number),
+        let fd = types::Fd(arguments.fd(0, "fd")?);
+        let maxlen = length(&arguments, 2, "maxlen")?;
+        let offset = match arguments.optional(3) {
+            None => 0,
+            Some(value) => crate::ruby::arguments::long(value, "buffer_offset")?,
+        };
+        let position = arguments.file_offset(4, "file_offset")?;
+        let buffer = arguments.get(1);
+        let room = || Destination::new(caller.core, buffer, maxlen, offset, "buffer");
+        if position == crate::ruby::arguments::CURRENT && !caller.reads_plainly(fd.0) {
+            caller.told(fd.0)?;
+            if let Some(flow) = caller.kept(fd.0)? {
+                return caller.fill_from(&flow, room()?, false, None).map(number);
+            }
+            if (*caller.core).is_of_messages(fd.0) {
+                match receive(&caller, fd.0, room()?, 0, None) {
+                    // It is another file's by now.
+                    Err(Failure::Raise(Raise::Errno(libc::ENOTSOCK))) => {
+                        (*caller.core).forget_messages(fd.0);
                     }
+                    result => return result.map(number),
                 }
             }
-            let destination = room()?;
-            let fixed = destination.fixed;
-            let count = caller.fill(destination, |pointer, length| match fixed {
-                Some(index) => opcode::ReadFixed::new(fd, pointer, length, index)
-                    .offset(position)
-                    .build(),
-                None => opcode::Read::new(fd, pointer, length)
-                    .offset(position)
-                    .build(),
-            })?;
-            Ok(number(count))
-        })
+        }
+        let destination = room()?;
+        let fixed = destination.fixed;
+        let count = caller.fill(destination, |pointer, length| match fixed {
+            Some(index) => opcode::ReadFixed::new(fd, pointer, length, index)
+                .offset(position)
+                .build(),
+            None => opcode::Read::new(fd, pointer, length)
+                .offset(position)
+                .build(),
+        })?;
+        Ok(number(count))
     }
 }
 
@@ -111,42 +110,40 @@ unsafe extern "C" fn read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
 /// @kernel 5.6
 /// @example
 ///   machine.write(UM::STDOUT_FILENO, "Hello, world!\n") #=> 14
-unsafe extern "C" fn write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; `give` keeps the memory in place.
+fn write(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: `give` keeps the memory in place.
     unsafe {
-        method(argc, argv, this, 2..=4, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
-            let len = length_or_all(&arguments, 2, "len")?;
-            let position = arguments.file_offset(3, "file_offset")?;
-            let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
-            if source.length == 0 && !(*caller.core).is_of_messages(fd.0) {
-                source.release(caller.core);
-                return Ok(number(0));
+        let fd = types::Fd(arguments.fd(0, "fd")?);
+        let len = length_or_all(&arguments, 2, "len")?;
+        let position = arguments.file_offset(3, "file_offset")?;
+        let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
+        if source.length == 0 && !(*caller.core).is_of_messages(fd.0) {
+            source.release(caller.core);
+            return Ok(number(0));
+        }
+        let fixed = source.fixed;
+        let count = caller.give(source, |pointer, length| {
+            let entry = match fixed {
+                Some(index) => opcode::WriteFixed::new(fd, pointer, length, index)
+                    .offset(position)
+                    .build(),
+                None => opcode::Write::new(fd, pointer, length)
+                    .offset(position)
+                    .build(),
+            };
+            if position == crate::ruby::arguments::CURRENT {
+                caller.in_turn(fd.0, || {
+                    let count = caller.operate(entry)?;
+                    if (count as u32) < length {
+                        catch_up(fd.0, count as usize);
+                    }
+                    Ok(count)
+                })
+            } else {
+                caller.after_work(fd.0, || caller.operate(entry))
             }
-            let fixed = source.fixed;
-            let count = caller.give(source, |pointer, length| {
-                let entry = match fixed {
-                    Some(index) => opcode::WriteFixed::new(fd, pointer, length, index)
-                        .offset(position)
-                        .build(),
-                    None => opcode::Write::new(fd, pointer, length)
-                        .offset(position)
-                        .build(),
-                };
-                if position == crate::ruby::arguments::CURRENT {
-                    caller.in_turn(fd.0, || {
-                        let count = caller.operate(entry)?;
-                        if (count as u32) < length {
-                            catch_up(fd.0, count as usize);
-                        }
-                        Ok(count)
-                    })
-                } else {
-                    caller.after_work(fd.0, || caller.operate(entry))
-                }
-            })?;
-            Ok(number(count))
-        })
+        })?;
+        Ok(number(count))
     }
 }
 
@@ -165,23 +162,21 @@ unsafe extern "C" fn write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALU
 /// @kernel 5.1
 /// @example
 ///   machine.writev(fd, "HTTP/1.1 200 OK\r\n", "\r\n", body) #=> 42
-unsafe extern "C" fn writev(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; `write_all` keeps the memory in place.
+fn writev(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: `write_all` keeps the memory in place.
     unsafe {
-        method(argc, argv, this, 1..=usize::MAX, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let mut buffers = &arguments.all()[1..];
-            let mut position = None;
-            if let Some((last, others)) = buffers.split_last() {
-                if ruby::is_a(*last, rb_sys::rb_cInteger) {
-                    position = Some(arguments.file_offset(buffers.len(), "file_offset")?);
-                    buffers = others;
-                }
+        let fd = arguments.fd(0, "fd")?;
+        let mut buffers = &arguments.all()[1..];
+        let mut position = None;
+        if let Some((last, others)) = buffers.split_last() {
+            if ruby::is_a(*last, rb_sys::rb_cInteger) {
+                position = Some(arguments.file_offset(buffers.len(), "file_offset")?);
+                buffers = others;
             }
-            let position = position.filter(|at| *at != crate::ruby::arguments::CURRENT);
-            let total = write_all(&caller, fd, buffers, Sink::Write(position))?;
-            Ok(ruby::fixnum(total as i64))
-        })
+        }
+        let position = position.filter(|at| *at != crate::ruby::arguments::CURRENT);
+        let total = write_all(&caller, fd, buffers, Sink::Write(position))?;
+        Ok(ruby::fixnum(total as i64))
     }
 }
 
@@ -244,22 +239,20 @@ pub unsafe fn receive(
 /// @kernel 5.6
 /// @example
 ///   machine.write_async(log_fd, "done\n")
-unsafe extern "C" fn write_async(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the machine owns the copy until it is written.
+fn write_async(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the machine owns the copy until it is written.
     unsafe {
-        method(argc, argv, this, 2..=4, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let buffer = arguments.get(1);
-            let len = length_or_all(&arguments, 2, "len")?;
-            let position = arguments.file_offset(3, "file_offset")?;
-            let bytes = lending::copy_of(buffer, len, "buffer")?;
-            let is_message = (*caller.core).is_of_messages(fd);
-            if !bytes.is_empty() || is_message {
-                let write = Write::new(bytes, position, is_message);
-                (*caller.core).machine.add_work(fd, Work::Write(write));
-            }
-            Ok(buffer)
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let buffer = arguments.get(1);
+        let len = length_or_all(&arguments, 2, "len")?;
+        let position = arguments.file_offset(3, "file_offset")?;
+        let bytes = lending::copy_of(buffer, len, "buffer")?;
+        let is_message = (*caller.core).is_of_messages(fd);
+        if !bytes.is_empty() || is_message {
+            let write = Write::new(bytes, position, is_message);
+            (*caller.core).machine.add_work(fd, Work::Write(write));
+        }
+        Ok(buffer)
     }
 }
 
@@ -274,35 +267,33 @@ unsafe extern "C" fn write_async(argc: c_int, argv: *const VALUE, this: VALUE) -
 /// @kernel 5.6
 /// @example
 ///   machine.close(fd)
-unsafe extern "C" fn close(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; a close points to nothing.
+fn close(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: a close points to nothing.
     unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            if (*caller.core).waiter(caller.me).is_to_raise() {
-                // At its next wait, which this is not. The ring closes it after what was submitted before.
-                caller.close(fd);
-                return Ok(arguments.get(0));
-            }
-            (*caller.core).end_operations_on(fd);
-            if (*caller.core).machine.has_work(fd) {
-                match caller.wait_for_turn(fd) {
-                    Ok(()) => {}
-                    // Another fiber has closed it.
-                    Err(Failure::Raise(Raise::Errno(libc::EBADF))) => {
-                        return Err(Raise::errno(libc::EBADF).into());
-                    }
-                    Err(failure) => {
-                        (*caller.core).machine.add_work(fd, Work::Close);
-                        return Err(failure);
-                    }
+        let fd = arguments.fd(0, "fd")?;
+        if (*caller.core).waiter(caller.me).is_to_raise() {
+            // At its next wait, which this is not. The ring closes it after what was submitted before.
+            caller.close(fd);
+            return Ok(arguments.get(0));
+        }
+        (*caller.core).end_operations_on(fd);
+        if (*caller.core).machine.has_work(fd) {
+            match caller.wait_for_turn(fd) {
+                Ok(()) => {}
+                // Another fiber has closed it.
+                Err(Failure::Raise(Raise::Errno(libc::EBADF))) => {
+                    return Err(Raise::errno(libc::EBADF).into());
+                }
+                Err(failure) => {
+                    (*caller.core).machine.add_work(fd, Work::Close);
+                    return Err(failure);
                 }
             }
-            let told = caller.told(fd);
-            close_now(&caller.again(), fd)?;
-            told?;
-            Ok(arguments.get(0))
-        })
+        }
+        let told = caller.told(fd);
+        close_now(&caller.again(), fd)?;
+        told?;
+        Ok(arguments.get(0))
     }
 }
 
@@ -331,32 +322,23 @@ unsafe fn close_now(caller: &Caller, fd: i32) -> Result<(), Failure> {
 /// @kernel 5.6
 /// @example
 ///   machine.close_async(fd)
-unsafe extern "C" fn close_async(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; a close points to nothing.
+fn close_async(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: a close points to nothing.
     unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            (*caller.core).end_operations_on(fd);
-            (*caller.core).machine.add_work(fd, Work::Close);
-            Ok(arguments.get(0))
-        })
+        let fd = arguments.fd(0, "fd")?;
+        (*caller.core).end_operations_on(fd);
+        (*caller.core).machine.add_work(fd, Work::Close);
+        Ok(arguments.get(0))
     }
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        define_all(
-            class,
-            &[
-                (c"read", read),
-                (c"write", write),
-                (c"writev", writev),
-                (c"write_async", write_async),
-                (c"close", close),
-                (c"close_async", close_async),
-            ],
-        );
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    machine_method!(class, "read", 2..=5, read);
+    machine_method!(class, "write", 2..=4, write);
+    machine_method!(class, "writev", 1..=usize::MAX, writev);
+    machine_method!(class, "write_async", 2..=4, write_async);
+    machine_method!(class, "close", 1..=1, close);
+    machine_method!(class, "close_async", 1..=1, close_async);
+    Ok(())
 }

@@ -1,13 +1,16 @@
 //! inotify: watching files. lib/uringmachine/watched_tree.rb watches trees with it.
 
-use std::ffi::c_int;
+use crate::machine::caller::{machine_method, Answer, Caller};
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::function;
+use magnus::{Error, RClass};
 use std::mem::size_of;
 
 use uringmachine_runtime::{opcode, types};
 
-use crate::machine::caller::{method, number};
+use crate::machine::caller::number;
 use crate::os::direct;
-use crate::ruby::{self, arguments, define_all, define_all_singleton, Outcome, Raise, NIL, VALUE};
+use crate::ruby::{self, Outcome, Raise, NIL, VALUE};
 
 /// Makes an inotify descriptor, which files are watched by. It is close-on-exec.
 ///
@@ -16,13 +19,9 @@ use crate::ruby::{self, arguments, define_all, define_all_singleton, Outcome, Ra
 /// @raise [SystemCallError] as inotify_init(2)
 /// @example
 ///   fd = UM.inotify_init
-unsafe extern "C" fn inotify_init(argc: c_int, argv: *const VALUE, _class: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the call points to nothing.
-    unsafe {
-        arguments::with(argc, argv, 0..=0, |_| {
-            Ok(number(direct(libc::inotify_init1(libc::IN_CLOEXEC))?))
-        })
-    }
+fn inotify_init(_: Arguments) -> Outcome {
+    // SAFETY: the call points to nothing.
+    unsafe { Ok(number(direct(libc::inotify_init1(libc::IN_CLOEXEC))?)) }
 }
 
 /// Has a file or a directory watched, but not what is in the directories of that directory.
@@ -37,16 +36,14 @@ unsafe extern "C" fn inotify_init(argc: c_int, argv: *const VALUE, _class: VALUE
 /// @raise [ArgumentError] if path has a zero byte, or fd or mask is out of range
 /// @example
 ///   wd = UM.inotify_add_watch(fd, "/etc", UM::IN_CLOSE_WRITE)
-unsafe extern "C" fn inotify_add_watch(argc: c_int, argv: *const VALUE, _class: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the path outlives the call.
+fn inotify_add_watch(arguments: Arguments) -> Outcome {
+    // SAFETY: the path outlives the call.
     unsafe {
-        arguments::with(argc, argv, 3..=3, |arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let path = arguments.path(1, "path")?;
-            let mask = arguments.unsigned(2, "mask")?;
-            let result = libc::inotify_add_watch(fd, path.as_ptr(), mask);
-            Ok(number(direct(result)?))
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let path = arguments.path(1, "path")?;
+        let mask = arguments.unsigned(2, "mask")?;
+        let result = libc::inotify_add_watch(fd, path.as_ptr(), mask);
+        Ok(number(direct(result)?))
     }
 }
 
@@ -61,14 +58,12 @@ unsafe extern "C" fn inotify_add_watch(argc: c_int, argv: *const VALUE, _class: 
 /// @raise [ArgumentError] if one is out of range
 /// @example
 ///   UM.inotify_rm_watch(fd, wd)
-unsafe extern "C" fn inotify_rm_watch(argc: c_int, argv: *const VALUE, _class: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the call points to nothing.
+fn inotify_rm_watch(arguments: Arguments) -> Outcome {
+    // SAFETY: the call points to nothing.
     unsafe {
-        arguments::with(argc, argv, 2..=2, |arguments| {
-            let fd = arguments.fd(0, "fd")?;
-            let wd = arguments.int(1, "wd")?;
-            Ok(number(direct(libc::inotify_rm_watch(fd, wd))?))
-        })
+        let fd = arguments.fd(0, "fd")?;
+        let wd = arguments.int(1, "wd")?;
+        Ok(number(direct(libc::inotify_rm_watch(fd, wd))?))
     }
 }
 
@@ -87,16 +82,14 @@ const ROOM: usize = 4096;
 /// @kernel 5.6
 /// @example
 ///   machine.inotify_get_events(fd) #=> [{wd: 1, mask: 256, name: "new.txt"}]
-unsafe extern "C" fn inotify_get_events(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the bytes are on this frame until the kernel is done with them.
+fn inotify_get_events(caller: Caller, arguments: Arguments) -> Answer {
+    // SAFETY: the bytes are on this frame until the kernel is done with them.
     unsafe {
-        method(argc, argv, this, 1..=1, |caller, arguments| {
-            let fd = types::Fd(arguments.fd(0, "fd")?);
-            let mut bytes = [0_u8; ROOM];
-            let entry = opcode::Read::new(fd, bytes.as_mut_ptr(), ROOM as u32).build();
-            let count = caller.operate(entry)? as usize;
-            Ok(to_events(&bytes[..count])?)
-        })
+        let fd = types::Fd(arguments.fd(0, "fd")?);
+        let mut bytes = [0_u8; ROOM];
+        let entry = opcode::Read::new(fd, bytes.as_mut_ptr(), ROOM as u32).build();
+        let count = caller.operate(entry)? as usize;
+        Ok(to_events(&bytes[..count])?)
     }
 }
 
@@ -144,17 +137,10 @@ unsafe fn to_name(padded: &[u8]) -> VALUE {
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        define_all(class, &[(c"inotify_get_events", inotify_get_events)]);
-        define_all_singleton(
-            class,
-            &[
-                (c"inotify_init", inotify_init),
-                (c"inotify_add_watch", inotify_add_watch),
-                (c"inotify_rm_watch", inotify_rm_watch),
-            ],
-        );
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    machine_method!(class, "inotify_get_events", 1..=1, inotify_get_events);
+    function!(class, "inotify_init", 0..=0, inotify_init);
+    function!(class, "inotify_add_watch", 3..=3, inotify_add_watch);
+    function!(class, "inotify_rm_watch", 2..=2, inotify_rm_watch);
+    Ok(())
 }

@@ -9,6 +9,7 @@
 //! function opens files, and the struct it is given is read only when it looked as it should then
 //! (io.c, `struct sysopen_struct`).
 
+use nix::errno::Errno;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -158,7 +159,7 @@ pub unsafe fn opens_at_once(path: *const libc::c_char, flags: i32) -> bool {
         let wanted = libc::STATX_TYPE | libc::STATX_SIZE;
         if libc::statx(libc::AT_FDCWD, path, how, wanted, &mut status) != 0 {
             // What is not there, and is not created, fails at once.
-            return *libc::__errno_location() == libc::ENOENT && flags & libc::O_CREAT == 0;
+            return Errno::last_raw() == libc::ENOENT && flags & libc::O_CREAT == 0;
         }
         match u32::from(status.stx_mode) & libc::S_IFMT {
             libc::S_IFREG if flags & libc::O_TRUNC != 0 && status.stx_size as i64 > LARGE => false,

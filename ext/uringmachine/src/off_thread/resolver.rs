@@ -1,5 +1,6 @@
 //! Name look-ups by the system's resolver, on native threads, which know no Ruby.
 
+use nix::sys::signal::SigSet;
 use std::ffi::CString;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,12 +32,8 @@ impl threads::Work for Work {
 
 fn work(pool: &Pool<Work>) {
     // Signals are for Ruby's threads.
-    // SAFETY: a filled signal set on this frame.
-    unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
-    }
+    // It fails for numbers that are none only.
+    let _ = SigSet::all().thread_block();
     let (mut place, never) = (Place::Fresh, AtomicBool::new(false));
     while let Turn::Job(job) = pool.take(&mut place, &never) {
         pool.begin(&mut place);

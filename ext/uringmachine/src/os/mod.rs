@@ -8,6 +8,7 @@ pub mod process;
 pub mod socket_address;
 
 use crate::ruby::Raise;
+use nix::errno::Errno;
 
 /// The result of a system call that was made directly.
 pub fn direct(result: i32) -> Result<i32, Raise> {
@@ -15,7 +16,7 @@ pub fn direct(result: i32) -> Result<i32, Raise> {
         return Ok(result);
     }
     // SAFETY: errno of the call just made.
-    Err(Raise::errno(unsafe { *libc::__errno_location() }))
+    Err(Raise::errno(Errno::last_raw()))
 }
 
 /// poll(2) without waiting. It answers EINTR although it does not wait, if a signal is pending.
@@ -24,7 +25,7 @@ pub fn poll_now(polls: &mut [libc::pollfd]) -> Result<(), Raise> {
         // SAFETY: the pointer and the count belong together.
         let result = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as _, 0) };
         // SAFETY: errno of the call just made.
-        if result >= 0 || unsafe { *libc::__errno_location() } != libc::EINTR {
+        if result >= 0 || Errno::last_raw() != libc::EINTR {
             return direct(result).map(drop);
         }
     }

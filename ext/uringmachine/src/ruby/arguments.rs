@@ -1,9 +1,9 @@
 //! The arguments of a method, converted with errors that name them.
 
-use std::ffi::{c_int, CStr};
+use std::ffi::CStr;
 use std::ops::RangeInclusive;
 
-use crate::ruby::{self, errors, Outcome, Raise, NIL, VALUE};
+use crate::ruby::{self, errors, Raise, NIL, VALUE};
 
 /// What a method was called with.
 #[derive(Clone, Copy)]
@@ -11,28 +11,12 @@ pub struct Arguments<'a>(&'a [VALUE]);
 
 impl<'a> Arguments<'a> {
     /// Checks the number of arguments as Ruby does.
-    ///
-    /// # Safety
-    /// `argv` has `argc` values, for as long as the arguments are used.
-    pub unsafe fn new(
-        argc: c_int,
-        argv: *const VALUE,
-        expected: RangeInclusive<usize>,
-    ) -> Result<Self, Raise> {
-        let count = argc as usize;
-        if expected.contains(&count) {
-            // SAFETY: the caller's promise.
-            return Ok(Self(unsafe { std::slice::from_raw_parts(argv, count) }));
+    #[inline]
+    pub fn of(values: &'a [VALUE], expected: RangeInclusive<usize>) -> Result<Self, Raise> {
+        if expected.contains(&values.len()) {
+            return Ok(Self(values));
         }
-        let (least, most) = (expected.start(), expected.end());
-        let expected = match (least == most, *most == usize::MAX) {
-            (true, _) => least.to_string(),
-            (_, true) => format!("{least}+"),
-            _ => format!("{least}..{most}"),
-        };
-        Err(Raise::argument(&format!(
-            "wrong number of arguments (given {count}, expected {expected})"
-        )))
+        Err(wrong_count(values.len(), expected))
     }
 
     /// All of them.
@@ -110,13 +94,27 @@ impl<'a> Arguments<'a> {
     }
 }
 
+/// The error for a wrong number of arguments, in Ruby's words.
+#[cold]
+fn wrong_count(count: usize, expected: RangeInclusive<usize>) -> Raise {
+    let (least, most) = (expected.start(), expected.end());
+    let expected = match (least == most, *most == usize::MAX) {
+        (true, _) => least.to_string(),
+        (_, true) => format!("{least}+"),
+        _ => format!("{least}..{most}"),
+    };
+    Raise::argument(&format!(
+        "wrong number of arguments (given {count}, expected {expected})"
+    ))
+}
+
 /// The current position of a file, as an offset of io_uring.
 pub const CURRENT: u64 = u64::MAX;
 
 /// An argument that must be a String.
 pub fn string(value: VALUE, name: &str) -> Result<VALUE, Raise> {
     // SAFETY: a type check.
-    if unsafe { ruby::is_string(value) } {
+    if ruby::is_string(value) {
         Ok(value)
     } else {
         Err(wrong_type(value, name, "a String"))
@@ -243,18 +241,4 @@ pub unsafe fn keywords<const N: usize>(
             "unknown keyword; the known ones are {names}"
         )))
     }
-}
-
-/// Runs a method's body with its arguments.
-///
-/// # Safety
-/// Ruby called the method with them.
-pub unsafe fn with(
-    argc: c_int,
-    argv: *const VALUE,
-    expected: RangeInclusive<usize>,
-    body: impl FnOnce(Arguments) -> Outcome,
-) -> VALUE {
-    // SAFETY: the caller's promise.
-    unsafe { ruby::method(|| body(Arguments::new(argc, argv, expected)?)) }
 }

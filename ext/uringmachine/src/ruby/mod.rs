@@ -7,10 +7,12 @@ pub mod arguments;
 pub mod duration;
 pub mod errors;
 pub mod io_buffer;
+pub mod method;
+pub mod this;
 pub mod typed_data;
 pub mod version;
 
-use std::ffi::{c_char, c_int, c_long, c_void, CStr};
+use std::ffi::{c_char, c_int, c_long, c_void};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -334,7 +336,7 @@ pub fn id(name: &str) -> ID {
 }
 
 /// Ractor.current.
-pub unsafe fn current_ractor() -> VALUE {
+pub fn current_ractor() -> VALUE {
     // SAFETY: a method of Ruby's that does not raise.
     unsafe { funcall(rb_cRactor, id("current"), &[]) }
 }
@@ -444,19 +446,6 @@ pub unsafe fn define_method_id(class: VALUE, name: ID, function: *const (), arit
     }
 }
 
-/// As [`define_method`], of a method that only the object itself calls.
-pub unsafe fn define_private_method(
-    class: VALUE,
-    name: &std::ffi::CStr,
-    function: *const (),
-    arity: c_int,
-) {
-    // SAFETY: as `define_method`.
-    unsafe {
-        rb_sys::rb_define_private_method(class, name.as_ptr(), Some(erased(function)), arity);
-    }
-}
-
 /// Registers a singleton method.
 pub unsafe fn define_singleton_method(
     object: VALUE,
@@ -532,7 +521,7 @@ pub unsafe fn timeout_error() -> Result<VALUE, Raise> {
 
 /// Whether a value is a String.
 #[inline]
-pub unsafe fn is_string(value: VALUE) -> bool {
+pub fn is_string(value: VALUE) -> bool {
     // SAFETY: a type check.
     unsafe { rb_sys::RB_TYPE_P(value, rb_sys::ruby_value_type::RUBY_T_STRING) }
 }
@@ -544,19 +533,19 @@ pub unsafe fn is_array(value: VALUE) -> bool {
 }
 
 /// Whether a value is a Symbol.
-pub unsafe fn is_symbol(value: VALUE) -> bool {
+pub fn is_symbol(value: VALUE) -> bool {
     // SAFETY: a type check.
     unsafe { rb_sys::RB_TYPE_P(value, rb_sys::ruby_value_type::RUBY_T_SYMBOL) }
 }
 
 /// Whether a value is a Hash.
-pub unsafe fn is_hash(value: VALUE) -> bool {
+pub fn is_hash(value: VALUE) -> bool {
     // SAFETY: a type check.
     unsafe { rb_sys::RB_TYPE_P(value, rb_sys::ruby_value_type::RUBY_T_HASH) }
 }
 
 /// Whether a value is an IO::Buffer.
-pub unsafe fn is_io_buffer(value: VALUE) -> bool {
+pub fn is_io_buffer(value: VALUE) -> bool {
     static CLASS: AtomicU64 = AtomicU64::new(0);
     // SAFETY: the class is a constant of IO, which is never collected.
     unsafe {
@@ -570,7 +559,7 @@ pub unsafe fn is_io_buffer(value: VALUE) -> bool {
 }
 
 /// Whether an object is frozen.
-pub unsafe fn is_frozen(value: VALUE) -> bool {
+pub fn is_frozen(value: VALUE) -> bool {
     // SAFETY: a check of a flag.
     unsafe { rb_sys::rb_obj_frozen_p(value) == TRUE }
 }
@@ -612,7 +601,7 @@ pub unsafe fn class(name: &std::ffi::CStr) -> VALUE {
 }
 
 /// Whether an object is of a class. Blockers may be objects that Ruby hides, which have none.
-pub unsafe fn is_a(object: VALUE, class: VALUE) -> bool {
+pub fn is_a(object: VALUE, class: VALUE) -> bool {
     // SAFETY: what is no immediate begins with an RBasic.
     unsafe {
         if !rb_sys::SPECIAL_CONST_P(object) && (*(object as *const rb_sys::RBasic)).klass == 0 {
@@ -626,25 +615,6 @@ pub unsafe fn is_a(object: VALUE, class: VALUE) -> bool {
 pub unsafe fn new_string(bytes: &[u8]) -> VALUE {
     // SAFETY: the bytes are copied.
     unsafe { rb_sys::rb_str_new(bytes.as_ptr().cast(), bytes.len() as _) }
-}
-
-/// The type of a method that takes any number of arguments.
-pub type Method = unsafe extern "C" fn(c_int, *const VALUE, VALUE) -> VALUE;
-
-/// Defines methods that check their arguments themselves.
-pub unsafe fn define_all(class: VALUE, methods: &[(&CStr, Method)]) {
-    for (name, function) in methods {
-        // SAFETY: the functions take (argc, argv, self), as arity -1 says.
-        unsafe { define_method(class, name, *function as *const (), -1) };
-    }
-}
-
-/// Defines singleton methods likewise.
-pub unsafe fn define_all_singleton(class: VALUE, methods: &[(&CStr, Method)]) {
-    for (name, function) in methods {
-        // SAFETY: as above.
-        unsafe { define_singleton_method(class, name, *function as *const (), -1) };
-    }
 }
 
 /// What [`Raise::Unwind`] throws, and the body of every fiber that a machine starts catches.

@@ -37,21 +37,4 @@ impl DataType {
         // SAFETY: the caller gives `data` away.
         unsafe { rb_sys::rb_data_typed_object_wrap(class, data, &self.0) }
     }
-
-    /// The data of an object of this type, `None` for any other.
-    #[inline]
-    pub unsafe fn find(&'static self, value: VALUE) -> Option<*mut c_void> {
-        // SAFETY: a check of the type, which does not raise; then the data are had without a raise too.
-        unsafe {
-            (rb_sys::rb_typeddata_is_kind_of(value, &self.0) != 0)
-                .then(|| rb_sys::rb_check_typeddata(value, &self.0))
-        }
-    }
-
-    /// The data of an object of this type; raises TypeError for any other.
-    #[inline]
-    pub unsafe fn get(&'static self, value: VALUE) -> *mut c_void {
-        // SAFETY: the check is what this call does.
-        unsafe { rb_sys::rb_check_typeddata(value, &self.0) }
-    }
 }

@@ -1,6 +1,7 @@
 //! The BIO that OpenSSL reads from and writes to: two queues in memory, which the ring fills and empties
 //! between OpenSSL's calls. So no fiber is switched, and nothing is raised, inside of one.
 
+use nix::errno::Errno;
 use std::ffi::{c_char, c_int, c_long, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -276,7 +277,7 @@ unsafe extern "C" fn read(bio: *mut Bio, buffer: *mut c_char, length: c_int) -> 
             return 0;
         }
         if wire.kernel.failed != 0 {
-            *libc::__errno_location() = std::mem::take(&mut wire.kernel.failed);
+            Errno::set_raw(std::mem::take(&mut wire.kernel.failed));
             return -1;
         }
         wire.kernel.asked = length.max(0) as usize;
@@ -294,7 +295,7 @@ unsafe extern "C" fn write(bio: *mut Bio, bytes: *mut c_char, length: c_int) -> 
         let length = length.max(0);
         let bytes = std::slice::from_raw_parts(bytes.cast(), length as usize);
         if wire.kernel.stuck {
-            *libc::__errno_location() = libc::EKEYREJECTED;
+            Errno::set_raw(libc::EKEYREJECTED);
             return -1;
         }
         if let Some(kind) = wire.kernel.record {
@@ -312,23 +313,20 @@ unsafe extern "C" fn write(bio: *mut Bio, bytes: *mut c_char, length: c_int) -> 
 /// Sends a record which the kernel is to encrypt and which is not the program's bytes, after all that has
 /// been written before it. Without waiting: the fiber waits between OpenSSL's calls, and OpenSSL writes again.
 unsafe fn write_record(wire: &mut Wire, kind: u8, bytes: &[u8]) -> c_int {
-    // SAFETY: errno of this thread.
-    unsafe {
-        if !wire.kernel.is_same_socket(wire.fd) {
-            *libc::__errno_location() = libc::EBADF;
+    if !wire.kernel.is_same_socket(wire.fd) {
+        Errno::set_raw(libc::EBADF);
+        return -1;
+    }
+    let fd = wire.fd;
+    match wire.send_now(fd) {
+        Sent::All => {}
+        Sent::Part => {
+            Errno::set_raw(libc::EAGAIN);
             return -1;
         }
-        let fd = wire.fd;
-        match wire.send_now(fd) {
-            Sent::All => {}
-            Sent::Part => {
-                *libc::__errno_location() = libc::EAGAIN;
-                return -1;
-            }
-            Sent::None => {
-                *libc::__errno_location() = libc::EPIPE;
-                return -1;
-            }
+        Sent::None => {
+            Errno::set_raw(libc::EPIPE);
+            return -1;
         }
     }
     let count = kernel::send_record(wire.fd, kind, bytes);

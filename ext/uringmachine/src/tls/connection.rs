@@ -1,5 +1,6 @@
 //! One TLS connection: the calls of OpenSSL.
 
+use nix::errno::Errno;
 use std::ffi::{c_int, CStr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -112,7 +113,7 @@ impl Connection {
             let mut result = 0;
             let slot = &raw mut result;
             (self.openssl.ERR_clear_error)();
-            *libc::__errno_location() = 0;
+            Errno::set_raw(0);
             let called = ruby::protect(|| {
                 *slot = call();
                 NIL

@@ -1,5 +1,6 @@
 //! What the ring does for a TLS connection between the calls of OpenSSL.
 
+use nix::errno::Errno;
 use std::ffi::c_int;
 use std::ops::ControlFlow;
 
@@ -45,7 +46,7 @@ pub fn is_transient(errno: c_int) -> bool {
 
 pub fn errno() -> c_int {
     // SAFETY: errno of this thread.
-    unsafe { *libc::__errno_location() }
+    Errno::last_raw()
 }
 
 impl Connection {
@@ -429,7 +430,7 @@ impl Connection {
             } else if is_ready(fd, libc::POLLIN) {
                 libc::read(fd, pointer.cast(), length)
             } else {
-                *libc::__errno_location() = libc::EAGAIN;
+                Errno::set_raw(libc::EAGAIN);
                 -1
             };
             let failed = errno();

@@ -7,9 +7,15 @@
 mod reading;
 mod resp;
 
-use std::ffi::{c_int, c_void};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use magnus::error::IntoError;
+use magnus::gc::Marker;
+use magnus::rb_sys::AsRawValue;
+use magnus::value::StaticSymbol;
+use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
 use uringmachine_runtime::stream::{Arrivals, Bytes};
 use uringmachine_runtime::{opcode, types};
 
@@ -20,8 +26,9 @@ use crate::machine::switch::Failure;
 use crate::machine::write_all::{write_all, Sink};
 use crate::machine::{Discarded, Discards};
 use crate::ruby::arguments::{self, Arguments, CURRENT};
-use crate::ruby::typed_data::DataType;
-use crate::ruby::{self, define_all, Method, Raise, NIL, VALUE};
+use crate::ruby::method::{as_value, raw, settle};
+use crate::ruby::this::This;
+use crate::ruby::{self, Raise, NIL, VALUE};
 use crate::tls;
 
 /// What is read from, and how.
@@ -35,81 +42,115 @@ enum Mode {
     Ssl,
 }
 
-/// What a UM::IO holds.
-struct Io {
-    /// The UM it belongs to; `NIL` before it is initialized.
-    machine: VALUE,
-    mode: Mode,
-    fd: i32,
-    /// The SSLSocket of mode `Ssl`.
-    ssl: VALUE,
-    /// What has been read and not consumed, and the multishot operation that reads, while there is one.
-    flow: Arc<Flow>,
-    /// That is what all reads of the descriptor share.
-    shares: bool,
-    /// Where it goes when nobody will stop that.
-    discards: Option<Discards>,
-    ended: bool,
-    /// Multishot reads are refused on it.
-    single: bool,
-    consumed: u64,
-}
-
-static TYPE: DataType = DataType::new::<Io>(c"UM::IO", mark, free);
-
-unsafe extern "C" fn mark(data: *mut c_void) {
-    // SAFETY: Ruby hands over the data of an object of this type.
-    unsafe {
-        let io = data.cast::<Io>();
-        rb_sys::rb_gc_mark((*io).machine);
-        rb_sys::rb_gc_mark((*io).ssl);
-    }
-}
-
-unsafe extern "C" fn free(data: *mut c_void) {
-    // SAFETY: the object is dead.
-    let io = unsafe { Box::from_raw(data.cast::<Io>()) };
-    // Any thread may collect it; only the machine's own may stop the operation.
-    // SAFETY: with the GVL.
-    let reads = unsafe { (*io.flow.get()).op.is_some() };
-    if let (true, Some(discards)) = (reads, &io.discards) {
-        discards.add(Discarded::Flow(Arc::clone(&io.flow)));
-    }
-}
-
-unsafe extern "C" fn allocate(class: VALUE) -> VALUE {
-    let io = Box::new(Io {
-        machine: NIL,
-        mode: Mode::Fd,
-        fd: -1,
-        ssl: NIL,
-        flow: Flow::new(),
-        shares: false,
-        discards: None,
-        ended: false,
-        single: false,
-        consumed: 0,
-    });
-    // SAFETY: the box is given to the new object.
-    unsafe { TYPE.wrap(class, Box::into_raw(io).cast()) }
-}
-
-/// The data of a UM::IO, which does not move while the object lives.
-unsafe fn get(value: VALUE) -> Result<*mut Io, Raise> {
-    // SAFETY: the type is checked.
-    unsafe {
-        let io = TYPE.get(value).cast::<Io>();
-        if (*io).machine == NIL {
-            return Err(Raise::misuse("uninitialized UM::IO"));
+impl Mode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fd => "fd",
+            Self::Socket => "socket",
+            Self::Ssl => "ssl",
         }
-        Ok(io)
+    }
+}
+
+/// What a UM::IO holds. Nothing that runs Ruby, or allocates, is called while any of it is borrowed.
+#[derive(TypedData)]
+#[magnus(class = "UringMachine::IO", mark, size)]
+pub struct Io {
+    /// The UM it belongs to; `NIL` before it is initialized.
+    machine: Cell<VALUE>,
+    mode: Cell<Mode>,
+    fd: Cell<i32>,
+    /// The SSLSocket of mode `Ssl`.
+    ssl: Cell<VALUE>,
+    /// What has been read and not consumed, and the multishot operation that reads, while there is one. It stays the
+    /// same while it is busy.
+    flow: RefCell<Arc<Flow>>,
+    /// That is what all reads of the descriptor share.
+    shares: Cell<bool>,
+    /// Where it goes when nobody will stop that.
+    discards: OnceCell<Discards>,
+    ended: Cell<bool>,
+    /// Multishot reads are refused on it.
+    single: Cell<bool>,
+    consumed: Cell<u64>,
+}
+
+impl Default for Io {
+    fn default() -> Self {
+        Self {
+            machine: Cell::new(NIL),
+            mode: Cell::new(Mode::Fd),
+            fd: Cell::new(-1),
+            ssl: Cell::new(NIL),
+            flow: RefCell::new(Flow::new()),
+            shares: Cell::new(false),
+            discards: OnceCell::new(),
+            ended: Cell::new(false),
+            single: Cell::new(false),
+            consumed: Cell::new(0),
+        }
+    }
+}
+
+impl DataTypeFunctions for Io {
+    /// A flow may have descriptors to close, which enters the kernel, so this is not done in the middle of a collection.
+    fn free(self: Box<Self>) {
+        // Any thread may collect it; only the machine's own may stop the operation.
+        // SAFETY: with the GVL.
+        let reads = unsafe { (*self.inflow()).op.is_some() };
+        if let (true, Some(discards)) = (reads, self.discards.get()) {
+            discards.add(Discarded::Flow(self.flow.into_inner()));
+        }
+    }
+
+    fn mark(&self, marker: &Marker) {
+        marker.mark(as_value(self.machine.get()));
+        marker.mark(as_value(self.ssl.get()));
+    }
+}
+
+impl Io {
+    /// The machine it belongs to; UM::Error before it is initialized.
+    fn machine(&self) -> Result<VALUE, Raise> {
+        match self.machine.get() {
+            NIL => Err(Raise::misuse("uninitialized UM::IO")),
+            machine => Ok(machine),
+        }
+    }
+
+    /// The fiber that runs, on that machine.
+    fn caller(&self) -> Result<Caller, Raise> {
+        // SAFETY: the UM is marked by the IO, the receiver of the method that runs.
+        unsafe { Caller::new(self.machine()?) }
+    }
+
+    /// What its flow holds, for as long as it has that.
+    fn inflow(&self) -> *mut Inflow {
+        self.flow.borrow().get()
+    }
+
+    /// Has a share in what comes from its descriptor. One that is closed is an error of the methods that use it.
+    fn share(&self, caller: &Caller) {
+        if self.shares.get() || self.mode.get() == Mode::Ssl {
+            return;
+        }
+        // SAFETY: with the GVL; whoever reads has the flow's memory until it is busy no more.
+        if unsafe { (*self.inflow()).busy } {
+            return;
+        }
+        // SAFETY: the core is alive while one of its fibers runs a method.
+        if let Ok(flow) = unsafe { caller.flow(self.fd.get()) } {
+            self.flow.replace(flow);
+            self.shares.set(true);
+        }
     }
 }
 
 /// The stream of a method that reads: one fiber at a time.
-struct Reader {
-    io: *mut Io,
-    inflow: *mut Inflow,
+struct Reader<'a> {
+    io: &'a Io,
+    /// The IO has it for as long as it is busy.
+    flow: &'a Flow,
     caller: Caller,
 }
 
@@ -120,73 +161,96 @@ enum More {
     End,
 }
 
-impl Reader {
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        // SAFETY: as `bytes`.
+        unsafe { (*self.inflow()).busy = false };
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn new(io: &'a Io) -> Result<Self, Raise> {
+        let caller = io.caller()?;
+        io.share(&caller);
+        // SAFETY: the IO has its flow for as long as that is busy: see `share` and `leave`.
+        let flow = unsafe { &*Arc::as_ptr(&io.flow.borrow()) };
+        // SAFETY: with the GVL.
+        if std::mem::replace(unsafe { &mut (*flow.get()).busy }, true) {
+            return Err(Raise::misuse("another fiber is reading from this UM::IO"));
+        }
+        Ok(Self { io, flow, caller })
+    }
+
+    fn inflow(&self) -> *mut Inflow {
+        self.flow.get()
+    }
+
     fn bytes(&self) -> &Bytes {
-        // SAFETY: the object is on the method's frame, and a fiber reads alone; no reference is held
-        // across a wait, or while the bytes are changed.
-        unsafe { &(*self.inflow).bytes }
+        // SAFETY: a fiber reads alone; no reference is held across a wait, or while the bytes are changed.
+        unsafe { &(*self.inflow()).bytes }
     }
 
     /// Takes the oldest bytes away.
     fn consume(&self, count: usize) {
         // SAFETY: as `bytes`.
-        unsafe {
-            (*self.inflow).consume(count);
-            (*self.io).consumed += count as u64;
-        }
+        unsafe { (*self.inflow()).consume(count) };
+        self.count(count);
+    }
+
+    /// Counts bytes that were taken away.
+    fn count(&self, count: usize) {
+        let consumed = &self.io.consumed;
+        consumed.set(consumed.get() + count as u64);
     }
 
     /// Waits for more bytes.
     fn more(&self) -> Result<More, Failure> {
-        // SAFETY: as `bytes`.
-        unsafe {
-            if (*self.io).ended {
-                return Ok(More::End);
-            }
-            let more = match (*self.io).mode {
-                Mode::Ssl => self.more_of_ssl(),
-                Mode::Fd | Mode::Socket => self.more_of_stream(),
-            }?;
-            if more == More::End {
-                (*self.io).ended = true;
-            }
-            Ok(more)
+        if self.io.ended.get() {
+            return Ok(More::End);
         }
+        let more = match self.io.mode.get() {
+            Mode::Ssl => self.more_of_ssl(),
+            Mode::Fd | Mode::Socket => self.more_of_stream(),
+        }?;
+        if more == More::End {
+            self.io.ended.set(true);
+        }
+        Ok(more)
     }
 
-    unsafe fn more_of_stream(&self) -> Result<More, Failure> {
-        let (io, inflow) = (self.io, self.inflow);
+    fn more_of_stream(&self) -> Result<More, Failure> {
+        let (io, inflow, fd) = (self.io, self.inflow(), self.io.fd.get());
         // SAFETY: as `bytes`; an operation that the flow holds is this machine's.
         unsafe {
             if (*inflow).closed {
                 return Err(Raise::errno(libc::EBADF).into());
             }
-            self.caller.told((*io).fd)?;
+            self.caller.told(fd)?;
             let had = (*inflow).bytes.len();
             loop {
                 let caller = self.caller.again();
                 // What loops have left comes first.
-                caller.settle(&(*io).flow)?;
+                caller.settle(self.flow)?;
                 if (*inflow).bytes.len() > had {
                     return Ok(More::Bytes);
                 }
                 match (*inflow).ended.take() {
                     None => {}
                     Some(0) => return Ok(More::End),
-                    Some(NOT_POLLABLE) if (*io).mode == Mode::Fd => (*io).single = true,
+                    Some(NOT_POLLABLE) if io.mode.get() == Mode::Fd => io.single.set(true),
                     Some(result) => return Err(Raise::errno(-result).into()),
                 }
                 if (*inflow).op.is_none() {
-                    if (*caller.core).is_of_messages((*io).fd) {
+                    if (*caller.core).is_of_messages(fd) {
                         return self.more_by_message();
                     }
-                    if (*io).single {
+                    if io.single.get() {
                         return self.more_by_single_read();
                     }
-                    let receive = ((*io).mode == Mode::Socket).then_some(0);
-                    match Running::bytes(&caller, (*io).fd, receive)? {
+                    let receive = (io.mode.get() == Mode::Socket).then_some(0);
+                    match Running::bytes(&caller, fd, receive)? {
                         Some(running) => (*inflow).op = Some(running.op()),
-                        None => (*io).single = true,
+                        None => io.single.set(true),
                     }
                 }
                 let Some(op) = (*inflow).op else { continue };
@@ -212,30 +276,30 @@ impl Reader {
     }
 
     /// For what cannot be read by multishot: regular files, and older kernels.
-    unsafe fn more_by_single_read(&self) -> Result<More, Failure> {
+    fn more_by_single_read(&self) -> Result<More, Failure> {
         const LENGTH: u32 = 64 << 10;
+        let (inflow, fd) = (self.inflow(), types::Fd(self.io.fd.get()));
         // SAFETY: the room is the queue's own, which nobody else changes while this fiber reads, and
         // which lives as long as the IO: on the method's frame. `operate` returns when the kernel is
         // done with it.
         unsafe {
-            let room = (*self.inflow).bytes.reserve(LENGTH as usize);
-            let fd = types::Fd((*self.io).fd);
+            let room = (*inflow).bytes.reserve(LENGTH as usize);
             let entry = opcode::Read::new(fd, room, LENGTH).offset(CURRENT).build();
             let count = self.caller.again().operate(entry)?;
-            (*self.inflow).bytes.commit(count as usize);
+            (*inflow).bytes.commit(count as usize);
             Ok(if count == 0 { More::End } else { More::Bytes })
         }
     }
 
     /// For a socket that keeps messages apart: the next one's bytes. An empty one has none, and is not the end.
-    unsafe fn more_by_message(&self) -> Result<More, Failure> {
+    fn more_by_message(&self) -> Result<More, Failure> {
         const LENGTH: usize = 64 << 10;
+        let (inflow, fd) = (self.inflow(), self.io.fd.get());
         // SAFETY: as `more_by_single_read`; the message is on this frame.
         unsafe {
             loop {
-                let fd = (*self.io).fd;
                 let mut piece = libc::iovec {
-                    iov_base: (*self.inflow).bytes.reserve(LENGTH).cast(),
+                    iov_base: (*inflow).bytes.reserve(LENGTH).cast(),
                     iov_len: LENGTH,
                 };
                 let mut message: libc::msghdr = std::mem::zeroed();
@@ -247,7 +311,7 @@ impl Reader {
                     return Err(Raise::errno(libc::EMSGSIZE).into());
                 }
                 if count > 0 {
-                    (*self.inflow).bytes.commit(count.min(LENGTH));
+                    (*inflow).bytes.commit(count.min(LENGTH));
                     return Ok(More::Bytes);
                 }
                 if inflow::is_end(fd) {
@@ -257,46 +321,36 @@ impl Reader {
         }
     }
 
-    unsafe fn more_of_ssl(&self) -> Result<More, Failure> {
+    fn more_of_ssl(&self) -> Result<More, Failure> {
         // A record's worth (RFC 8446, 5.1).
         const LENGTH: usize = 16 << 10;
+        let (inflow, ssl) = (self.inflow(), self.io.ssl.get());
         // SAFETY: as `more_by_single_read`; the socket is marked by the IO.
         unsafe {
-            let room = (*self.inflow).bytes.reserve(LENGTH);
-            let count = tls::read(&self.caller.again(), (*self.io).ssl, room, LENGTH)?;
-            (*self.inflow).bytes.commit(count);
+            let room = (*inflow).bytes.reserve(LENGTH);
+            let count = tls::read(&self.caller.again(), ssl, room, LENGTH)?;
+            (*inflow).bytes.commit(count);
             Ok(if count == 0 { More::End } else { More::Bytes })
         }
     }
 }
 
 /// Runs a method that reads.
-unsafe fn reading(
-    argc: c_int,
-    argv: *const VALUE,
-    this: VALUE,
-    expected: std::ops::RangeInclusive<usize>,
+fn reading(
+    ruby: &Ruby,
+    io: This<Io>,
+    arguments: &[Value],
+    expected: RangeInclusive<usize>,
     body: impl FnOnce(&Reader, Arguments) -> Answer,
-) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the object is on Ruby's frame of the call.
-    unsafe {
-        ruby::method(|| {
-            let arguments = Arguments::new(argc, argv, expected)?;
-            let io = get(this)?;
-            let caller = Caller::new((*io).machine)?;
-            share(io, &caller);
-            // The IO has it for as long as it is busy: see `leave`.
-            let inflow = (*io).flow.get();
-            if std::mem::replace(&mut (*inflow).busy, true) {
-                return Err(Raise::misuse("another fiber is reading from this UM::IO"));
-            }
-            let reader = Reader { io, inflow, caller };
-            let result = body(&reader, arguments);
-            (*inflow).busy = false;
-            std::hint::black_box(this);
-            answer(result)
-        })
-    }
+) -> Result<Value, Error> {
+    settle(ruby, || {
+        let arguments = Arguments::of(raw(arguments), expected)?;
+        let reader = Reader::new(&io)?;
+        let result = body(&reader, arguments);
+        drop(reader);
+        io.keep();
+        answer(result)
+    })
 }
 
 /// Makes a stream over a descriptor or an SSLSocket.
@@ -312,108 +366,79 @@ unsafe fn reading(
 /// @kernel 6.0
 /// @example
 ///   io = UM::IO.new(machine, fd, :socket)
-unsafe extern "C" fn initialize(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        ruby::method(|| {
-            let arguments = Arguments::new(argc, argv, 2..=3)?;
-            let machine = arguments.get(0);
-            let caller = Caller::new(machine)?;
-            let io = TYPE.get(this).cast::<Io>();
-            if (*io).machine != NIL {
-                return Err(Raise::misuse("already initialized"));
+fn initialize(ruby: &Ruby, io: This<Io>, arguments: &[Value]) -> Result<Value, Error> {
+    settle(ruby, || {
+        let arguments = Arguments::of(raw(arguments), 2..=3)?;
+        let machine = arguments.get(0);
+        // SAFETY: the argument is on the method's frame; its type is checked.
+        let caller = unsafe { Caller::new(machine) }?;
+        if io.machine.get() != NIL {
+            return Err(Raise::misuse("already initialized"));
+        }
+        let target = arguments.get(1);
+        let mode = match arguments.optional(2) {
+            Some(mode) => read_mode(ruby, mode)?,
+            None if as_value(target).is_kind_of(ruby.class_integer()) => Mode::Fd,
+            None if is_ssl_socket(ruby, target)? => Mode::Ssl,
+            None => {
+                let wanted = "a descriptor or an SSLSocket";
+                return Err(arguments::wrong_type(target, "target", wanted));
             }
-            let target = arguments.get(1);
-            let mode = match arguments.optional(2) {
-                Some(mode) => read_mode(mode)?,
-                None if ruby::is_a(target, rb_sys::rb_cInteger) => Mode::Fd,
-                None if is_ssl_socket(target) => Mode::Ssl,
-                None => {
-                    let wanted = "a descriptor or an SSLSocket";
-                    return Err(arguments::wrong_type(target, "target", wanted));
-                }
-            };
-            (*io).mode = mode;
-            match mode {
-                Mode::Ssl if !is_ssl_socket(target) => {
-                    return Err(arguments::wrong_type(target, "target", "an SSLSocket"))
-                }
-                Mode::Ssl => (*io).ssl = target,
-                Mode::Fd | Mode::Socket => {
-                    (*io).fd = arguments::int(target, "target")?;
-                    share(io, &caller);
-                }
+        };
+        io.mode.set(mode);
+        match mode {
+            Mode::Ssl if !is_ssl_socket(ruby, target)? => {
+                return Err(arguments::wrong_type(target, "target", "an SSLSocket"))
             }
-            (*io).machine = machine;
-            (*io).discards = Some((*caller.core).discards.clone());
-            if mode == Mode::Ssl {
-                tls::set_bio(machine, target, false)?;
-            }
-            Ok(this)
-        })
-    }
-}
-
-/// Has a UM::IO share in what comes from its descriptor. One that is closed is an error of the methods that use it.
-unsafe fn share(io: *mut Io, caller: &Caller) {
-    // SAFETY: as `get`.
-    unsafe {
-        if !(*io).shares && (*io).mode != Mode::Ssl {
-            if let Ok(flow) = caller.flow((*io).fd) {
-                ((*io).flow, (*io).shares) = (flow, true);
+            Mode::Ssl => io.ssl.set(target),
+            Mode::Fd | Mode::Socket => {
+                io.fd.set(arguments::int(target, "target")?);
+                io.share(&caller);
             }
         }
-    }
+        io.machine.set(machine);
+        // SAFETY: the core is alive while one of its fibers runs a method.
+        io.discards
+            .get_or_init(|| unsafe { (*caller.core).discards.clone() });
+        if mode == Mode::Ssl {
+            // SAFETY: both are on the method's frame.
+            unsafe { tls::set_bio(machine, target, false) }?;
+        }
+        Ok(io.value())
+    })
 }
 
-unsafe fn read_mode(mode: VALUE) -> Result<Mode, Raise> {
-    // SAFETY: symbols are compared.
-    unsafe {
-        let modes = [
-            ("fd", Mode::Fd),
-            ("socket", Mode::Socket),
-            ("ssl", Mode::Ssl),
-        ];
-        modes
-            .into_iter()
-            .find(|(name, _)| mode == rb_sys::rb_id2sym(ruby::id(name)))
-            .map(|(_, mode)| mode)
-            .ok_or_else(|| Raise::misuse("mode must be :fd, :socket or :ssl"))
-    }
+fn read_mode(ruby: &Ruby, mode: VALUE) -> Result<Mode, Raise> {
+    [Mode::Fd, Mode::Socket, Mode::Ssl]
+        .into_iter()
+        .find(|known| ruby.sym_new(known.name()).as_raw() == mode)
+        .ok_or_else(|| Raise::misuse("mode must be :fd, :socket or :ssl"))
 }
 
 /// Whether a value is an OpenSSL::SSL::SSLSocket, if OpenSSL is loaded.
-unsafe fn is_ssl_socket(value: VALUE) -> bool {
-    // SAFETY: constants are looked up where they are defined.
-    unsafe {
-        let mut module = rb_sys::rb_cObject;
-        for name in ["OpenSSL", "SSL", "SSLSocket"] {
-            let name = ruby::id(name);
+fn is_ssl_socket(ruby: &Ruby, value: VALUE) -> Result<bool, Raise> {
+    let mut module = ruby.class_object().as_raw();
+    for name in ["OpenSSL", "SSL", "SSLSocket"] {
+        let name = ruby::id(name);
+        // SAFETY: a constant is looked up where it is defined; what loading it raises is stopped.
+        unsafe {
             if rb_sys::rb_const_defined(module, name) == 0 {
-                return false;
+                return Ok(false);
             }
-            module = rb_sys::rb_const_get(module, name);
+            module = ruby::protect(|| rb_sys::rb_const_get(module, name)).map_err(Raise::Jump)?;
         }
-        ruby::is_a(value, module)
     }
+    // SAFETY: a value, and a class.
+    Ok(ruby::is_a(value, module))
 }
 
 /// @method UringMachine::IO#mode
 /// @return [Symbol] :fd, :socket or :ssl
 /// @example
 ///   machine.io(fd).mode #=> :fd
-unsafe extern "C" fn mode(_argc: c_int, _argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe {
-        ruby::method(|| {
-            let name = match (*get(this)?).mode {
-                Mode::Fd => "fd",
-                Mode::Socket => "socket",
-                Mode::Ssl => "ssl",
-            };
-            Ok(rb_sys::rb_id2sym(ruby::id(name)))
-        })
-    }
+fn mode(ruby: &Ruby, io: This<Io>) -> Result<StaticSymbol, Error> {
+    io.machine().map_err(|raise| raise.into_error(ruby))?;
+    Ok(ruby.sym_new(io.mode.get().name()))
 }
 
 /// Writes all of the buffers, however long it takes. What ends it when some bytes are written (a time limit, an
@@ -427,28 +452,25 @@ unsafe extern "C" fn mode(_argc: c_int, _argv: *const VALUE, this: VALUE) -> VAL
 /// @raise [UringMachine::Error] if a buffer is no buffer
 /// @example
 ///   io.write("HTTP/1.1 204 No Content\r\n", "\r\n") #=> 29
-unsafe extern "C" fn write(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the object is on Ruby's frame of the call.
-    unsafe {
-        ruby::method(|| {
-            let arguments = Arguments::new(argc, argv, 0..=usize::MAX)?;
-            let io = get(this)?;
-            let caller = Caller::new((*io).machine)?;
-            answer(write_to(&caller, io, arguments.all()).map(|total| ruby::fixnum(total as i64)))
-        })
-    }
+fn write(ruby: &Ruby, io: This<Io>, buffers: &[Value]) -> Result<Value, Error> {
+    settle(ruby, || {
+        let caller = io.caller()?;
+        let written = write_to(&caller, &io, raw(buffers));
+        io.keep();
+        answer(written.map(|total| ruby::fixnum(total as i64)))
+    })
 }
 
-unsafe fn write_to(caller: &Caller, io: *mut Io, buffers: &[VALUE]) -> Result<u64, Failure> {
-    // SAFETY: as `write`.
-    unsafe {
-        let sink = match (*io).mode {
-            Mode::Fd => Sink::Write(None),
-            Mode::Socket => Sink::Send(libc::MSG_NOSIGNAL | libc::MSG_WAITALL),
-            Mode::Ssl => return tls::write_all(caller, (*io).ssl, buffers),
-        };
-        write_all(caller, (*io).fd, buffers, sink)
-    }
+/// Writes buffers, which are on a frame of the method that runs.
+fn write_to(caller: &Caller, io: &Io, buffers: &[VALUE]) -> Result<u64, Failure> {
+    let sink = match io.mode.get() {
+        Mode::Fd => Sink::Write(None),
+        Mode::Socket => Sink::Send(libc::MSG_NOSIGNAL | libc::MSG_WAITALL),
+        // SAFETY: the caller's promise; the socket is marked by the IO.
+        Mode::Ssl => return unsafe { tls::write_all(caller, io.ssl.get(), buffers) },
+    };
+    // SAFETY: the caller's promise.
+    unsafe { write_all(caller, io.fd.get(), buffers, sink) }
 }
 
 /// Whether the end has been reached: it has come, and everything before it has been consumed. Does not wait.
@@ -457,23 +479,23 @@ unsafe fn write_to(caller: &Caller, io: *mut Io, buffers: &[VALUE]) -> Result<u6
 /// @return [Boolean]
 /// @example
 ///   io.eof? #=> false
-unsafe extern "C" fn is_eof(_argc: c_int, _argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: the type is checked; the operation is this machine's.
-    unsafe {
-        ruby::method(|| {
-            let io = get(this)?;
-            let inflow = (*io).flow.get();
-            let mut ended = (*io).ended || (*inflow).ended == Some(0);
+fn is_eof(ruby: &Ruby, io: This<Io>) -> Result<Value, Error> {
+    settle(ruby, || {
+        io.machine()?;
+        let inflow = io.inflow();
+        // SAFETY: with the GVL, and no wait; the operation is this machine's.
+        unsafe {
+            let mut ended = io.ended.get() || (*inflow).ended == Some(0);
             if let (false, Some(op)) = (ended, (*inflow).op) {
-                let caller = Caller::new((*io).machine)?;
+                let caller = io.caller()?;
                 let _ = (*caller.core).machine.poll();
                 if let Ok(stream) = Running::of(op).state(&caller) {
                     ended = stream.ended == Some(0) && arrived(&stream.arrivals) == 0;
                 }
             }
             Ok(ruby::boolean(ended && (*inflow).bytes.is_empty()))
-        })
-    }
+        }
+    })
 }
 
 fn arrived(arrivals: &Arrivals) -> usize {
@@ -487,31 +509,33 @@ fn arrived(arrivals: &Arrivals) -> usize {
 /// @return [Integer] bytes that methods have returned or skipped since the start
 /// @example
 ///   io.consumed #=> 0
-unsafe extern "C" fn consumed(_argc: c_int, _argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: the type is checked.
-    unsafe { ruby::method(|| Ok(ruby::fixnum((*get(this)?).consumed as i64))) }
+fn consumed(ruby: &Ruby, io: This<Io>) -> Result<Value, Error> {
+    settle(ruby, || {
+        io.machine()?;
+        Ok(ruby::fixnum(io.consumed.get() as i64))
+    })
 }
 
 /// @method UringMachine::IO#pending
 /// @return [Integer] bytes that have come and are not consumed
 /// @example
 ///   io.pending #=> 0
-unsafe extern "C" fn pending(_argc: c_int, _argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: the type is checked; the operation is this machine's.
-    unsafe {
-        ruby::method(|| {
-            let io = get(this)?;
-            let inflow = (*io).flow.get();
+fn pending(ruby: &Ruby, io: This<Io>) -> Result<Value, Error> {
+    settle(ruby, || {
+        io.machine()?;
+        let inflow = io.inflow();
+        // SAFETY: with the GVL, and no wait; the operation is this machine's.
+        unsafe {
             let mut count = (*inflow).bytes.len();
             if let Some(op) = (*inflow).op {
-                let caller = Caller::new((*io).machine)?;
+                let caller = io.caller()?;
                 if let Ok(stream) = Running::of(op).state(&caller) {
                     count += arrived(&stream.arrivals);
                 }
             }
             Ok(ruby::fixnum(count as i64))
-        })
-    }
+        }
+    })
 }
 
 /// Throws away what has come and is not consumed, and stops reading; the next method that reads starts anew, also
@@ -522,57 +546,48 @@ unsafe extern "C" fn pending(_argc: c_int, _argv: *const VALUE, this: VALUE) -> 
 /// @raise [UringMachine::Error] if another fiber is reading
 /// @example
 ///   io.clear
-unsafe extern "C" fn clear(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: as `reading`.
-    unsafe {
-        reading(argc, argv, this, 0..=0, |reader, _| {
-            (*reader.inflow).clear(reader.caller.core);
-            (*reader.io).ended = false;
-            Ok(this)
-        })
-    }
+fn clear(ruby: &Ruby, io: This<Io>) -> Result<Value, Error> {
+    reading(ruby, io, &[], 0..=0, |reader, _| {
+        // SAFETY: as `Reader::bytes`.
+        unsafe { (*reader.inflow()).clear(reader.caller.core) };
+        io.ended.set(false);
+        Ok(io.value())
+    })
 }
 
 /// Stops reading; what has come and is not consumed is for whoever reads the descriptor next.
-unsafe extern "C" fn leave(this: VALUE) -> VALUE {
-    // SAFETY: as `reading`; no reference to the flow is left when the IO lets go of it.
-    unsafe {
-        ruby::method(|| {
-            let io = get(this)?;
-            let caller = Caller::new((*io).machine)?;
-            let inflow = (*io).flow.get();
+fn leave(ruby: &Ruby, io: This<Io>) -> Result<Value, Error> {
+    settle(ruby, || {
+        let caller = io.caller()?;
+        let inflow = io.inflow();
+        // SAFETY: with the GVL; no reference to the flow is left when the IO lets go of it.
+        unsafe {
             if (*inflow).busy {
                 return Err(Raise::misuse("another fiber is reading from this UM::IO"));
             }
             // What TLS has deciphered is nobody else's to read.
-            if (*io).mode != Mode::Ssl {
+            if io.mode.get() != Mode::Ssl {
                 (*inflow).leave_io(caller.core);
-                ((*io).flow, (*io).shares) = (Flow::new(), false);
+                io.flow.replace(Flow::new());
+                io.shares.set(false);
             }
-            Ok(this)
-        })
-    }
+        }
+        Ok(io.value())
+    })
 }
 
 /// Defines the class.
-pub unsafe fn define(module: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        let class = rb_sys::rb_define_class_under(module, c"IO".as_ptr(), rb_sys::rb_cObject);
-        rb_sys::rb_define_alloc_func(class, Some(allocate));
-        let methods: &[(&std::ffi::CStr, Method)] = &[
-            (c"initialize", initialize),
-            (c"mode", mode),
-            (c"write", write),
-            (c"eof?", is_eof),
-            (c"consumed", consumed),
-            (c"pending", pending),
-            (c"clear", clear),
-        ];
-        define_all(class, methods);
-        let name = c"leave";
-        ruby::define_private_method(class, name, leave as *const (), 0);
-        reading::define(class);
-        resp::define(class);
-    }
+pub fn define(ruby: &Ruby, module: RClass) -> Result<(), Error> {
+    let class = module.define_class("IO", ruby.class_object())?;
+    class.define_alloc_func::<Io>();
+    class.define_method("initialize", method!(initialize, -1))?;
+    class.define_method("mode", method!(mode, 0))?;
+    class.define_method("write", method!(write, -1))?;
+    class.define_method("eof?", method!(is_eof, 0))?;
+    class.define_method("consumed", method!(consumed, 0))?;
+    class.define_method("pending", method!(pending, 0))?;
+    class.define_method("clear", method!(clear, 0))?;
+    class.define_private_method("leave", method!(leave, 0))?;
+    reading::define(class)?;
+    resp::define(ruby, class)
 }

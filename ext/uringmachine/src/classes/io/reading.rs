@@ -2,11 +2,14 @@
 
 use std::ffi::{c_int, c_void};
 
-use super::{reading, More, Reader};
+use magnus::{method, prelude::*, Error, RClass, Ruby, Value};
+
+use super::{reading, Io, More, Reader};
 use crate::lending;
 use crate::machine::caller::Answer;
 use crate::machine::switch::Failure;
-use crate::ruby::{self, arguments, define_all, new_string, Raise, NIL, VALUE};
+use crate::ruby::this::This;
+use crate::ruby::{self, arguments, new_string, Raise, NIL, VALUE};
 
 /// Finds a byte among bytes (memchr(3), which looks at many at a time).
 pub fn find(byte: u8, bytes: &[u8]) -> Option<usize> {
@@ -18,7 +21,7 @@ pub fn find(byte: u8, bytes: &[u8]) -> Option<usize> {
     }
 }
 
-impl Reader {
+impl Reader<'_> {
     /// Takes `count` bytes as a String, and throws `extra` more away.
     pub(super) fn take(&self, count: usize, extra: usize) -> VALUE {
         // SAFETY: the bytes are copied.
@@ -73,34 +76,30 @@ impl Reader {
 /// @raise [ArgumentError] if limit is negative
 /// @example
 ///   io.read_line(8192) #=> "GET / HTTP/1.1"
-unsafe extern "C" fn read_line(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        reading(argc, argv, this, 0..=1, |reader, arguments| {
-            let limit = match arguments.optional(0) {
-                None => 0,
-                Some(_) => arguments.length(0, "limit")? as usize,
-            };
-            match reader.find(b'\n', limit)? {
-                Some(place) => {
-                    let line = &reader.bytes().as_slice()[..place];
-                    let return_too = usize::from(line.last() == Some(&b'\r'));
-                    Ok(reader.take(place - return_too, 1 + return_too))
-                }
-                None => {
-                    let left = reader.bytes().len();
-                    let is_last = left > 0 && (limit == 0 || left < limit) && reader.ended();
-                    Ok(if is_last { reader.take(left, 0) } else { NIL })
-                }
+fn read_line(ruby: &Ruby, io: This<Io>, arguments: &[Value]) -> Result<Value, Error> {
+    reading(ruby, io, arguments, 0..=1, |reader, arguments| {
+        let limit = match arguments.optional(0) {
+            None => 0,
+            Some(_) => arguments.length(0, "limit")? as usize,
+        };
+        match reader.find(b'\n', limit)? {
+            Some(place) => {
+                let line = &reader.bytes().as_slice()[..place];
+                let return_too = usize::from(line.last() == Some(&b'\r'));
+                Ok(reader.take(place - return_too, 1 + return_too))
             }
-        })
-    }
+            None => {
+                let left = reader.bytes().len();
+                let is_last = left > 0 && (limit == 0 || left < limit) && reader.ended();
+                Ok(if is_last { reader.take(left, 0) } else { NIL })
+            }
+        }
+    })
 }
 
-impl Reader {
+impl Reader<'_> {
     fn ended(&self) -> bool {
-        // SAFETY: the object is on the method's frame.
-        unsafe { (*self.io).ended }
+        self.io.ended.get()
     }
 }
 
@@ -114,27 +113,24 @@ impl Reader {
 /// @example
 ///   io.read(13)
 ///   io.read(-13) # up to 13
-unsafe extern "C" fn read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        reading(argc, argv, this, 1..=1, |reader, arguments| {
-            let length = arguments.long(0, "length")?;
-            if length > 0 {
-                let length = length as usize;
-                let filled = reader.fill(length)?;
-                return Ok(if filled { reader.take(length, 0) } else { NIL });
-            }
-            if !reader.any()? {
-                return Ok(NIL);
-            }
-            let there = reader.bytes().len();
-            let count = match length {
-                0 => there,
-                length => there.min(length.unsigned_abs() as usize),
-            };
-            Ok(reader.take(count, 0))
-        })
-    }
+fn read(ruby: &Ruby, io: This<Io>, length: Value) -> Result<Value, Error> {
+    reading(ruby, io, &[length], 1..=1, |reader, arguments| {
+        let length = arguments.long(0, "length")?;
+        if length > 0 {
+            let length = length as usize;
+            let filled = reader.fill(length)?;
+            return Ok(if filled { reader.take(length, 0) } else { NIL });
+        }
+        if !reader.any()? {
+            return Ok(NIL);
+        }
+        let there = reader.bytes().len();
+        let count = match length {
+            0 => there,
+            length => there.min(length.unsigned_abs() as usize),
+        };
+        Ok(reader.take(count, 0))
+    })
 }
 
 /// Reads up to a delimiter, which is consumed and not returned.
@@ -148,33 +144,32 @@ unsafe extern "C" fn read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
 /// @raise [UringMachine::Error] if it is not one byte
 /// @example
 ///   io.read_to_delim(",") #=> "abc"
-unsafe extern "C" fn read_to_delim(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments; the String's byte is copied.
-    unsafe {
-        reading(argc, argv, this, 1..=2, |reader, arguments| {
-            let delimiter = arguments.get(0);
-            if !ruby::is_string(delimiter) {
-                return Err(Raise::argument("delimiter must be a String").into());
+fn read_to_delim(ruby: &Ruby, io: This<Io>, arguments: &[Value]) -> Result<Value, Error> {
+    reading(ruby, io, arguments, 1..=2, |reader, arguments| {
+        let delimiter = arguments.get(0);
+        // SAFETY: a type check.
+        if !{ ruby::is_string(delimiter) } {
+            return Err(Raise::argument("delimiter must be a String").into());
+        }
+        // SAFETY: a String, whose byte is copied.
+        let byte = match unsafe { ruby::string_bytes(&delimiter) } {
+            [byte] => *byte,
+            _ => return Err(Raise::misuse("delimiter must be a single byte").into()),
+        };
+        let limit = match arguments.optional(1) {
+            None => 0,
+            Some(limit) => arguments::long(limit, "limit")?,
+        };
+        let most = limit.unsigned_abs() as usize;
+        match reader.find(byte, most)? {
+            Some(place) => Ok(reader.take(place, 1)),
+            None if limit < 0 && !reader.bytes().is_empty() => {
+                let count = reader.bytes().len().min(most);
+                Ok(reader.take(count, 0))
             }
-            let byte = match ruby::string_bytes(&delimiter) {
-                [byte] => *byte,
-                _ => return Err(Raise::misuse("delimiter must be a single byte").into()),
-            };
-            let limit = match arguments.optional(1) {
-                None => 0,
-                Some(limit) => arguments::long(limit, "limit")?,
-            };
-            let most = limit.unsigned_abs() as usize;
-            match reader.find(byte, most)? {
-                Some(place) => Ok(reader.take(place, 1)),
-                None if limit < 0 && !reader.bytes().is_empty() => {
-                    let count = reader.bytes().len().min(most);
-                    Ok(reader.take(count, 0))
-                }
-                None => Ok(NIL),
-            }
-        })
-    }
+            None => Ok(NIL),
+        }
+    })
 }
 
 /// Throws bytes away.
@@ -185,20 +180,17 @@ unsafe extern "C" fn read_to_delim(argc: c_int, argv: *const VALUE, this: VALUE)
 /// @raise [ArgumentError] if count is negative
 /// @example
 ///   io.skip(2) #=> 2
-unsafe extern "C" fn skip(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        reading(argc, argv, this, 1..=1, |reader, arguments| {
-            let count = arguments.length(0, "count")?;
-            let mut left = count;
-            while left > 0 && reader.any()? {
-                let now = reader.bytes().len().min(left as usize);
-                reader.consume(now);
-                left -= now as u64;
-            }
-            Ok(ruby::fixnum((count - left) as i64))
-        })
-    }
+fn skip(ruby: &Ruby, io: This<Io>, count: Value) -> Result<Value, Error> {
+    reading(ruby, io, &[count], 1..=1, |reader, arguments| {
+        let count = arguments.length(0, "count")?;
+        let mut left = count;
+        while left > 0 && reader.any()? {
+            let now = reader.bytes().len().min(left as usize);
+            reader.consume(now);
+            left -= now as u64;
+        }
+        Ok(ruby::fixnum((count - left) as i64))
+    })
 }
 
 /// Reads until the end and gives the bytes to the block as they come, without copying them to a String.
@@ -209,30 +201,28 @@ unsafe extern "C" fn skip(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE
 /// @raise [ArgumentError] without a block
 /// @example
 ///   io.read_each { |buffer| size += buffer.size }
-unsafe extern "C" fn read_each(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: as `each`.
-    unsafe {
-        reading(argc, argv, this, 0..=0, |reader, _| {
-            if rb_sys::rb_block_given_p() == 0 {
-                return Err(Raise::argument("no block given (read_each)").into());
-            }
-            each(reader)?;
-            Ok(this)
-        })
-    }
+fn read_each(ruby: &Ruby, io: This<Io>) -> Result<Value, Error> {
+    reading(ruby, io, &[], 0..=0, |reader, _| {
+        if !ruby.block_given() {
+            return Err(Raise::argument("no block given (read_each)").into());
+        }
+        each(reader)?;
+        Ok(io.value())
+    })
 }
 
-unsafe fn each(reader: &Reader) -> Answer {
-    // SAFETY: the queue is taken out of the IO while the block has a view of it, and dropped after the
-    // view was freed, which ends every slice of it.
-    unsafe {
-        while reader.any()? {
-            let bytes = (*reader.inflow).take_all();
-            (*reader.io).consumed += bytes.len() as u64;
-            let (base, size) = (bytes.as_slice().as_ptr(), bytes.len());
-            let mut freed = false;
-            let freed_slot = &raw mut freed;
-            let yielded = ruby::protect(|| {
+fn each(reader: &Reader) -> Answer {
+    while reader.any()? {
+        // SAFETY: as `Reader::bytes`.
+        let bytes = unsafe { (*reader.inflow()).take_all() };
+        reader.count(bytes.len());
+        let (base, size) = (bytes.as_slice().as_ptr(), bytes.len());
+        let mut freed = false;
+        let freed_slot = &raw mut freed;
+        // SAFETY: the queue is taken out of the IO while the block has a view of it, and dropped after the view was
+        // freed, which ends every slice of it. What is raised is stopped.
+        let yielded = unsafe {
+            ruby::protect(|| {
                 let base: *mut c_void = base.cast_mut().cast();
                 let buffer = ruby::rb_io_buffer_new(base, size, ruby::IO_BUFFER_VIEW);
                 // Nobody may transfer the memory to a buffer that outlives this one.
@@ -246,29 +236,22 @@ unsafe fn each(reader: &Reader) -> Answer {
                     Ok(value) => value,
                     Err(state) => Raise::Jump(state).leave(),
                 }
-            });
-            if !freed {
-                std::mem::forget(bytes);
-            }
-            yielded.map_err(Raise::Jump)?;
+            })
+        };
+        if !freed {
+            std::mem::forget(bytes);
         }
-        Ok(NIL)
+        yielded.map_err(Raise::Jump)?;
     }
+    Ok(NIL)
 }
 
 /// Defines the methods.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods.
-    unsafe {
-        define_all(
-            class,
-            &[
-                (c"read_line", read_line),
-                (c"read", read),
-                (c"read_to_delim", read_to_delim),
-                (c"skip", skip),
-                (c"read_each", read_each),
-            ],
-        );
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    class.define_method("read_line", method!(read_line, -1))?;
+    class.define_method("read", method!(read, 1))?;
+    class.define_method("read_to_delim", method!(read_to_delim, -1))?;
+    class.define_method("skip", method!(skip, 1))?;
+    class.define_method("read_each", method!(read_each, 0))?;
+    Ok(())
 }

@@ -2,13 +2,17 @@
 //!
 //! A reply may come in any number of pieces: whatever is missing is waited for where it is missing.
 
-use std::ffi::c_int;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use magnus::rb_sys::AsRawValue;
+use magnus::{function, method, prelude::*, Error, RClass, Ruby, Value};
 
 use super::reading::find;
 use super::{reading, write_to, Io, Reader};
 use crate::machine::caller::{answer, Answer, Caller};
 use crate::machine::switch::Failure;
+use crate::ruby::method::settle;
+use crate::ruby::this::This;
 use crate::ruby::{self, arguments, Raise, NIL, VALUE};
 
 static ERROR: AtomicU64 = AtomicU64::new(0);
@@ -43,12 +47,12 @@ fn cut_off() -> Failure {
 }
 
 /// A String of bytes, taken to be UTF-8 as Redis's clients do.
-unsafe fn text(bytes: &[u8]) -> VALUE {
+fn text(bytes: &[u8]) -> VALUE {
     // SAFETY: the bytes are copied.
     unsafe { rb_sys::rb_utf8_str_new(bytes.as_ptr().cast(), bytes.len() as _) }
 }
 
-impl Reader {
+impl Reader<'_> {
     /// Waits for a line and takes it, without its CR LF. `None` if the end comes before its first byte.
     fn line(&self) -> Result<Option<Vec<u8>>, Failure> {
         let mut searched = 0;
@@ -133,39 +137,36 @@ impl Reader {
         let Some((kind, rest)) = line.split_first() else {
             return Err(protocol("a line is empty"));
         };
-        // SAFETY: makers of plain values; what may raise is protected.
-        let value = unsafe {
-            match kind {
-                b'+' => text(rest),
-                b'-' => error(text(rest))?,
-                b':' | b'(' => integer(rest)?,
-                b',' => double(rest)?,
-                b'_' => NIL,
-                b'#' => match rest {
-                    b"t" => ruby::TRUE,
-                    b"f" => ruby::FALSE,
-                    _ => return Err(protocol("a boolean is neither t nor f")),
-                },
-                b'$' => match self.string(rest)? {
-                    None => NIL,
-                    Some(bytes) => text(&bytes),
-                },
-                b'!' => match self.string(rest)? {
-                    None => NIL,
-                    Some(bytes) => error(text(&bytes))?,
-                },
-                b'=' => match self.string(rest)? {
-                    None => NIL,
-                    // "txt:" or "mkd:" comes first.
-                    Some(bytes) if bytes.len() >= 4 && bytes[3] == b':' => text(&bytes[4..]),
-                    Some(_) => return Err(protocol("a verbatim string has no format")),
-                },
-                b'*' | b'~' | b'>' => self.array(rest, depth)?,
-                b'%' | b'|' => self.hash(rest, depth)?,
-                kind => {
-                    let kind = char::from(*kind);
-                    return Err(protocol(&format!("unknown type {kind:?}")));
-                }
+        let value = match kind {
+            b'+' => text(rest),
+            b'-' => error(text(rest))?,
+            b':' | b'(' => integer(rest)?,
+            b',' => double(rest)?,
+            b'_' => NIL,
+            b'#' => match rest {
+                b"t" => ruby::TRUE,
+                b"f" => ruby::FALSE,
+                _ => return Err(protocol("a boolean is neither t nor f")),
+            },
+            b'$' => match self.string(rest)? {
+                None => NIL,
+                Some(bytes) => text(&bytes),
+            },
+            b'!' => match self.string(rest)? {
+                None => NIL,
+                Some(bytes) => error(text(&bytes))?,
+            },
+            b'=' => match self.string(rest)? {
+                None => NIL,
+                // "txt:" or "mkd:" comes first.
+                Some(bytes) if bytes.len() >= 4 && bytes[3] == b':' => text(&bytes[4..]),
+                Some(_) => return Err(protocol("a verbatim string has no format")),
+            },
+            b'*' | b'~' | b'>' => self.array(rest, depth)?,
+            b'%' | b'|' => self.hash(rest, depth)?,
+            kind => {
+                let kind = char::from(*kind);
+                return Err(protocol(&format!("unknown type {kind:?}")));
             }
         };
         Ok(Some(value))
@@ -185,49 +186,48 @@ impl Reader {
         self.value(depth + 1)?.map(Some).ok_or_else(cut_off)
     }
 
-    unsafe fn array(&self, field: &[u8], depth: usize) -> Answer {
+    fn array(&self, field: &[u8], depth: usize) -> Answer {
         let (mut left, streamed) = match length(field)? {
             Length::Null => return Ok(NIL),
             Length::Known(count) => (count, false),
             Length::Streamed => (u64::MAX, true),
         };
-        // SAFETY: the array is on this frame, which keeps it.
-        unsafe {
-            let array = rb_sys::rb_ary_new();
-            while left > 0 {
-                let Some(value) = self.element(streamed, depth)? else {
-                    break;
-                };
-                rb_sys::rb_ary_push(array, value);
-                left -= 1;
-            }
-            std::hint::black_box(array);
-            Ok(array)
+        // SAFETY: a new Array, on this frame, which keeps it.
+        let array = unsafe { rb_sys::rb_ary_new() };
+        while left > 0 {
+            let Some(value) = self.element(streamed, depth)? else {
+                break;
+            };
+            // SAFETY: as above; nobody has frozen it.
+            unsafe { rb_sys::rb_ary_push(array, value) };
+            left -= 1;
         }
+        std::hint::black_box(array);
+        Ok(array)
     }
 
-    unsafe fn hash(&self, field: &[u8], depth: usize) -> Answer {
+    fn hash(&self, field: &[u8], depth: usize) -> Answer {
         let (mut left, streamed) = match length(field)? {
             Length::Null => return Ok(NIL),
             Length::Known(count) => (count, false),
             Length::Streamed => (u64::MAX, true),
         };
-        // SAFETY: the hash and the key are on this frame, which keeps them; a key's hash method may be
-        // anything only if a program has replaced a core class's.
-        unsafe {
-            let hash = rb_sys::rb_hash_new();
-            while left > 0 {
-                let Some(key) = self.element(streamed, depth)? else {
-                    break;
-                };
-                let value = self.element(false, depth)?.ok_or_else(cut_off)?;
-                ruby::protect(|| rb_sys::rb_hash_aset(hash, key, value)).map_err(Raise::Jump)?;
-                std::hint::black_box(key);
-                left -= 1;
-            }
-            std::hint::black_box(hash);
-            Ok(hash)
+        // SAFETY: a new Hash, on this frame, which keeps it.
+        let hash = unsafe { rb_sys::rb_hash_new() };
+        while left > 0 {
+            let Some(key) = self.element(streamed, depth)? else {
+                break;
+            };
+            let value = self.element(false, depth)?.ok_or_else(cut_off)?;
+            // SAFETY: the key is on this frame, which keeps it; its hash method may be anything only if a program has
+            // replaced a core class's, and what that raises is stopped.
+            unsafe { ruby::protect(|| rb_sys::rb_hash_aset(hash, key, value)) }
+                .map_err(Raise::Jump)?;
+            std::hint::black_box(key);
+            left -= 1;
         }
+        std::hint::black_box(hash);
+        Ok(hash)
     }
 }
 
@@ -246,15 +246,14 @@ fn length(field: &[u8]) -> Result<Length, Failure> {
 }
 
 /// UM::IO::RESPError, which is returned, not raised.
-unsafe fn error(message: VALUE) -> Result<VALUE, Raise> {
+fn error(message: VALUE) -> Result<VALUE, Raise> {
     let class = ERROR.load(Ordering::Relaxed);
-    // SAFETY: what may raise is protected.
-    unsafe {
-        ruby::protect(|| ruby::funcall(class, ruby::id("new"), &[message])).map_err(Raise::Jump)
-    }
+    // SAFETY: a class, which is never collected; what is raised is stopped.
+    unsafe { ruby::protect(|| ruby::funcall(class, ruby::id("new"), &[message])) }
+        .map_err(Raise::Jump)
 }
 
-unsafe fn integer(digits: &[u8]) -> Result<VALUE, Failure> {
+fn integer(digits: &[u8]) -> Result<VALUE, Failure> {
     let plain = std::str::from_utf8(digits).ok();
     if let Some(number) = plain.and_then(|digits| digits.parse::<i64>().ok()) {
         // SAFETY: makes an Integer.
@@ -266,13 +265,10 @@ unsafe fn integer(digits: &[u8]) -> Result<VALUE, Failure> {
         return Err(protocol("an integer is no number"));
     }
     // SAFETY: makes an Integer of digits.
-    unsafe {
-        let string = text(digits);
-        Ok(rb_sys::rb_str_to_inum(string, 10, 0))
-    }
+    Ok(unsafe { rb_sys::rb_str_to_inum(text(digits), 10, 0) })
 }
 
-unsafe fn double(digits: &[u8]) -> Result<VALUE, Failure> {
+fn double(digits: &[u8]) -> Result<VALUE, Failure> {
     // Rust's grammar knows inf and nan, as the protocol does.
     let number = std::str::from_utf8(digits)
         .ok()
@@ -282,8 +278,8 @@ unsafe fn double(digits: &[u8]) -> Result<VALUE, Failure> {
     Ok(unsafe { rb_sys::rb_float_new(number) })
 }
 
-/// Appends a value to bytes.
-unsafe fn encode(object: VALUE, to: &mut Vec<u8>, depth: usize) -> Result<(), Raise> {
+/// Appends a value, which is on a frame or part of one that is, to bytes.
+fn encode(object: VALUE, to: &mut Vec<u8>, depth: usize) -> Result<(), Raise> {
     if depth > DEEPEST {
         return Err(Raise::misuse("object is nested too deep for RESP"));
     }
@@ -346,7 +342,7 @@ unsafe fn encode(object: VALUE, to: &mut Vec<u8>, depth: usize) -> Result<(), Ra
 }
 
 /// What a Hash's to_a, which may be the program's own, has answered must be an Array, and so must its elements.
-unsafe fn check_array(value: VALUE, hash: VALUE) -> Result<(), Raise> {
+fn check_array(value: VALUE, hash: VALUE) -> Result<(), Raise> {
     // SAFETY: a type check, and a class that is set once Ruby runs.
     unsafe {
         if ruby::is_array(value) {
@@ -375,13 +371,10 @@ fn bulk(bytes: &[u8], to: &mut Vec<u8>) {
 /// @example
 ///   io.resp_write(["GET", "key"])
 ///   io.resp_read #=> "value"
-unsafe extern "C" fn resp_read(argc: c_int, argv: *const VALUE, this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments.
-    unsafe {
-        reading(argc, argv, this, 0..=0, |reader, _| {
-            Ok(reader.value(0)?.unwrap_or(NIL))
-        })
-    }
+fn resp_read(ruby: &Ruby, io: This<Io>) -> Result<Value, Error> {
+    reading(ruby, io, &[], 0..=0, |reader, _| {
+        Ok(reader.value(0)?.unwrap_or(NIL))
+    })
 }
 
 /// Writes an object as RESP3.
@@ -393,38 +386,36 @@ unsafe extern "C" fn resp_read(argc: c_int, argv: *const VALUE, this: VALUE) -> 
 /// @raise [SystemCallError] as write(2)
 /// @example
 ///   io.resp_write(["SET", "key", "value"]) #=> 33
-unsafe extern "C" fn resp_write(this: VALUE, object: VALUE) -> VALUE {
-    // SAFETY: the objects are on Ruby's frame of the call.
-    unsafe {
-        ruby::method(|| {
-            let io = super::get(this)?;
-            let caller = Caller::new((*io).machine)?;
-            let mut bytes = Vec::new();
-            encode(object, &mut bytes, 0)?;
-            let string = text(&bytes);
-            drop(bytes);
-            let written = write_whole(&caller, io, string);
-            std::hint::black_box(string);
-            answer(written.map(|total| ruby::fixnum(total as i64)))
-        })
-    }
+fn resp_write(ruby: &Ruby, io: This<Io>, object: Value) -> Result<Value, Error> {
+    settle(ruby, || {
+        let caller = io.caller()?;
+        let mut bytes = Vec::new();
+        encode(object.as_raw(), &mut bytes, 0)?;
+        let string = text(&bytes);
+        drop(bytes);
+        let written = write_whole(&caller, &io, string);
+        std::hint::black_box(string);
+        io.keep();
+        answer(written.map(|total| ruby::fixnum(total as i64)))
+    })
 }
 
 /// Writes all of a String, or raises: nobody could go on after a part of what it is to say.
-unsafe fn write_whole(caller: &Caller, io: *mut Io, string: VALUE) -> Result<u64, Failure> {
-    // SAFETY: the String is on the caller's frame, and what is left of it on this one; what may raise is protected.
-    unsafe {
-        let length = rb_sys::RSTRING_LEN(string) as u64;
-        let mut total = write_to(caller, io, &[string])?;
-        while total < length {
-            let (from, left) = (total as _, (length - total) as _);
-            let rest = ruby::protect(|| rb_sys::rb_str_subseq(string, from, left));
-            let rest = rest.map_err(Raise::Jump)?;
-            total += write_to(&caller.again(), io, &[rest])?;
-            std::hint::black_box(rest);
-        }
-        Ok(total)
+fn write_whole(caller: &Caller, io: &Io, string: VALUE) -> Result<u64, Failure> {
+    // SAFETY: a String, on the caller's frame.
+    let length = unsafe { rb_sys::RSTRING_LEN(string) } as u64;
+    let mut total = write_to(caller, io, &[string])?;
+    while total < length {
+        let (from, left) = (total as _, (length - total) as _);
+        // SAFETY: as above; what is raised is stopped.
+        let rest = unsafe { ruby::protect(|| rb_sys::rb_str_subseq(string, from, left)) };
+        let rest = rest.map_err(Raise::Jump)?;
+        // SAFETY: the core is alive while one of its fibers runs a method.
+        let caller = { caller.again() };
+        total += write_to(&caller, io, &[rest])?;
+        std::hint::black_box(rest);
     }
+    Ok(total)
 }
 
 /// Appends an object to a String, as RESP3.
@@ -437,29 +428,24 @@ unsafe fn write_whole(caller: &Caller, io: *mut Io, string: VALUE) -> Result<u64
 /// @raise [TypeError] if string is no String
 /// @example
 ///   UM::IO.resp_encode(+"", 42) #=> ":42\r\n"
-unsafe extern "C" fn resp_encode(_class: VALUE, string: VALUE, object: VALUE) -> VALUE {
-    // SAFETY: the type is checked; the append may raise, stopped before the bytes are dropped.
-    unsafe {
-        ruby::method(|| {
-            let string = arguments::string(string, "string")?;
-            let mut bytes = Vec::new();
-            encode(object, &mut bytes, 0)?;
-            let (start, length) = (bytes.as_ptr(), bytes.len());
-            ruby::protect(|| rb_sys::rb_str_cat(string, start.cast(), length as _))
-                .map_err(Raise::Jump)
-        })
-    }
+fn resp_encode(ruby: &Ruby, string: Value, object: Value) -> Result<Value, Error> {
+    settle(ruby, || {
+        let string = arguments::string(string.as_raw(), "string")?;
+        let mut bytes = Vec::new();
+        encode(object.as_raw(), &mut bytes, 0)?;
+        let (start, length) = (bytes.as_ptr(), bytes.len());
+        // SAFETY: a String; the append may raise, stopped before the bytes are dropped.
+        unsafe { ruby::protect(|| rb_sys::rb_str_cat(string, start.cast(), length as _)) }
+            .map_err(Raise::Jump)
+    })
 }
 
 /// Defines the methods and the error.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: the functions are methods that take what their arity says.
-    unsafe {
-        let error =
-            rb_sys::rb_define_class_under(class, c"RESPError".as_ptr(), rb_sys::rb_eStandardError);
-        ERROR.store(error, Ordering::Relaxed);
-        ruby::define_method(class, c"resp_read", resp_read as *const (), -1);
-        ruby::define_method(class, c"resp_write", resp_write as *const (), 1);
-        ruby::define_singleton_method(class, c"resp_encode", resp_encode as *const (), 2);
-    }
+pub fn define(ruby: &Ruby, class: RClass) -> Result<(), Error> {
+    let error = class.define_error("RESPError", ruby.exception_standard_error())?;
+    ERROR.store(error.as_raw(), Ordering::Relaxed);
+    class.define_method("resp_read", method!(resp_read, 0))?;
+    class.define_method("resp_write", method!(resp_write, 1))?;
+    class.define_singleton_method("resp_encode", function!(resp_encode, 2))?;
+    Ok(())
 }
