@@ -36,8 +36,6 @@ pub mod tasks;
 pub mod timers;
 pub mod waker;
 
-mod old_names;
-
 pub use driver::Driver;
 pub use error::SetupError;
 pub use features::Features;
@@ -47,6 +45,3 @@ pub use timers::TimerKey;
 
 /// The entries that [`Driver::submit`] takes and the operations they are built from.
 pub use io_uring::{opcode, squeue::Entry, types};
-
-// Old names, until ext/ is moved.
-pub use old_names::*;

@@ -11,9 +11,6 @@ use crate::provided_buffers::ProvidedBuffers;
 
 mod setup;
 
-// An old name, until ext/ is moved.
-pub use crate::operations::poll_first;
-
 /// Flags of io_uring_enter(2) that this crate's dependency keeps to itself.
 const ENTER_SQ_WAKEUP: u32 = 1 << 1;
 const ENTER_REGISTERED_RING: u32 = 1 << 4;

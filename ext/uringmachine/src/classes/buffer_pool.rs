@@ -7,7 +7,7 @@ use std::sync::Arc;
 use magnus::gc::Marker;
 use magnus::rb_sys::AsRawValue;
 use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
-use uringmachine_runtime::fixed_buffers::{Mapping, RegionId};
+use uringmachine_runtime::{mapping::Mapping, registered_buffers::RegionId};
 
 use crate::lending;
 use crate::machine::caller::{answer, call, Answer, Caller};
@@ -208,12 +208,12 @@ fn make(ruby: &Ruby, machine: VALUE, core: *mut Core, count: u32, size: usize) -
 fn register(core: *mut Core, count: u32, size: usize) -> Result<(RegionId, Arc<Mapping>), Raise> {
     // SAFETY: the core is alive while one of its fibers runs a method; no reference to it is held across the collection.
     unsafe {
-        let mut registered = (*core).machine.register_buffers(count, size);
+        let mut registered = (*core).driver.register_buffers(count, size);
         if matches!(&registered, Err(error) if error.raw_os_error() == Some(libc::ENOBUFS)) {
             // Pools that nobody refers to may have the room.
             rb_sys::rb_gc();
             (*core).give_up_discarded();
-            registered = (*core).machine.register_buffers(count, size);
+            registered = (*core).driver.register_buffers(count, size);
         }
         registered.map_err(|error| refused(&error, count, size))
     }
@@ -388,7 +388,7 @@ fn close(ruby: &Ruby, pool: This<Pool>) -> Result<Value, Error> {
         pool.waiters.borrow_mut().wake_all();
         // SAFETY: the core is alive while one of its fibers runs a method. A view that another thread works on keeps
         // the memory.
-        unsafe { (*caller.core).machine.unregister_buffers(region.id) };
+        unsafe { (*caller.core).driver.unregister_buffers(region.id) };
         region.memory.discard();
         pool.keep();
         Ok(NIL)

@@ -306,7 +306,7 @@ fn fibers_of(this: This<Scheduler>, wanted: impl Fn(State, &Waiter) -> bool) -> 
     unsafe {
         let list = rb_sys::rb_ary_new();
         if let Some(core) = this.core_from_anywhere() {
-            for (_, state, waiter) in (*core).machine.tasks.iter() {
+            for (_, state, waiter) in (*core).driver.tasks.iter() {
                 if wanted(state, waiter) {
                     rb_sys::rb_ary_push(list, waiter.fiber);
                 }

@@ -83,11 +83,11 @@ fn unblock(this: This<Scheduler>, blocker: Value, fiber: Value) -> Value {
                 None => return NIL,
             };
             let task = (*core).blocked_task(task);
-            match (*core).machine.tasks.state(task) {
+            match (*core).driver.tasks.state(task) {
                 Some(State::Waiting | State::Ready(_)) if (*core).waiter(task).blocked => {
                     // One whose wait is over takes it all the same: nobody else is given it.
-                    if let Some(wait) = (*core).machine.tasks.current_wait(task) {
-                        if (*core).machine.tasks.wake(wait, Wake::Complete) {
+                    if let Some(wait) = (*core).driver.tasks.current_wait(task) {
+                        if (*core).driver.tasks.wake(wait, Wake::Complete) {
                             (*core).notify();
                         }
                     }

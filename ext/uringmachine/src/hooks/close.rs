@@ -75,8 +75,8 @@ fn scheduler_close(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
                 }
             };
             this.closed.set(true);
-            if (*core).machine.shut_down(SHUT_DOWN_LIMIT) {
-                (*core).machine.close();
+            if (*core).driver.shut_down(SHUT_DOWN_LIMIT) {
+                (*core).driver.close();
             } else {
                 // The kernel may still write to what the machine knows: it must never be freed.
                 owner::leak(this.machine.get());

@@ -42,8 +42,8 @@ fn fiber(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Valu
             let me = (*core).current_task();
             let task = (*core).add(fiber, true);
             // Whoever started the fiber goes on as soon as it waits.
-            let wait = (*core).machine.tasks.begin_wait(me);
-            (*core).machine.tasks.wake_first(wait, Wake::Complete);
+            let wait = (*core).driver.tasks.begin_wait(me);
+            (*core).driver.tasks.wake_first(wait, Wake::Complete);
             let is_root = (*core).root.is_none() && !(*core).waiter(me).scheduled;
             if is_root {
                 (*core).root = Some(me);

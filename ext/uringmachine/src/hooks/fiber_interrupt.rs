@@ -32,7 +32,7 @@ fn fiber_interrupt(this: This<Scheduler>, fiber: Value, exception: Value) -> Val
                 return NIL;
             };
             match (*core).find_waiting(fiber) {
-                Some(task) => match (*core).machine.tasks.state(task) {
+                Some(task) => match (*core).driver.tasks.state(task) {
                     Some(State::Waiting | State::Ready(_)) => {
                         (*core).interrupt_by_close(task, exception);
                     }

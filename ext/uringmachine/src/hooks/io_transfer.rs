@@ -14,7 +14,7 @@ use std::cell::Cell;
 use std::ffi::c_void;
 use std::os::fd::RawFd;
 
-use uringmachine_runtime::ring::poll_first;
+use uringmachine_runtime::operations::poll_first;
 use uringmachine_runtime::{opcode, types, Entry, TaskId};
 
 use crate::classes::fiber_scheduler::Scheduler;
@@ -199,7 +199,7 @@ impl Transfer {
                 }
                 return self.submit(Kind::File, done);
             }
-            let features = (*self.core).machine.features();
+            let features = (*self.core).driver.features();
             let descriptor = (*self.core).descriptors.get(self.fd, self.io);
             if features.nowait && !descriptor.no_nowait {
                 match self.at_once(Kind::File, done) {
@@ -218,7 +218,7 @@ impl Transfer {
         const NO_SOCKET: isize = -(libc::ENOTSOCK as isize);
         // SAFETY: as `run`.
         unsafe {
-            let tries = (*self.core).machine.features().dontwait;
+            let tries = (*self.core).driver.features().dontwait;
             // A message whose room the ring waits for is sent empty, or twice, by kernels that retry it: so it waits for
             // room first.
             let by_ring = self.writes && descriptor.kind == Kind::Socket;
@@ -273,7 +273,7 @@ impl Transfer {
         const LEAST: usize = 4;
         const MOST: usize = 256;
         // SAFETY: as `run`.
-        let tasks = unsafe { &(*self.core).machine.tasks };
+        let tasks = unsafe { &(*self.core).driver.tasks };
         tasks.queued() >= LEAST && tasks.waiting() <= MOST
     }
 
@@ -281,7 +281,7 @@ impl Transfer {
     unsafe fn with_stream(&self, descriptor: Descriptor, done: usize) -> Result<Step, Raise> {
         // SAFETY: as `run`.
         unsafe {
-            let mut tries = (*self.core).machine.features().nowait && !descriptor.no_nowait;
+            let mut tries = (*self.core).driver.features().nowait && !descriptor.no_nowait;
             let mut first = self.writes || !descriptor.drained || self.position != CURRENT;
             let mut was_ready = false;
             loop {
@@ -601,7 +601,7 @@ impl Transfer {
             let size = u32::try_from(self.size - done)
                 .unwrap_or(u32::MAX)
                 .min(1 << 30);
-            let fixed = (*self.core).machine.fixed_index(base, size as usize);
+            let fixed = (*self.core).driver.registered_index(base, size as usize);
             // A lock on a slice does not keep the memory, which is another buffer's.
             let mut copy = Vec::new();
             let base = if fixed.is_none() && lending::is_slice(self.buffer) {

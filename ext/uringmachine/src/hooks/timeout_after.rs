@@ -53,7 +53,7 @@ fn timeout_after(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Res
             let timer = (*core).arm_timeout(key, nanoseconds);
             let result = ruby::protect(|| rb_sys::rb_yield(duration));
             // From here on it can fire no more: not late, and not into somebody else's wait.
-            (*core).machine.timers.cancel(timer);
+            (*core).driver.timers.cancel(timer);
             let made = (*core)
                 .timeouts
                 .remove(key)

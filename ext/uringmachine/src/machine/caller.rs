@@ -117,9 +117,9 @@ impl Caller {
         // SAFETY: the core is alive while one of its fibers runs a method.
         unsafe {
             (*self.core).end_operations_on(fd);
-            (*self.core).machine.add_work(fd, Work::Close);
+            (*self.core).driver.add_work(fd, Work::Close);
             // What is refused now is submitted with the next operations.
-            drop((*self.core).machine.poll());
+            drop((*self.core).driver.poll());
         }
     }
 
@@ -133,11 +133,11 @@ impl Caller {
     ) -> Result<T, Failure> {
         // SAFETY: the core is alive while one of its fibers runs a method.
         unsafe {
-            if !(*self.core).machine.begin_turn(fd, self.me) {
+            if !(*self.core).driver.begin_turn(fd, self.me) {
                 self.wait_for_turn(fd)?;
             }
             let result = self.told(fd).and_then(|()| body());
-            (*self.core).machine.end_turn(fd, self.me);
+            (*self.core).driver.end_turn(fd, self.me);
             result
         }
     }
@@ -151,7 +151,7 @@ impl Caller {
     ) -> Result<T, Failure> {
         // SAFETY: as above.
         unsafe {
-            if (*self.core).machine.has_work(fd) {
+            if (*self.core).driver.has_work(fd) {
                 return self.in_turn(fd, body);
             }
             self.told(fd)?;
@@ -163,7 +163,7 @@ impl Caller {
     #[inline]
     pub fn told(&self, fd: i32) -> Result<(), Failure> {
         // SAFETY: as above.
-        match unsafe { (*self.core).machine.take_error(fd) } {
+        match unsafe { (*self.core).driver.take_error(fd) } {
             None => Ok(()),
             Some(errno) => Err(Raise::errno(errno).into()),
         }
@@ -177,7 +177,7 @@ impl Caller {
             let (core, me) = (self.core, self.me);
             let mut outer = (*core).waiter(me).outer;
             while let Some(task) = outer {
-                if (*core).machine.is_turn(fd, task) {
+                if (*core).driver.is_turn(fd, task) {
                     return Ok(());
                 }
                 outer = (*core).waiter(task).outer;
@@ -185,21 +185,21 @@ impl Caller {
             if let Some(raise) = (*core).take_pending(me) {
                 return Err(raise.into());
             }
-            let wait = (*core).machine.tasks.begin_wait(me);
-            (*core).machine.wait_for_turn(fd, wait);
+            let wait = (*core).driver.tasks.begin_wait(me);
+            (*core).driver.wait_for_turn(fd, wait);
             let ended = match switch::wait(core, me, None) {
                 Ok(Wake::Interrupt) => match (*core).take_resumption(me) {
                     Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
                     Some(Resumption::Raise(raise)) => Err(raise.into()),
                     None => Err(Raise::errno(libc::EINTR).into()),
                 },
-                Ok(_) if (*core).machine.is_turn(fd, me) => Ok(()),
+                Ok(_) if (*core).driver.is_turn(fd, me) => Ok(()),
                 // The descriptor was closed.
                 Ok(_) => Err(Raise::errno(libc::EBADF).into()),
                 Err(state) => Err(Raise::Jump(state).into()),
             };
             if ended.is_err() {
-                (*core).machine.leave_line(fd, wait);
+                (*core).driver.leave_line(fd, wait);
             }
             (*core).finish_wait(me);
             ended

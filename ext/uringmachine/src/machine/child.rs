@@ -22,7 +22,7 @@ pub unsafe fn await_change(
     let options = options | libc::WNOWAIT;
     // SAFETY: WAITID without a siginfo points to nothing.
     unsafe {
-        if !(*core).machine.features().waitid {
+        if !(*core).driver.features().waitid {
             return thread_call::wait_id(core, me, id_type, id, options);
         }
         let entry = opcode::WaitId::new(id_type, id, options).build();

@@ -72,11 +72,11 @@ pub unsafe fn end_on(core: *mut Core, fd: RawFd, exception: VALUE) {
             .filter_map(|wait| wait.operation)
             .collect();
         for operation in &operations {
-            let _ = (*core).machine.cancel(*operation);
+            let _ = (*core).driver.cancel(*operation);
         }
         for operation in operations {
             // One that takes longer, on a file, holds the file by itself.
-            let _ = (*core).machine.drain(operation, switch::DRAIN_AT_ONCE);
+            let _ = (*core).driver.drain(operation, switch::DRAIN_AT_ONCE);
         }
     }
 }

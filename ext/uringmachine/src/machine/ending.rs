@@ -15,7 +15,7 @@ pub unsafe fn run_all(core: *mut Core) -> Result<(), Raise> {
         let me = (*core).current_task();
         let outer = (*core).root.replace(me);
         let mut ended = Ok(());
-        while (*core).machine.tasks.waiting() > 0 {
+        while (*core).driver.tasks.waiting() > 0 {
             // The root waits for nothing but control: every fiber that ends gives it back.
             if let Err(raise) = switch::run_others(core, me) {
                 ended = Err(raise);
@@ -104,7 +104,7 @@ pub unsafe fn unwindable(core: *mut Core) -> Vec<TaskId> {
     unsafe {
         let current = ruby::rb_fiber_current();
         (*core)
-            .machine
+            .driver
             .tasks
             .iter()
             .filter(|(_, _, waiter)| waiter.unwinds() && waiter.fiber != current)
@@ -118,7 +118,7 @@ pub unsafe fn next_to_kill(core: *mut Core, killed: &[TaskId]) -> Option<(TaskId
     unsafe {
         let current = ruby::rb_fiber_current();
         (*core)
-            .machine
+            .driver
             .tasks
             .iter()
             .find(|(task, state, waiter)| {

@@ -13,7 +13,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use uringmachine_runtime::lines::{identity, Identity};
-use uringmachine_runtime::stream::{Arrivals, Bytes};
+use uringmachine_runtime::{byte_queue::Bytes, multishot::Arrivals};
 use uringmachine_runtime::{OpKey, Wake};
 
 use crate::lending::Destination;
@@ -155,7 +155,7 @@ impl Inflow {
         let ops = self.op.take().into_iter().chain(self.left.drain(..));
         for op in ops {
             // SAFETY: the core is alive while one of its fibers runs a method.
-            let _ = unsafe { (*core).machine.discard_stream(op) };
+            let _ = unsafe { (*core).driver.discard_multishot(op) };
         }
         self.bytes = Bytes::default();
         self.chunks.clear();
@@ -196,11 +196,11 @@ impl Inflow {
         // SAFETY: the core is alive while one of its fibers runs a method, or it polls.
         unsafe {
             if (*core)
-                .machine
-                .stream(op)
+                .driver
+                .multishot(op)
                 .is_some_and(|s| s.ended.is_none())
             {
-                let _ = (*core).machine.cancel(op);
+                let _ = (*core).driver.cancel(op);
             }
         }
         self.gather(core);
@@ -211,8 +211,8 @@ impl Inflow {
         while let Some(op) = self.left.front().copied() {
             // SAFETY: as `stop`; the reference ends before the next use of the machine.
             unsafe {
-                let machine = &mut (*core).machine;
-                let Some(stream) = machine.stream(op) else {
+                let machine = &mut (*core).driver;
+                let Some(stream) = machine.multishot(op) else {
                     self.left.pop_front();
                     continue;
                 };
@@ -226,7 +226,7 @@ impl Inflow {
                     self.ended = Some(result);
                 }
                 self.left.pop_front();
-                let _ = machine.discard_stream(op);
+                let _ = machine.discard_multishot(op);
             }
         }
         true
@@ -241,9 +241,9 @@ impl Inflow {
         for op in ops {
             // SAFETY: as `stop`.
             unsafe {
-                let machine = &mut (*core).machine;
-                let wait = machine.stream(op).and_then(|stream| stream.wait.take());
-                let _ = machine.discard_stream(op);
+                let machine = &mut (*core).driver;
+                let wait = machine.multishot(op).and_then(|stream| stream.wait.take());
+                let _ = machine.discard_multishot(op);
                 if let Some(wait) = wait {
                     machine.tasks.wake(wait, Wake::Complete);
                 }
@@ -269,16 +269,16 @@ impl Core {
     }
 
     fn end_all_on(&mut self, fd: RawFd) {
-        self.machine.unregister_file(fd);
+        self.driver.unregister_file(fd);
         self.drop_flow(fd);
-        self.machine.end_operations_on(fd);
+        self.driver.end_operations_on(fd);
     }
 
     /// Whether anything is done with a descriptor, or kept of it, that its close must see to.
     pub fn uses(&self, fd: RawFd) -> bool {
         !self.waits.on(fd).is_empty()
             || (self.reading.get(fd)).is_some_and(|reading| reading.flow.is_some())
-            || self.machine.uses(fd)
+            || self.driver.uses(fd)
     }
 
     /// The number is another file's than what was kept was of: that is dropped, and nothing else.
@@ -300,19 +300,19 @@ impl Core {
             self.discards.add(Discarded::Flow(flow));
             self.notify();
         }
-        self.machine.forget_line(fd);
+        self.driver.forget_line(fd);
     }
 
     /// As [`Core::end_operations_on`], for a close(2) that is made by others than the ring, right after: what has to be
     /// cancelled is so when this returns, and work that nobody waits for goes on with a descriptor of its own. On the
     /// machine's own thread only.
     pub fn let_go_of(&mut self, fd: RawFd) {
-        let before = self.machine.has_operations_on(fd);
+        let before = self.driver.has_operations_on(fd);
         self.end_all_on(fd);
-        if self.machine.has_work(fd) {
-            self.machine.keep_work(fd);
+        if self.driver.has_work(fd) {
+            self.driver.keep_work(fd);
         }
-        self.machine.forget_line(fd);
+        self.driver.forget_line(fd);
         if before {
             self.poll();
         }
@@ -372,7 +372,7 @@ impl Caller {
                     of_messages: Some(false)
                 })
             );
-            plain && !(*self.core).machine.work_has_failed()
+            plain && !(*self.core).driver.work_has_failed()
         }
     }
 
@@ -421,7 +421,7 @@ impl Caller {
                 if (*inflow).gather(self.core) {
                     return Ok(());
                 }
-                let _ = (*self.core).machine.poll();
+                let _ = (*self.core).driver.poll();
                 if (*inflow).gather(self.core) {
                     return Ok(());
                 }
@@ -429,7 +429,7 @@ impl Caller {
                     return Ok(());
                 };
                 let caller = self.again();
-                match (*self.core).machine.stream(op) {
+                match (*self.core).driver.multishot(op) {
                     Some(stream) if stream.wait.is_none() => Running::of(op).wait(&caller)?,
                     // Another fiber waits for it.
                     _ => switch::yield_now(caller.core, caller.me)?,

@@ -50,7 +50,7 @@ impl Waiters {
                 if (*entry.core).is_abandoned() {
                     continue;
                 }
-                if (*entry.core).machine.tasks.wake(entry.wait, Wake::Complete) {
+                if (*entry.core).driver.tasks.wake(entry.wait, Wake::Complete) {
                     (*entry.core).notify();
                     return true;
                 }
@@ -81,7 +81,7 @@ pub unsafe fn wait(
         if let Some(raise) = (*core).take_pending(caller.me) {
             return Err(raise.into());
         }
-        let wait = (*core).machine.tasks.begin_wait(caller.me);
+        let wait = (*core).driver.tasks.begin_wait(caller.me);
         let entry = Entry {
             machine,
             core,
@@ -92,10 +92,10 @@ pub unsafe fn wait(
         } else {
             (*line()).line.push_back(entry);
         }
-        let timer = deadline.map(|deadline| (*core).machine.wake_at(deadline, wait));
+        let timer = deadline.map(|deadline| (*core).driver.wake_at(deadline, wait));
         let result = switch::wait(core, caller.me, None);
         if let Some(timer) = timer {
-            (*core).machine.timers.cancel(timer);
+            (*core).driver.timers.cancel(timer);
         }
         let ended = match result {
             Ok(Wake::Complete) => Ok(true),

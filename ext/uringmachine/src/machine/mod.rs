@@ -28,11 +28,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uringmachine_runtime::by_descriptor::ByDescriptor;
-use uringmachine_runtime::fixed_buffers::RegionId;
-use uringmachine_runtime::machine::Timer;
+use uringmachine_runtime::driver::Timer;
+use uringmachine_runtime::registered_buffers::RegionId;
 use uringmachine_runtime::slab::{Key, Slab};
 use uringmachine_runtime::tasks::State;
-use uringmachine_runtime::{clock, Machine, OpKey, TaskId, Wake};
+use uringmachine_runtime::{clock, Driver, OpKey, TaskId, Wake};
 
 use crate::lending::{self, Lender, Lending};
 use crate::machine::hints::Descriptors;
@@ -268,7 +268,7 @@ type ByFiber = HashMap<u64, TaskId, BuildHasherDefault<AddressHasher>>;
 
 /// The machine of one thread, with its fibers.
 pub struct Core {
-    pub machine: Machine<Waiter>,
+    pub driver: Driver<Waiter>,
     pub descriptors: Descriptors,
     /// What is known of reading from each descriptor, and has come from it.
     pub reading: ByDescriptor<Reading>,
@@ -322,11 +322,11 @@ pub struct Core {
 impl Lender for Core {
     #[inline]
     fn registered_index(&self, pointer: *const u8, length: usize) -> Option<u16> {
-        self.machine.fixed_index(pointer, length)
+        self.driver.registered_index(pointer, length)
     }
 
     fn is_over(&self, op: OpKey) -> bool {
-        self.machine.is_over(op)
+        self.driver.is_over(op)
     }
 
     #[inline]
@@ -341,9 +341,9 @@ impl Lender for Core {
 }
 
 impl Core {
-    pub fn new(machine: Machine<Waiter>) -> Self {
+    pub fn new(driver: Driver<Waiter>) -> Self {
         Self {
-            machine,
+            driver,
             descriptors: Descriptors::default(),
             reading: ByDescriptor::default(),
             lending: Lending::default(),
@@ -388,9 +388,9 @@ impl Core {
     /// are kept no more, and none goes on; what its operations have locked is the child's to use. The records
     /// stay, for a fiber that is unwound all the same.
     pub fn forsake(&mut self) {
-        self.machine.forsake();
+        self.driver.forsake();
         self.unlock_held();
-        for waiter in self.machine.tasks.iter_mut() {
+        for waiter in self.driver.tasks.iter_mut() {
             waiter.fiber = NIL;
             waiter.held = NIL;
             waiter.unblocked_by = FALSE;
@@ -413,14 +413,14 @@ impl Core {
         for (_, held) in self.lending.holds.iter() {
             held.iter().for_each(|object| lending::take_over(*object));
         }
-        for (_, _, waiter) in self.machine.tasks.iter() {
+        for (_, _, waiter) in self.driver.tasks.iter() {
             lending::take_over(waiter.held);
         }
     }
 
     /// Whether anything can be done with the machine: it is this process's, and not closed.
     pub fn is_usable(&self) -> bool {
-        !self.is_forked() && !self.machine.is_closed()
+        !self.is_forked() && !self.driver.is_closed()
     }
 
     /// The thread the machine belongs to, `NIL` before its first use.
@@ -448,7 +448,7 @@ impl Core {
 
     /// Binds the machine to the current thread at its first use.
     pub fn bind(&mut self, thread: VALUE) -> Result<(), Raise> {
-        self.machine
+        self.driver
             .enable()
             .map_err(|error| Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)))?;
         self.thread = thread;
@@ -463,7 +463,7 @@ impl Core {
     pub fn current_task(&mut self) -> TaskId {
         // SAFETY: a plain accessor.
         let fiber = unsafe { ruby::rb_fiber_current() };
-        if let Some(waiter) = self.machine.tasks.get(self.current) {
+        if let Some(waiter) = self.driver.tasks.get(self.current) {
             if waiter.fiber == fiber && !waiter.inside {
                 return self.current;
             }
@@ -494,7 +494,7 @@ impl Core {
             let Some(outer) = self.waiter(inner).outer else {
                 return;
             };
-            if let Some(removed) = self.machine.tasks.remove(inner) {
+            if let Some(removed) = self.driver.tasks.remove(inner) {
                 self.by_fiber.insert(fiber, outer);
                 self.interrupting -= 1;
                 for pending in removed.pending {
@@ -507,8 +507,8 @@ impl Core {
     /// The task of a fiber that somebody means who knows of no handlers: the innermost one that waits.
     pub fn find_waiting(&self, fiber: VALUE) -> Option<TaskId> {
         let mut task = self.find(fiber)?;
-        while self.interrupting > 0 && self.machine.tasks.state(task) == Some(State::Running) {
-            match self.machine.tasks.get(task).and_then(|waiter| waiter.outer) {
+        while self.interrupting > 0 && self.driver.tasks.state(task) == Some(State::Running) {
+            match self.driver.tasks.get(task).and_then(|waiter| waiter.outer) {
                 Some(outer) => task = outer,
                 None => break,
             }
@@ -519,9 +519,9 @@ impl Core {
     /// Whether a fiber waits here, by itself or, as one that the machine started, in a fiber that it has resumed.
     pub fn has_waiting(&self, fiber: VALUE) -> bool {
         self.find_waiting(fiber).is_some_and(|task| {
-            self.machine.tasks.state(task) != Some(State::Running)
+            self.driver.tasks.state(task) != Some(State::Running)
                 || self
-                    .machine
+                    .driver
                     .tasks
                     .get(task)
                     .is_some_and(|waiter| waiter.scheduled)
@@ -531,14 +531,14 @@ impl Core {
     /// Whether a fiber was started by the scheduler or the machine.
     pub fn has_started(&self, fiber: VALUE) -> bool {
         self.find(fiber)
-            .and_then(|task| self.machine.tasks.get(task))
+            .and_then(|task| self.driver.tasks.get(task))
             .is_some_and(|waiter| waiter.scheduled)
     }
 
     /// The task of a fiber whose wait `unblock` may end.
     pub fn blocked_task(&self, mut task: TaskId) -> TaskId {
         let first = task;
-        while let Some(waiter) = self.machine.tasks.get(task) {
+        while let Some(waiter) = self.driver.tasks.get(task) {
             match waiter.outer {
                 _ if waiter.blocked => return task,
                 Some(outer) => task = outer,
@@ -551,17 +551,17 @@ impl Core {
     /// Wakes the fiber that has waited for a blocker longest; says whether there is one.
     pub fn wake_blocked_by(&mut self, blocker: VALUE) -> bool {
         let first = self
-            .machine
+            .driver
             .tasks
             .iter()
             .filter(|(_, state, waiter)| {
                 *state == State::Waiting && waiter.blocked && waiter.blocker == blocker
             })
-            .filter_map(|(task, ..)| self.machine.tasks.current_wait(task))
+            .filter_map(|(task, ..)| self.driver.tasks.current_wait(task))
             .min_by_key(|wait| wait.serial);
         first.is_some_and(|wait| {
             self.notify();
-            self.machine.tasks.wake(wait, Wake::Complete)
+            self.driver.tasks.wake(wait, Wake::Complete)
         })
     }
 
@@ -580,7 +580,7 @@ impl Core {
     }
 
     pub fn add(&mut self, fiber: VALUE, scheduled: bool) -> TaskId {
-        let task = self.machine.tasks.add(Waiter {
+        let task = self.driver.tasks.add(Waiter {
             fiber,
             scheduled,
             spun: false,
@@ -615,12 +615,12 @@ impl Core {
             return self.root;
         }
         let home = self.find_waiting(self.home)?;
-        let waits = self.machine.tasks.state(home)? != State::Running;
+        let waits = self.driver.tasks.state(home)? != State::Running;
         waits.then_some(home)
     }
 
     pub fn remove(&mut self, task: TaskId) {
-        if let Some(waiter) = self.machine.tasks.remove(task) {
+        if let Some(waiter) = self.driver.tasks.remove(task) {
             self.by_fiber.remove(&waiter.fiber);
         }
     }
@@ -628,7 +628,7 @@ impl Core {
     /// The payload of a task that must be there.
     #[inline]
     pub fn waiter(&mut self, task: TaskId) -> &mut Waiter {
-        self.machine
+        self.driver
             .tasks
             .get_mut(task)
             .expect("a task that waits is in the table")
@@ -637,7 +637,7 @@ impl Core {
     /// Ends a wait. The task of an unscheduled fiber goes when another takes its place.
     #[inline]
     pub fn finish_wait(&mut self, task: TaskId) {
-        self.machine.tasks.end_wait(task);
+        self.driver.tasks.end_wait(task);
         let waiter = self.waiter(task);
         waiter.blocked = false;
         waiter.blocker = NIL;
@@ -658,10 +658,10 @@ impl Core {
         }
         if let Some(other) = self.kept.replace(task) {
             let in_use = self.root == Some(other)
-                || self.machine.tasks.get(other).is_some_and(|other| {
+                || self.driver.tasks.get(other).is_some_and(|other| {
                     other.fiber == self.home || other.inside || !other.pending.is_empty()
                 });
-            if !in_use && self.machine.tasks.state(other) == Some(State::Running) {
+            if !in_use && self.driver.tasks.state(other) == Some(State::Running) {
                 self.remove(other);
             }
         }
@@ -674,7 +674,7 @@ impl Core {
         if self.countdown == 0 {
             self.poll();
         }
-        self.machine.tasks.next_ready()
+        self.driver.tasks.next_ready()
     }
 
     /// Whether to look at the ring at every switch.
@@ -688,7 +688,7 @@ impl Core {
         self.countdown = self.patience;
         self.give_up_discarded();
         // What enter refuses now it refuses again when the machine has to sleep, where it is raised.
-        let _ = self.machine.poll();
+        let _ = self.driver.poll();
         if !self.lending.loans.is_empty() {
             lending::take_back(self);
         }
@@ -703,7 +703,7 @@ impl Core {
                 match discarded {
                     // SAFETY: with the GVL; no other reference is held.
                     Discarded::Flow(flow) => unsafe { (*flow.get()).let_go(self) },
-                    Discarded::Buffers(region) => self.machine.unregister_buffers(region),
+                    Discarded::Buffers(region) => self.driver.unregister_buffers(region),
                 }
             }
         }
@@ -711,7 +711,7 @@ impl Core {
 
     /// Has the fibers raise whose timeouts have fired.
     pub fn expire_timeouts(&mut self) {
-        while let Some(key) = self.machine.take_expired() {
+        while let Some(key) = self.driver.take_expired() {
             let Some(timeout) = self.timeouts.get_mut(key) else {
                 continue;
             };
@@ -721,7 +721,7 @@ impl Core {
                 self.raises.push((fiber, Pending::Timeout(key)));
                 continue;
             };
-            match self.machine.tasks.state(task) {
+            match self.driver.tasks.state(task) {
                 Some(State::Waiting) => self.interrupt(task, Pending::Timeout(key)),
                 // Its wait is over: it keeps the result and raises at its next wait, if it is then
                 // still inside the block.
@@ -737,8 +737,8 @@ impl Core {
     pub fn interrupt(&mut self, task: TaskId, pending: Pending) {
         let waiter = self.waiter(task);
         if !waiter.draining && !waiter.aside && !self.is_held_back(task, &pending) {
-            if let Some(wait) = self.machine.tasks.current_wait(task) {
-                self.machine.tasks.wake(wait, Wake::Interrupt);
+            if let Some(wait) = self.driver.tasks.current_wait(task) {
+                self.driver.tasks.wake(wait, Wake::Interrupt);
             }
         }
         self.defer(task, pending);
@@ -746,7 +746,7 @@ impl Core {
 
     /// Whether a mask of the fiber's holds back what it is to raise.
     fn is_held_back(&self, task: TaskId, pending: &Pending) -> bool {
-        let (Some(waiter), Pending::Timeout(key)) = (self.machine.tasks.get(task), pending) else {
+        let (Some(waiter), Pending::Timeout(key)) = (self.driver.tasks.get(task), pending) else {
             return false;
         };
         let Some(rare) = &waiter.rare else {
@@ -769,8 +769,8 @@ impl Core {
         let waiter = self.waiter(task);
         waiter.closed_by = exception;
         if !waiter.draining {
-            if let Some(wait) = self.machine.tasks.current_wait(task) {
-                self.machine.tasks.wake(wait, Wake::Interrupt);
+            if let Some(wait) = self.driver.tasks.current_wait(task) {
+                self.driver.tasks.wake(wait, Wake::Interrupt);
             }
         }
     }
@@ -825,7 +825,7 @@ impl Core {
     /// Notes that a task has lost the descriptor of an IO.
     #[cold]
     pub fn note_lost(&mut self, lost: Lost) {
-        let tasks = &self.machine.tasks;
+        let tasks = &self.driver.tasks;
         self.lost
             .retain(|other| other.task != lost.task && tasks.get(other.task).is_some());
         self.lost.push(lost);
@@ -880,7 +880,7 @@ impl Core {
             return None;
         }
         loop {
-            let waiter = self.machine.tasks.get(task)?;
+            let waiter = self.driver.tasks.get(task)?;
             let place = waiter.pending.iter().position(|pending| {
                 !matches!(pending, Pending::Value(_)) && !self.is_held_back(task, pending)
             })?;
@@ -918,7 +918,7 @@ impl Core {
     /// Takes the next of what a task is to raise or be given that no mask holds back.
     #[cold]
     fn take_let_through(&mut self, task: TaskId) -> Option<Pending> {
-        let waiter = self.machine.tasks.get(task)?;
+        let waiter = self.driver.tasks.get(task)?;
         let mut pending = waiter.pending.iter();
         let place = pending.position(|pending| !self.is_held_back(task, pending))?;
         self.waiter(task).pending.remove(place)
@@ -983,7 +983,7 @@ impl Core {
     #[inline]
     pub fn notify(&self) {
         if self.asleep {
-            if let Some(waker) = self.machine.waker() {
+            if let Some(waker) = self.driver.waker() {
                 waker.wake();
             }
         }
@@ -991,7 +991,7 @@ impl Core {
 
     /// Arms a timer for a running `timeout_after`.
     pub fn arm_timeout(&mut self, key: Key, seconds_from_now: u64) -> Key {
-        self.machine.timers.arm(
+        self.driver.timers.arm(
             clock::now().saturating_add(seconds_from_now),
             Timer::Own(key),
         )
@@ -1005,7 +1005,7 @@ impl Core {
         };
         self.descriptors.collected();
         mark(self.starting);
-        for (_, _, waiter) in self.machine.tasks.iter() {
+        for (_, _, waiter) in self.driver.tasks.iter() {
             mark(waiter.fiber);
             mark(waiter.unblocked_by);
             mark(waiter.held);

@@ -1,7 +1,9 @@
 //! An operation that completes again and again, as the fiber has it that takes what it brings.
 
-use uringmachine_runtime::stream::{Arrivals, Stream};
-use uringmachine_runtime::{opcode, types, Entry, OpKey, Wake};
+use uringmachine_runtime::multishot::{Arrivals, Multishot};
+use uringmachine_runtime::operation::WithoutMemory;
+use uringmachine_runtime::operations::{AcceptMultishot, ReadMultishot, RecvMultishot};
+use uringmachine_runtime::{OpKey, Wake};
 
 use super::caller::Caller;
 use super::hints::{self, Kind};
@@ -19,12 +21,12 @@ pub struct Running {
 
 impl Running {
     /// Starts an operation that makes descriptors.
-    pub unsafe fn accept(caller: &Caller, fd: i32) -> Result<Self, Raise> {
-        let entry = opcode::AcceptMulti::new(types::Fd(fd))
-            .flags(libc::SOCK_CLOEXEC)
-            .build();
-        // SAFETY: the core is alive while one of its fibers runs a method.
-        unsafe { Self::start(caller, entry, Arrivals::descriptors()) }
+    pub fn accept(caller: &Caller, fd: i32) -> Result<Self, Raise> {
+        let accept = AcceptMultishot {
+            fd,
+            flags: libc::SOCK_CLOEXEC,
+        };
+        Self::start(caller, accept, Arrivals::descriptors())
     }
 
     /// Starts a receive, with flags of recv(2), or, without, a read. `None` if the descriptor or the
@@ -36,26 +38,30 @@ impl Running {
     ) -> Result<Option<Self>, Raise> {
         // SAFETY: as above.
         unsafe {
-            let machine = &mut (*caller.core).machine;
+            let machine = &mut (*caller.core).driver;
             let multishot = machine.features().read_multishot;
             if receive.is_none() && !(multishot && hints::kind(fd) != Kind::File) {
                 return Ok(None);
             }
             let group = machine.buffer_group().map_err(|error| failed(&error))?;
-            let fd = types::Fd(fd);
-            let entry = match receive {
-                Some(flags) => opcode::RecvMulti::new(fd, group).flags(flags).build(),
-                None => opcode::ReadMulti::new(fd, 0, group)
-                    .offset(crate::ruby::arguments::CURRENT)
-                    .build(),
-            };
-            Self::start(caller, entry, Arrivals::bytes(BYTES_AHEAD)).map(Some)
+            let arrivals = Arrivals::bytes(BYTES_AHEAD);
+            match receive {
+                Some(flags) => {
+                    let receive = RecvMultishot { fd, group, flags };
+                    Self::start(caller, receive, arrivals).map(Some)
+                }
+                None => Self::start(caller, ReadMultishot { fd, group }, arrivals).map(Some),
+            }
         }
     }
 
-    unsafe fn start(caller: &Caller, entry: Entry, arrivals: Arrivals) -> Result<Self, Raise> {
-        // SAFETY: as above.
-        let started = unsafe { (*caller.core).machine.start_stream(entry, arrivals) };
+    fn start(
+        caller: &Caller,
+        operation: impl WithoutMemory,
+        arrivals: Arrivals,
+    ) -> Result<Self, Raise> {
+        // SAFETY: the core is alive while one of its fibers runs a method.
+        let started = unsafe { (*caller.core).driver.start_multishot(operation, arrivals) };
         match started {
             Ok(op) => Ok(Self { op }),
             Err(error) => Err(failed(&error)),
@@ -73,10 +79,10 @@ impl Running {
     }
 
     /// What it has brought; Errno::ECANCELED if the descriptor was closed meanwhile.
-    pub unsafe fn state<'a>(&self, caller: &Caller) -> Result<&'a mut Stream, Raise> {
+    pub unsafe fn state<'a>(&self, caller: &Caller) -> Result<&'a mut Multishot, Raise> {
         // SAFETY: the record lives until the stream is discarded, and no reference to it is held across a
         // wait.
-        let stream = unsafe { (*caller.core).machine.stream(self.op) };
+        let stream = unsafe { (*caller.core).driver.multishot(self.op) };
         stream.ok_or_else(|| Raise::errno(libc::ECANCELED))
     }
 
@@ -88,12 +94,12 @@ impl Running {
             if let Some(raise) = (*core).take_pending(caller.me) {
                 return Err(raise.into());
             }
-            let wait = (*core).machine.tasks.begin_wait(caller.me);
-            if let Some(stream) = (*core).machine.stream(self.op) {
+            let wait = (*core).driver.tasks.begin_wait(caller.me);
+            if let Some(stream) = (*core).driver.multishot(self.op) {
                 stream.wait = Some(wait);
             }
             let result = switch::wait(core, caller.me, None);
-            if let Some(stream) = (*core).machine.stream(self.op) {
+            if let Some(stream) = (*core).driver.multishot(self.op) {
                 stream.wait = None;
             }
             let ended = match result {

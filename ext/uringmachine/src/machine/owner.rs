@@ -82,23 +82,23 @@ pub fn give_up(mut core: Box<Core>) {
         return;
     };
     if core.is_forked() {
-        core.machine.forsake();
+        core.driver.forsake();
         return;
     }
     thread_call::give_up_all(place);
-    if core.machine.is_at_rest() {
-        core.machine.drop_results();
+    if core.driver.is_at_rest() {
+        core.driver.drop_results();
         return;
     }
     // SAFETY: a plain accessor. Only the thread that a ring belongs to may enter it, and no Ruby runs
     // while it does.
     let own = core.thread() == unsafe { ruby::rb_thread_current() };
-    let shut = own && core.machine.shut_down(SHUT_DOWN_LIMIT);
-    core.machine.give_up_work();
-    core.machine.drop_results();
+    let shut = own && core.driver.shut_down(SHUT_DOWN_LIMIT);
+    core.driver.give_up_work();
+    core.driver.drop_results();
     if !shut {
         // What the kernel may still touch is never freed.
-        core.machine.leak();
+        core.driver.leak();
         std::mem::forget(core);
     }
 }
@@ -127,17 +127,17 @@ unsafe extern "C" fn end_of_thread(
         // None but its own thread uses its ring.
         unsafe {
             let core = &mut *place;
-            if core.machine.has_waited_operations() {
+            if core.driver.has_waited_operations() {
                 // What `mark_busy` has kept is alive.
                 waited_in.push((object_of(place), place));
             }
-            if core.machine.is_at_rest() || core.machine.shut_down(SHUT_DOWN_LIMIT) {
-                core.machine.close();
+            if core.driver.is_at_rest() || core.driver.shut_down(SHUT_DOWN_LIMIT) {
+                core.driver.close();
             } else {
                 // The memory is the kernel's until it is done, and is kept as long: for ever.
-                core.machine.leak();
+                core.driver.leak();
             }
-            core.machine.drop_results();
+            core.driver.drop_results();
             core.pipes = splice::Pipes::default();
             thread_call::give_up_all(place);
         }
@@ -145,7 +145,7 @@ unsafe extern "C" fn end_of_thread(
     for (object, core) in waited_in {
         // SAFETY: as above; the object is on this frame.
         unsafe {
-            if (*core).machine.is_quiet() {
+            if (*core).driver.is_quiet() {
                 (*core).unlock_held();
             }
         }

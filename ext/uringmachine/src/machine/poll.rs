@@ -242,12 +242,12 @@ unsafe fn poll_all(
         if let Some(raise) = (*core).take_pending(me) {
             return Err(raise.into());
         }
-        let wait = (*core).machine.tasks.begin_wait(me);
+        let wait = (*core).driver.tasks.begin_wait(me);
         let mut operations: Vec<(i32, u32, OpKey)> = Vec::with_capacity(list.len());
         let mut failed = None;
         for (fd, events) in list {
             let entry = opcode::PollAdd::new(types::Fd(*fd), wakes_for(*events)).build();
-            match (*core).machine.submit(entry, wait) {
+            match (*core).driver.submit(entry, wait) {
                 Ok(op) => {
                     (*core).waits.begin(*fd, me, Some(op));
                     operations.push((*fd, *events, op));
@@ -255,7 +255,7 @@ unsafe fn poll_all(
                 Err(error) => failed = error.raw_os_error(),
             }
         }
-        let timer = deadline.map(|deadline| (*core).machine.wake_at(deadline, wait));
+        let timer = deadline.map(|deadline| (*core).driver.wake_at(deadline, wait));
         let result = match failed {
             None => switch::wait(core, me, None),
             Some(_) => Ok(Wake::Complete),
@@ -263,13 +263,13 @@ unsafe fn poll_all(
         let mut answers = Answers::new();
         for (fd, events, op) in operations {
             (*core).waits.end(fd, me);
-            match (*core).machine.take(op) {
+            match (*core).driver.take(op) {
                 Some(completion) => answers.push((fd, events, completion.result)),
-                None => drop((*core).machine.abandon(op)),
+                None => drop((*core).driver.abandon(op)),
             }
         }
         if let Some(timer) = timer {
-            (*core).machine.timers.cancel(timer);
+            (*core).driver.timers.cancel(timer);
         }
         let ended = match (result, failed) {
             (_, Some(errno)) => Err(Raise::errno(errno).into()),

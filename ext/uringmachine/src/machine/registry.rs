@@ -34,7 +34,7 @@ unsafe extern "C" fn mark_busy(_: *mut c_void) {
     for Entry { object, core } in machines().iter() {
         // SAFETY: a core in the list lives until its UM is freed, which takes it off.
         unsafe {
-            if (**core).machine.has_waited_operations() && !(**core).is_forked() {
+            if (**core).driver.has_waited_operations() && !(**core).is_forked() {
                 rb_sys::rb_gc_mark(*object);
             }
         }
@@ -196,7 +196,7 @@ pub unsafe fn end_waits(fd: RawFd) -> EndedWaits {
                     closing::interrupt_on(core, fd, closing::closed());
                     ended.elsewhere = true;
                 }
-                if (*core).machine.forget_file(fd) {
+                if (*core).driver.forget_file(fd) {
                     (*core).notify();
                 }
                 (*core).forget_from_elsewhere(fd);

@@ -3,8 +3,8 @@
 
 use std::ffi::{c_int, c_void};
 
-use uringmachine_runtime::machine::Sleep;
-use uringmachine_runtime::ops::{self, Completion};
+use uringmachine_runtime::driver::Sleep;
+use uringmachine_runtime::operation::{self, Completion};
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::{waker, Entry, OpKey, TaskId, Wake};
 
@@ -21,7 +21,7 @@ unsafe fn suspend(core: *mut Core, me: TaskId) -> Wake {
     // before the next switch.
     unsafe {
         loop {
-            let woken = match (*core).machine.tasks.state(me) {
+            let woken = match (*core).driver.tasks.state(me) {
                 Some(State::Running) => Some((*core).waiter(me).woken),
                 _ => None,
             };
@@ -63,7 +63,7 @@ unsafe fn heed(core: *mut Core, me: TaskId, wake: Wake) -> Option<Wake> {
         if heeds || !(*core).is_aside(me) {
             return Some(wake);
         }
-        (*core).machine.tasks.go_on_waiting(me)
+        (*core).driver.tasks.go_on_waiting(me)
     }
 }
 
@@ -123,27 +123,27 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
     // SAFETY: as in `suspend`.
     unsafe {
         (*core).give_up_discarded();
-        if (*core).machine.wants_poll() {
+        if (*core).driver.wants_poll() {
             (*core).poll();
         } else {
-            (*core).machine.fire();
+            (*core).driver.fire();
             (*core).expire_timeouts();
         }
-        if !(*core).machine.tasks.queue_is_empty() || !(*core).raises.is_empty() {
+        if !(*core).driver.tasks.queue_is_empty() || !(*core).raises.is_empty() {
             return;
         }
-        if let Err(error) = (*core).machine.prepare_sleep() {
+        if let Err(error) = (*core).driver.prepare_sleep() {
             Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)).leave();
         }
-        let deadline = (*core).machine.timers.next_deadline();
+        let deadline = (*core).driver.timers.next_deadline();
         let mut sleep = SleepCall {
-            sleep: (*core).machine.sleeper(deadline),
+            sleep: (*core).driver.sleeper(deadline),
             errno: 0,
             ran: false,
         };
         (*core).asleep = true;
         let slept = (*core).profile.map(|_| uringmachine_runtime::clock::now());
-        let eventfd = (*core).machine.waker().map_or(-1, |waker| waker.fd());
+        let eventfd = (*core).driver.waker().map_or(-1, |waker| waker.fd());
         ruby::rb_nogvl(
             SleepCall::run,
             (&raw mut sleep).cast(),
@@ -158,7 +158,7 @@ unsafe fn idle(core: *mut Core, me: TaskId) {
         if sleep.errno != 0 {
             Raise::errno(sleep.errno).leave();
         }
-        (*core).machine.reap();
+        (*core).driver.reap();
         if ruby::rb_thread_interrupted((*core).thread()) != 0 {
             check_interrupts(core, me);
         } else if !sleep.ran {
@@ -231,7 +231,7 @@ unsafe fn raise_elsewhere(core: *mut Core, me: TaskId) {
         let (fiber, pending) = (*core).raises.remove(0);
         // It may wait here by now.
         if let Some(task) = (*core).find_waiting(fiber) {
-            if (*core).machine.tasks.state(task) != Some(State::Running) {
+            if (*core).driver.tasks.state(task) != Some(State::Running) {
                 (*core).interrupt(task, pending);
                 return;
             }
@@ -329,8 +329,8 @@ pub unsafe fn step_aside(core: *mut Core, switch: impl FnOnce() -> VALUE) -> rub
     // SAFETY: see `suspend`; `value` outlives the closure.
     unsafe {
         let me = (*core).current_task();
-        let wait = (*core).machine.tasks.begin_wait(me);
-        (*core).machine.tasks.wake_first(wait, Wake::Complete);
+        let wait = (*core).driver.tasks.begin_wait(me);
+        (*core).driver.tasks.wake_first(wait, Wake::Complete);
         let result = wait_after(core, me, || {
             *slot = switch();
             (*core).current = me;
@@ -358,11 +358,11 @@ pub unsafe fn pause(core: *mut Core, me: TaskId, deadline: Option<u64>) -> Resul
         if let Some(raise) = (*core).take_pending(me) {
             return Err(raise);
         }
-        let wait_id = (*core).machine.tasks.begin_wait(me);
-        let timer = deadline.map(|deadline| (*core).machine.wake_at(deadline, wait_id));
+        let wait_id = (*core).driver.tasks.begin_wait(me);
+        let timer = deadline.map(|deadline| (*core).driver.wake_at(deadline, wait_id));
         let result = wait(core, me, None);
         if let Some(timer) = timer {
-            (*core).machine.timers.cancel(timer);
+            (*core).driver.timers.cancel(timer);
         }
         let ended = match result {
             Ok(Wake::Complete) => Ok(Ended::Woken),
@@ -396,7 +396,7 @@ pub unsafe fn pause(core: *mut Core, me: TaskId, deadline: Option<u64>) -> Resul
 /// Whether a task in `block` was woken by `unblock` after its wait had been ended by something else.
 unsafe fn was_unblocked(core: *mut Core, me: TaskId) -> bool {
     // SAFETY: as in `suspend`.
-    unsafe { (*core).waiter(me).blocked && (*core).machine.tasks.take_completion(me) }
+    unsafe { (*core).waiter(me).blocked && (*core).driver.tasks.take_completion(me) }
 }
 
 /// Lets every other runnable fiber run once.
@@ -406,8 +406,8 @@ pub unsafe fn yield_now(core: *mut Core, me: TaskId) -> Result<(), Raise> {
         if let Some(raise) = (*core).take_pending(me) {
             return Err(raise);
         }
-        let wait_id = (*core).machine.tasks.begin_wait(me);
-        (*core).machine.tasks.wake(wait_id, Wake::Complete);
+        let wait_id = (*core).driver.tasks.begin_wait(me);
+        (*core).driver.tasks.wake(wait_id, Wake::Complete);
         let result = wait(core, me, None);
         (*core).finish_wait(me);
         result.map(drop).map_err(Raise::Jump)
@@ -451,7 +451,7 @@ pub unsafe fn let_go(core: *mut Core, me: TaskId) -> Result<(), Raise> {
             return Ok(());
         }
         (*core).poll();
-        if !(*core).machine.tasks.queue_is_empty() || !(*core).raises.is_empty() {
+        if !(*core).driver.tasks.queue_is_empty() || !(*core).raises.is_empty() {
             yield_now(core, me)?;
         }
         match (*core).take_pending(me) {
@@ -470,7 +470,7 @@ pub unsafe fn await_schedule(core: *mut Core, me: TaskId) -> Result<VALUE, Raise
             Some(Resumption::Raise(raise)) => return Err(raise),
             None => {}
         }
-        (*core).machine.tasks.begin_wait(me);
+        (*core).driver.tasks.begin_wait(me);
         (*core).waiter(me).yielding = true;
         let result = wait(core, me, None);
         (*core).waiter(me).yielding = false;
@@ -527,7 +527,7 @@ pub unsafe fn switch_away(core: *mut Core, me: TaskId) -> Result<VALUE, Raise> {
                         *slot = transfer_to(core, task, wake);
                         // Whoever schedules this fiber makes it a task again; else it was only
                         // passed by: a fiber ended.
-                        let known = (*core).machine.tasks.get((*core).current);
+                        let known = (*core).driver.tasks.get((*core).current);
                         if known.is_some_and(|waiter| waiter.fiber == fiber) {
                             break;
                         }
@@ -537,7 +537,7 @@ pub unsafe fn switch_away(core: *mut Core, me: TaskId) -> Result<VALUE, Raise> {
                         idle(core, NOBODY);
                         // The handler of a signal that has waited here leaves a task behind.
                         if let Some(task) = (*core).find(fiber) {
-                            if (*core).machine.tasks.state(task) == Some(State::Running) {
+                            if (*core).driver.tasks.state(task) == Some(State::Running) {
                                 let pending = (*core).waiter(task).pending.pop_front();
                                 if let Some(Pending::Value(value) | Pending::Exception(value)) =
                                     pending
@@ -556,7 +556,7 @@ pub unsafe fn switch_away(core: *mut Core, me: TaskId) -> Result<VALUE, Raise> {
         });
         if let Some(task) = (*core).find(fiber) {
             (*core).current = task;
-            (*core).machine.tasks.end_wait(task);
+            (*core).driver.tasks.end_wait(task);
         }
         result.map_err(Raise::Jump)?;
         if ruby::is_a(value, rb_sys::rb_eException) {
@@ -643,9 +643,9 @@ pub unsafe fn operate_noting(
         if let Some(raise) = (*core).take_pending(me) {
             return Err(Failure::Raise(raise));
         }
-        let wait_id = (*core).machine.tasks.begin_wait(me);
-        let fd = ops::descriptor_of(&entry);
-        let op = match (*core).machine.submit(entry, wait_id) {
+        let wait_id = (*core).driver.tasks.begin_wait(me);
+        let fd = operation::descriptor_of(&entry);
+        let op = match (*core).driver.submit(entry, wait_id) {
             Ok(op) => op,
             Err(error) => {
                 (*core).finish_wait(me);
@@ -653,13 +653,13 @@ pub unsafe fn operate_noting(
             }
         };
         (*core).waits.begin(fd, me, Some(op));
-        let timer = deadline.map(|deadline| (*core).machine.wake_at(deadline, wait_id));
+        let timer = deadline.map(|deadline| (*core).driver.wake_at(deadline, wait_id));
         let result = wait(core, me, None);
         if let Some(timer) = timer {
-            (*core).machine.timers.cancel(timer);
+            (*core).driver.timers.cancel(timer);
         }
         let taken = match result {
-            Ok(Wake::Complete) => (*core).machine.take(op),
+            Ok(Wake::Complete) => (*core).driver.take(op),
             _ => None,
         };
         let ended = match (result, taken) {
@@ -735,8 +735,8 @@ unsafe fn drain(
     // SAFETY: see `suspend`.
     unsafe {
         let mut second = None;
-        let _ = (*core).machine.cancel(op);
-        let _ = (*core).machine.drain(op, DRAIN_AT_ONCE);
+        let _ = (*core).driver.cancel(op);
+        let _ = (*core).driver.drain(op, DRAIN_AT_ONCE);
         loop {
             if (*core).is_forked() {
                 // The operation is the parent's, and so is its memory.
@@ -746,20 +746,20 @@ unsafe fn drain(
                 };
                 return (completion, second);
             }
-            if let Some(completion) = (*core).machine.take_early(op) {
+            if let Some(completion) = (*core).driver.take_early(op) {
                 // Only the peer decides when the kernel lets go of the memory: the fiber does not wait for that.
                 (*core).waiter(me).draining = false;
                 (*core).waiter(me).lent = Some(op);
                 *seen = completion.result;
                 return (completion, second);
             }
-            if let Some(completion) = (*core).machine.take(op) {
+            if let Some(completion) = (*core).driver.take(op) {
                 (*core).waiter(me).draining = false;
                 *seen = completion.result;
                 return (completion, second);
             }
-            let wait_id = (*core).machine.tasks.begin_wait(me);
-            (*core).machine.retarget(op, wait_id);
+            let wait_id = (*core).driver.tasks.begin_wait(me);
+            (*core).driver.retarget(op, wait_id);
             (*core).waiter(me).draining = true;
             if let Err(state) = wait(core, me, None) {
                 second = Some(unwinding(state));

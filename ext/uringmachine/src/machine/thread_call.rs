@@ -247,7 +247,7 @@ unsafe fn call_with(
     let number = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
     // SAFETY: see `switch`; what this frame owns is dropped, since the waits are protected.
     unsafe {
-        let Some(waker) = (*core).machine.waker().cloned() else {
+        let Some(waker) = (*core).driver.waker().cloned() else {
             return Ok(-libc::EBADF);
         };
         let mut first = None;
@@ -264,7 +264,7 @@ unsafe fn call_with(
             state: Mutex::new(State {
                 result: None,
                 unwanted: false,
-                wait: (*core).machine.tasks.begin_wait(me),
+                wait: (*core).driver.tasks.begin_wait(me),
             }),
         });
         let worker = Arc::clone(&call);
@@ -352,19 +352,19 @@ unsafe fn finish(
                     (*core).waiter(me).draining = false;
                     return (result, second);
                 }
-                state.wait = (*core).machine.tasks.begin_wait(me);
+                state.wait = (*core).driver.tasks.begin_wait(me);
                 state.wait
             };
             (*core).waiter(me).draining = true;
             call.given_up.store(true, Ordering::Release);
             interrupt(thread.as_pthread_t());
             let timer = (*core)
-                .machine
+                .driver
                 .wake_at(clock::now().saturating_add(AGAIN), wait);
             if let Err(state) = switch::wait(core, me, None) {
                 second = Some(switch::unwinding(state));
             }
-            (*core).machine.timers.cancel(timer);
+            (*core).driver.timers.cancel(timer);
         }
     }
 }

@@ -74,14 +74,14 @@ fn register_file(caller: Caller, arguments: Arguments) -> Answer {
     unsafe {
         let fd = arguments.fd(0, "fd")?;
         let core = caller.core;
-        if let Err(error) = (*core).machine.register_file(fd) {
+        if let Err(error) = (*core).driver.register_file(fd) {
             return Err(Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)).into());
         }
         if rb_sys::rb_block_given_p() == 0 {
             return Ok(arguments.get(0));
         }
         let result = ruby::protect(|| rb_sys::rb_yield(arguments.get(0)));
-        (*core).machine.unregister_file(fd);
+        (*core).driver.unregister_file(fd);
         Ok(result.map_err(Raise::Jump)?)
     }
 }
@@ -97,7 +97,7 @@ fn unregister_file(caller: Caller, arguments: Arguments) -> Answer {
     // SAFETY: see `switch`.
     unsafe {
         let fd = arguments.fd(0, "fd")?;
-        Ok(ruby::boolean((*caller.core).machine.unregister_file(fd)))
+        Ok(ruby::boolean((*caller.core).driver.unregister_file(fd)))
     }
 }
 

@@ -70,8 +70,8 @@ fn spin(caller: Caller, arguments: Arguments) -> Answer {
         waiter.fresh = true;
         waiter.yielding = true;
         waiter.pending.push_back(Pending::Value(value));
-        let wait = (*core).machine.tasks.begin_wait(task);
-        (*core).machine.tasks.wake(wait, Wake::Interrupt);
+        let wait = (*core).driver.tasks.begin_wait(task);
+        (*core).driver.tasks.wake(wait, Wake::Interrupt);
         Ok(fiber)
     }
 }
@@ -116,7 +116,7 @@ unsafe extern "C" fn run_spun(
             None
         } else {
             let me = (*core).current;
-            (*core).machine.tasks.end_wait(me);
+            (*core).driver.tasks.end_wait(me);
             (*core).waiter(me).yielding = false;
             (*core).take_pending(me)
         };
@@ -222,14 +222,14 @@ fn schedule(ruby: &Ruby, this: Value, fiber: Value, value: Value) -> Result<Valu
                     let waiter = (*core).waiter(task);
                     waiter.fresh = true;
                     waiter.pending.push_back(pending);
-                    let wait = (*core).machine.tasks.begin_wait(task);
-                    (*core).machine.tasks.wake(wait, Wake::Interrupt);
+                    let wait = (*core).driver.tasks.begin_wait(task);
+                    (*core).driver.tasks.wake(wait, Wake::Interrupt);
                     (*core).notify();
                     return Ok(this);
                 }
             };
             let is_value = matches!(pending, Pending::Value(_));
-            match (*core).machine.tasks.state(task) {
+            match (*core).driver.tasks.state(task) {
                 // The wait that the value was for has ended by itself.
                 Some(State::Ready(_)) if is_value && !(*core).waiter(task).yielding => {}
                 Some(State::Waiting) => {
@@ -310,7 +310,7 @@ fn wakeup(ruby: &Ruby, this: Value) -> Result<Value, Error> {
     settle(ruby, || {
         // SAFETY: the type is checked.
         unsafe {
-            if let Some(waker) = (*owner::core(this)?).machine.waker() {
+            if let Some(waker) = (*owner::core(this)?).driver.waker() {
                 waker.wake();
             }
             Ok(NIL)
@@ -353,7 +353,7 @@ unsafe fn collect(this: VALUE, wanted: impl Fn(State, &machine::Waiter) -> bool)
             let core = owner::core(this)?;
             let list = rb_sys::rb_ary_new();
             let fibers: Vec<VALUE> = (*core)
-                .machine
+                .driver
                 .tasks
                 .iter()
                 // A child of fork has none of its parent's.

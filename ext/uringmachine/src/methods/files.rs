@@ -377,7 +377,7 @@ fn ftruncate(caller: Caller, arguments: Arguments) -> Answer {
     unsafe {
         let fd = arguments.fd(0, "fd")?;
         let length = arguments.length(1, "length")?;
-        if (*caller.core).machine.features().ftruncate {
+        if (*caller.core).driver.features().ftruncate {
             let ftruncate = Ftruncate { fd, length };
             return caller
                 .after_work(fd, || caller.result(ftruncate))

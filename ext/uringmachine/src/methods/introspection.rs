@@ -28,8 +28,8 @@ fn metrics(ruby: &Ruby, this: Value) -> Result<Value, Error> {
         // SAFETY: the type is checked; what is called does not raise.
         unsafe {
             let core = owner::core(this)?;
-            let counts = (*core).machine.counts();
-            let timers = (*core).machine.timers.len();
+            let counts = (*core).driver.counts();
+            let timers = (*core).driver.timers.len();
             let hash = rb_sys::rb_hash_new();
             let set = |name, value: u64| {
                 let key = rb_sys::rb_id2sym(ruby::id(name));
@@ -41,7 +41,7 @@ fn metrics(ruby: &Ruby, this: Value) -> Result<Value, Error> {
             set("total_waits", counts.sleeps);
             set("ops_pending", (counts.in_flight + timers) as u64);
             set("ops_unsubmitted", counts.unsubmitted as u64);
-            set("ops_runqueue", (*core).machine.tasks.queue_len() as u64);
+            set("ops_runqueue", (*core).driver.tasks.queue_len() as u64);
             set("ops_free", counts.free as u64);
             set("ops_transient", counts.orphans as u64);
             set("buffers_allocated", counts.buffers as u64);
@@ -144,9 +144,9 @@ fn set_test_mode(ruby: &Ruby, this: Value, value: Value) -> Result<Value, Error>
 fn submit(caller: Caller, _: Arguments) -> Answer {
     // SAFETY: see `switch`.
     unsafe {
-        let count = (*caller.core).machine.counts().unsubmitted;
+        let count = (*caller.core).driver.counts().unsubmitted;
         (*caller.core)
-            .machine
+            .driver
             .poll()
             .map_err(|error| Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)))?;
         Ok(number(count as i32))

@@ -36,7 +36,7 @@ fn send(caller: Caller, arguments: Arguments) -> Answer {
         let fd = arguments.fd(0, "fd")?;
         let len = length_or_all(&arguments, 2, "len")?;
         let flags = arguments.int_or(3, "flags", 0)? | libc::MSG_NOSIGNAL;
-        let zero_copy = (*caller.core).machine.features().send_zc;
+        let zero_copy = (*caller.core).driver.features().send_zc;
         for zero_copy in [zero_copy, false] {
             let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
             let fixed = source
@@ -125,7 +125,7 @@ fn send_zc(caller: Caller, arguments: Arguments) -> Answer {
             return Err(Raise::argument("string must be frozen").into());
         }
         let flags = arguments.int_or(2, "flags", 0)? | libc::MSG_NOSIGNAL;
-        let zero_copy = (*caller.core).machine.features().send_zc;
+        let zero_copy = (*caller.core).driver.features().send_zc;
         for zero_copy in [zero_copy, false] {
             let source = Source::new(caller.core, string, None, "string")?;
             let how = if zero_copy {

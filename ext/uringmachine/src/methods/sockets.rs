@@ -282,7 +282,7 @@ fn shutdown_async(caller: Caller, arguments: Arguments) -> Answer {
     // SAFETY: a shutdown points to nothing.
     unsafe {
         let (fd, how) = (arguments.fd(0, "fd")?, arguments.int(1, "how")?);
-        (*caller.core).machine.add_work(fd, Work::Shutdown(how));
+        (*caller.core).driver.add_work(fd, Work::Shutdown(how));
         Ok(arguments.get(0))
     }
 }

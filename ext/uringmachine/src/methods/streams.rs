@@ -4,7 +4,7 @@ use crate::machine::caller::{machine_method, Answer};
 use crate::ruby::arguments::Arguments;
 use magnus::{Error, RClass};
 
-use uringmachine_runtime::stream::Arrivals;
+use uringmachine_runtime::multishot::Arrivals;
 use uringmachine_runtime::{opcode, types};
 
 use crate::classes::queue;

@@ -77,7 +77,7 @@ fn timeout(caller: Caller, arguments: Arguments) -> Answer {
         let timer = (*core).arm_timeout(key, nanoseconds);
         let result = ruby::protect(|| rb_sys::rb_yield(NIL));
         // From here on it can fire no more: not late, and not into somebody else's wait.
-        (*core).machine.timers.cancel(timer);
+        (*core).driver.timers.cancel(timer);
         (*core).timeouts.remove(key);
         Ok(result.map_err(Raise::Jump)?)
     }

@@ -250,7 +250,7 @@ fn write_async(caller: Caller, arguments: Arguments) -> Answer {
         let is_message = (*caller.core).is_of_messages(fd);
         if !bytes.is_empty() || is_message {
             let write = Write::new(bytes, position, is_message);
-            (*caller.core).machine.add_work(fd, Work::Write(write));
+            (*caller.core).driver.add_work(fd, Work::Write(write));
         }
         Ok(buffer)
     }
@@ -277,7 +277,7 @@ fn close(caller: Caller, arguments: Arguments) -> Answer {
             return Ok(arguments.get(0));
         }
         (*caller.core).end_operations_on(fd);
-        if (*caller.core).machine.has_work(fd) {
+        if (*caller.core).driver.has_work(fd) {
             match caller.wait_for_turn(fd) {
                 Ok(()) => {}
                 // Another fiber has closed it.
@@ -285,7 +285,7 @@ fn close(caller: Caller, arguments: Arguments) -> Answer {
                     return Err(Raise::errno(libc::EBADF).into());
                 }
                 Err(failure) => {
-                    (*caller.core).machine.add_work(fd, Work::Close);
+                    (*caller.core).driver.add_work(fd, Work::Close);
                     return Err(failure);
                 }
             }
@@ -301,7 +301,7 @@ unsafe fn close_now(caller: &Caller, fd: i32) -> Result<(), Failure> {
     // SAFETY: a close points to nothing.
     unsafe {
         let (core, me) = (caller.core, caller.me);
-        (*core).machine.forget_line(fd);
+        (*core).driver.forget_line(fd);
         let entry = opcode::Close::new(types::Fd(fd)).build();
         let mut seen = 0;
         let closed = switch::operate_noting(core, me, entry, None, Yields::Count, &mut seen);
@@ -327,7 +327,7 @@ fn close_async(caller: Caller, arguments: Arguments) -> Answer {
     unsafe {
         let fd = arguments.fd(0, "fd")?;
         (*caller.core).end_operations_on(fd);
-        (*caller.core).machine.add_work(fd, Work::Close);
+        (*caller.core).driver.add_work(fd, Work::Close);
         Ok(arguments.get(0))
     }
 }

@@ -323,10 +323,10 @@ pub unsafe fn run<W: Work>(
                 return Err(raise);
             }
         }
-        let Some(waker) = (*core).machine.waker().cloned() else {
+        let Some(waker) = (*core).driver.waker().cloned() else {
             return Err(Raise::errno(libc::EBADF));
         };
-        let wait = (*core).machine.tasks.begin_wait(me);
+        let wait = (*core).driver.tasks.begin_wait(me);
         let ticket = Arc::new(Ticket {
             waker,
             state: Mutex::new(TicketState { wait, end: None }),
@@ -434,7 +434,7 @@ impl Fiber {
         let core = self.core;
         // SAFETY: see `switch`.
         unsafe {
-            let timer = deadline.map(|deadline| (*core).machine.wake_at(deadline, self.wait));
+            let timer = deadline.map(|deadline| (*core).driver.wake_at(deadline, self.wait));
             if let Err(state) = switch::wait(core, self.me, None) {
                 let next = switch::unwinding(state);
                 self.raise = Some(match self.raise.take() {
@@ -443,7 +443,7 @@ impl Fiber {
                 });
             }
             if let Some(timer) = timer {
-                (*core).machine.timers.cancel(timer);
+                (*core).driver.timers.cancel(timer);
             }
         }
     }
@@ -451,7 +451,7 @@ impl Fiber {
     unsafe fn wait_anew(&mut self, ticket: &Ticket) -> Option<End> {
         // SAFETY: as above.
         unsafe {
-            self.wait = (*self.core).machine.tasks.begin_wait(self.me);
+            self.wait = (*self.core).driver.tasks.begin_wait(self.me);
             let mut state = lock(&ticket.state);
             state.wait = self.wait;
             state.end

@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use std::ffi::c_int;
 use std::ops::ControlFlow;
 
-use uringmachine_runtime::ring::poll_first;
+use uringmachine_runtime::operations::poll_first;
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::{opcode, types, Entry};
 
@@ -537,7 +537,7 @@ impl Connection {
                 };
                 let text = "stream closed in another thread";
                 if let Raise::Exception(error) = Raise::new(rb_sys::rb_eIOError, text) {
-                    let state = (*core).machine.tasks.state(task);
+                    let state = (*core).driver.tasks.state(task);
                     if state == Some(State::Waiting) {
                         (*core).interrupt(task, Pending::Exception(error));
                         (*core).notify();

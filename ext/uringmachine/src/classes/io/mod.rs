@@ -16,7 +16,7 @@ use magnus::gc::Marker;
 use magnus::rb_sys::AsRawValue;
 use magnus::value::StaticSymbol;
 use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
-use uringmachine_runtime::stream::{Arrivals, Bytes};
+use uringmachine_runtime::{byte_queue::Bytes, multishot::Arrivals};
 use uringmachine_runtime::{opcode, types};
 
 use crate::machine::caller::{answer, Answer, Caller};
@@ -488,7 +488,7 @@ fn is_eof(ruby: &Ruby, io: This<Io>) -> Result<Value, Error> {
             let mut ended = io.ended.get() || (*inflow).ended == Some(0);
             if let (false, Some(op)) = (ended, (*inflow).op) {
                 let caller = io.caller()?;
-                let _ = (*caller.core).machine.poll();
+                let _ = (*caller.core).driver.poll();
                 if let Ok(stream) = Running::of(op).state(&caller) {
                     ended = stream.ended == Some(0) && arrived(&stream.arrivals) == 0;
                 }
