@@ -7,7 +7,7 @@
 #   rake test:memcheck FILES=all        all of them
 #   rake test:memcheck FILES=test/hooks/test_io_read.rb,test/tls/test_tls.rb
 #
-# Values that are used before they are set are not looked for: the collector reads whole stacks, and memcheck does not
+# Nothing is suppressed. Values that are used before they are set are not looked for: the collector reads whole stacks, and memcheck does not
 # know what io_uring writes to.
 
 require "rbconfig"
@@ -46,7 +46,7 @@ missing = files.reject { |file| File.exist?(File.join(ROOT, file)) }
 abort("no such test file: #{missing.join(", ")}") unless missing.empty?
 
 VALGRIND = [
-  ENV.fetch("VALGRIND", "valgrind"), "--quiet", "--undef-value-errors=no", "--error-exitcode=#{FOUND}", "--suppressions=#{File.join(__dir__, "valgrind.supp")}",
+  ENV.fetch("VALGRIND", "valgrind"), "--quiet", "--undef-value-errors=no", "--error-exitcode=#{FOUND}",
   "--num-callers=30", "--gen-suppressions=all",
   # A thread that waits in a loop lets the others run.
   "--fair-sched=yes",
