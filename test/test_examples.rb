@@ -96,8 +96,12 @@ class TestExamples < SchedulerTest
   # A supervisor of commands, or of servers: ends well, with its workers, when it is told to.
   def supervise(example, *arguments)
     rest = IO.popen(command(example, *arguments)) do |supervisor|
-      yield supervisor
-      Process.kill(:TERM, supervisor.pid)
+      begin
+        yield supervisor
+      ensure
+        # What fails is told, not waited for: Ruby waits for the child.
+        Process.kill(:TERM, supervisor.pid)
+      end
       supervisor.read
     end
     assert_predicate $?, :success?
