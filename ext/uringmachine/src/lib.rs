@@ -10,11 +10,10 @@ mod os;
 mod ruby;
 mod tls;
 
-use magnus::rb_sys::AsRawValue;
-use magnus::{Error, Ruby};
-
 use classes::{async_op, buffer_pool, fiber_scheduler, io, mutex, process, queue, turns};
 use machine::interrupts;
+use magnus::rb_sys::AsRawValue;
+use magnus::{Error, Ruby};
 use os::{constants, per_process};
 use ruby::errors;
 

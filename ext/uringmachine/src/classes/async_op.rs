@@ -3,9 +3,10 @@
 use std::cell::{Cell, RefCell};
 
 use magnus::gc::Marker;
+use magnus::prelude::*;
 use magnus::rb_sys::AsRawValue;
 use magnus::typed_data::Obj;
-use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
+use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
 
 use crate::machine::caller::{answer, Answer, Caller};
 use crate::machine::line::{self, Waiters};

@@ -5,9 +5,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use magnus::gc::Marker;
+use magnus::prelude::*;
 use magnus::rb_sys::AsRawValue;
-use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
-use uringmachine_runtime::{mapping::Mapping, registered_buffers::RegionId};
+use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
+use uringmachine_runtime::mapping::Mapping;
+use uringmachine_runtime::registered_buffers::RegionId;
 
 use crate::lending;
 use crate::machine::caller::{answer, call, Answer, Caller};

@@ -5,9 +5,9 @@ use std::cell::Cell;
 use std::ffi::c_int;
 
 use magnus::gc::Marker;
+use magnus::prelude::*;
 use magnus::rb_sys::AsRawValue;
-use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
-
+use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
 use uringmachine_runtime::tasks::State;
 
 use super::{machine, turns};

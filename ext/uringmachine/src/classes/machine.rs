@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use magnus::prelude::*;
 use magnus::rb_sys::AsRawValue;
-use magnus::{function, method, prelude::*, Error, RClass, Ruby, Value};
+use magnus::{function, method, Error, RClass, Ruby, Value};
 use uringmachine_runtime::ring::{DEFAULT_ENTRIES, MAX_ENTRIES};
 use uringmachine_runtime::{Driver, Features, SetupError};
 

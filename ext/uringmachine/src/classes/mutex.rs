@@ -3,8 +3,9 @@
 use std::cell::{Cell, RefCell};
 
 use magnus::gc::Marker;
+use magnus::prelude::*;
 use magnus::rb_sys::{protect, AsRawValue};
-use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
+use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
 
 use crate::machine::caller::{answer, Answer, Caller};
 use crate::machine::line::{self, Waiters};

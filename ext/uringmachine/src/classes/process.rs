@@ -4,8 +4,9 @@
 
 use std::cell::Cell;
 
+use magnus::prelude::*;
 use magnus::rb_sys::AsRawValue;
-use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
+use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
 
 use crate::machine::caller::number;
 use crate::machine::child;

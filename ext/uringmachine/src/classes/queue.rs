@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 
 use magnus::gc::Marker;
+use magnus::prelude::*;
 use magnus::rb_sys::AsRawValue;
-use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
+use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
 
 use crate::machine::caller::{answer, Answer, Caller};
 use crate::machine::line::{self, Waiters};

@@ -1,19 +1,13 @@
 //! address_resolve: a name looked up off the thread.
 
-//! What has no operation in io_uring: address_resolve and blocking_operation_wait.
+use magnus::rb_sys::AsRawValue;
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::off_thread::resolver;
 use crate::ruby::method::settle;
 use crate::ruby::this::This;
 use crate::ruby::{self, Raise, NIL};
-use magnus::method;
-use magnus::rb_sys::AsRawValue;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
 
 /// Looks a host up by the system's resolver, off the thread.
 ///

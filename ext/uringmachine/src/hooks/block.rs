@@ -1,19 +1,14 @@
-//! block and unblock (Mutex, Queue, Thread#join …), and fiber_interrupt (IO#close).
+//! block and unblock: Mutex, Queue, Thread#join …
 
-use crate::ruby::arguments::Arguments;
-use crate::ruby::method::{as_value, raw, settle};
-use magnus::method;
 use magnus::rb_sys::AsRawValue;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::Wake;
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch;
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::{as_value, raw, settle};
 use crate::ruby::this::This;
 use crate::ruby::{self, duration, FALSE, NIL, TRUE};
 

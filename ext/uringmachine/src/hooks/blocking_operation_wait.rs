@@ -1,4 +1,7 @@
-//! What has no operation in io_uring: address_resolve and blocking_operation_wait.
+//! blocking_operation_wait: what has no operation in io_uring.
+
+use magnus::rb_sys::AsRawValue;
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch;
@@ -6,13 +9,6 @@ use crate::off_thread::ruby_threads;
 use crate::ruby::method::settle;
 use crate::ruby::this::This;
 use crate::ruby::{self, version};
-use magnus::method;
-use magnus::rb_sys::AsRawValue;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
 
 /// Whether the operation is the close of an IO, which has forgotten its descriptor by now: if anything is raised first,
 /// nobody closes it. From Ruby 4.0 on `io_close` is called for it.

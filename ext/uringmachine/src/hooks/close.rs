@@ -1,7 +1,6 @@
 //! close, scheduler_close and run: the end of a scheduler.
 
-//! UM::FiberScheduler: the object, its life, and how fibers start and end. Its hooks are in
-//! `hooks/`.
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::ending::{run_all, terminate_all, thread_is_ending, unwind_all};
@@ -9,12 +8,6 @@ use crate::machine::owner;
 use crate::ruby::method::settle;
 use crate::ruby::this::This;
 use crate::ruby::{self, Raise, NIL, TRUE};
-use magnus::method;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
 
 /// How long the end of a scheduler waits for the kernel to give memory back, in nanoseconds.
 const SHUT_DOWN_LIMIT: u64 = 5_000_000_000;

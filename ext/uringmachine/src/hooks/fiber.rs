@@ -1,22 +1,16 @@
 //! fiber: Fiber.schedule.
 
-//! UM::FiberScheduler: the object, its life, and how fibers start and end. Its hooks are in
-//! `hooks/`.
+use std::ffi::c_int;
+use std::sync::OnceLock;
+
+use magnus::{method, Error, Module, RClass, Ruby, Value};
+use uringmachine_runtime::Wake;
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch;
 use crate::ruby::method::{raw, settle};
 use crate::ruby::this::This;
 use crate::ruby::{self, Raise, TRUE, VALUE};
-use magnus::method;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
-use std::ffi::c_int;
-use std::sync::OnceLock;
-use uringmachine_runtime::Wake;
 
 /// Starts a fiber at once and returns it when it first waits, or ends. Fiber.schedule calls it.
 ///

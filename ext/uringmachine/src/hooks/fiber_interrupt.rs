@@ -1,19 +1,14 @@
 //! fiber_interrupt: an exception for a fiber that waits, from Ruby 4.0 on the one that closes what it waits for.
 
-//! block and unblock (Mutex, Queue, Thread#join …), and fiber_interrupt (IO#close).
+use magnus::rb_sys::AsRawValue;
+use magnus::{method, Error, Module, RClass, Value};
+use uringmachine_runtime::tasks::State;
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::Pending;
 use crate::ruby::method::as_value;
 use crate::ruby::this::This;
 use crate::ruby::NIL;
-use magnus::method;
-use magnus::rb_sys::AsRawValue;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Value;
-use uringmachine_runtime::tasks::State;
 
 /// Raises in a fiber that waits, because its IO is being closed. From any thread.
 ///

@@ -1,18 +1,15 @@
 //! io_close (Ruby 4.0).
 
-use crate::ruby::method::as_value;
-use magnus::method;
-use magnus::rb_sys::AsRawValue;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Value;
-use nix::errno::Errno;
 use std::os::fd::RawFd;
+
+use magnus::rb_sys::AsRawValue;
+use magnus::{method, Error, Module, RClass, Value};
+use nix::errno::Errno;
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch::Failure;
 use crate::machine::{registry, thread_call, Core};
+use crate::ruby::method::as_value;
 use crate::ruby::this::This;
 use crate::ruby::{self, FALSE, TRUE};
 use crate::tls;

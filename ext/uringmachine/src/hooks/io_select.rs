@@ -1,18 +1,14 @@
 //! io_select.
 
-use crate::ruby::arguments::Arguments;
-use crate::ruby::method::{raw, settle};
-use magnus::method;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
 use std::ffi::c_int;
+
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::poll::{selects, wait_for_any};
 use crate::machine::switch::{self, Failure};
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::{raw, settle};
 use crate::ruby::this::This;
 use crate::ruby::{self, duration, Outcome, Raise, FALSE, NIL, VALUE};
 use crate::tls;

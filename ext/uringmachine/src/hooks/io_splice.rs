@@ -1,15 +1,9 @@
 //! io_splice, beneath IO.copy_stream (lib/uringmachine/copy.rb).
 
-use crate::ruby::method::{as_value, raw, settle};
-use magnus::method;
-use magnus::rb_sys::AsRawValue;
-use magnus::Error;
-use magnus::Module;
-use magnus::Object;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
 use std::ffi::{c_char, c_int};
+
+use magnus::rb_sys::AsRawValue;
+use magnus::{method, Error, Module, Object, RClass, Ruby, Value};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::hooks::io_transfer::timed_out;
@@ -18,6 +12,7 @@ use crate::machine::closing;
 use crate::machine::splice::{self, End, Moved};
 use crate::machine::switch::Failure;
 use crate::ruby::arguments::{self, Arguments};
+use crate::ruby::method::{as_value, raw, settle};
 use crate::ruby::this::This;
 use crate::ruby::{self, duration, Outcome, Raise, NIL, VALUE};
 

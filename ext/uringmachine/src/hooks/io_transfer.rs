@@ -5,15 +5,12 @@
 //! returns; a pipe or a terminal is polled and then tried again. Where a call may wait although the descriptor is
 //! ready, it is made on a thread.
 
-use crate::ruby::method::{raw, settle};
-use magnus::Error;
-use magnus::Ruby;
-use magnus::Value;
-use nix::errno::Errno;
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::os::fd::RawFd;
 
+use magnus::{Error, Ruby, Value};
+use nix::errno::Errno;
 use uringmachine_runtime::operations::poll_first;
 use uringmachine_runtime::{opcode, types, Entry, TaskId};
 
@@ -24,6 +21,7 @@ use crate::machine::poll::wait_ready;
 use crate::machine::positions::{self, CURRENT};
 use crate::machine::switch::{self, Failure};
 use crate::machine::{Core, Lost};
+use crate::ruby::method::{raw, settle};
 use crate::ruby::this::This;
 use crate::ruby::{self, duration, version, Outcome, Raise, NIL, VALUE};
 

@@ -1,19 +1,15 @@
 //! io_wait: the hottest hook of database drivers and OpenSSL.
 
-use crate::ruby::arguments::Arguments;
-use crate::ruby::method::{raw, settle};
-use magnus::method;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
 use std::os::fd::RawFd;
+
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::poll::{poll_on_thread, ready_events, wait_ready};
 use crate::machine::switch::{self, Failure};
 use crate::machine::Core;
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::{raw, settle};
 use crate::ruby::this::This;
 use crate::ruby::{self, duration, Raise, FALSE};
 use crate::tls;

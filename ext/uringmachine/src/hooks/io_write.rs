@@ -1,15 +1,10 @@
 //! io_write and io_pwrite. What they do is in [`super::io_transfer`].
 
-use crate::classes::fiber_scheduler::Scheduler;
-use crate::ruby::this::This;
-use magnus::method;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 
 use super::io_transfer::transfer;
+use crate::classes::fiber_scheduler::Scheduler;
+use crate::ruby::this::This;
 use crate::ruby::version;
 
 /// Writes a buffer to an IO: all of it from `offset` on. `io.timeout` is honoured.

@@ -1,6 +1,6 @@
 //! kernel_sleep: Kernel#sleep.
 
-//! kernel_sleep, yield, timeout_after.
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch;
@@ -8,12 +8,6 @@ use crate::ruby::arguments::Arguments;
 use crate::ruby::method::{raw, settle};
 use crate::ruby::this::This;
 use crate::ruby::{self, duration, TRUE};
-use magnus::method;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
 
 /// Sleeps: Kernel#sleep, Mutex#sleep, ConditionVariable#wait. Zero lets other fibers run; nil waits for
 /// `unblock`.

@@ -20,13 +20,10 @@ mod process_wait;
 mod timeout_after;
 mod r#yield;
 
+use magnus::{method, Error, Object, RClass, Value};
+
 use crate::ruby::method::as_value;
 use crate::ruby::{self, version};
-use magnus::method;
-use magnus::Error;
-use magnus::Object;
-use magnus::RClass;
-use magnus::Value;
 
 /// The scheduler interface that the hooks speak: RUBY_FIBER_SCHEDULER_VERSION of the running Ruby.
 ///

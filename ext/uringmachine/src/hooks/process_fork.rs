@@ -1,7 +1,8 @@
 //! process_fork: what a child of fork has of the scheduler.
 
-//! UM::FiberScheduler: the object, its life, and how fibers start and end. Its hooks are in
-//! `hooks/`.
+use std::ffi::c_int;
+
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::classes::machine;
@@ -9,13 +10,6 @@ use crate::machine::owner;
 use crate::ruby::method::settle;
 use crate::ruby::this::This;
 use crate::ruby::{self, Raise, NIL, TRUE, VALUE};
-use magnus::method;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
-use std::ffi::c_int;
 
 /// Gives a child of fork its scheduler: none, or, if this one was made with `fork: :renew`, a fresh one of the
 /// same class on a machine of the same size, which is installed. The child of every fork that goes through

@@ -1,19 +1,14 @@
 //! process_wait.
 
-use crate::ruby::method::settle;
-use magnus::method;
 use magnus::rb_sys::AsRawValue;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 use uringmachine_runtime::TaskId;
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::child::await_change;
 use crate::machine::switch::{self, Failure};
 use crate::machine::Core;
+use crate::ruby::method::settle;
 use crate::ruby::this::This;
 use crate::ruby::{self, Raise, NIL};
 

@@ -1,17 +1,13 @@
-//! kernel_sleep, yield, timeout_after.
+//! timeout_after: Timeout.timeout.
 
-use crate::ruby::arguments::Arguments;
-use crate::ruby::method::{raw, settle};
-use magnus::method;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::Timeout;
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::{raw, settle};
 use crate::ruby::this::This;
 use crate::ruby::{self, duration, Raise, NIL, VALUE};
 

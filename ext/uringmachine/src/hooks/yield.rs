@@ -1,18 +1,12 @@
 //! yield: others go first.
 
-//! kernel_sleep, yield, timeout_after.
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch;
 use crate::ruby::method::settle;
 use crate::ruby::this::This;
 use crate::ruby::NIL;
-use magnus::method;
-use magnus::Error;
-use magnus::Module;
-use magnus::RClass;
-use magnus::Ruby;
-use magnus::Value;
 
 /// Lets other fibers run. Ruby 4.0 calls it while an interrupt is masked.
 ///

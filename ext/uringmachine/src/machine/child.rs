@@ -1,8 +1,8 @@
 //! Waiting for children.
 
-use uringmachine_runtime::{opcode, TaskId};
-
 use std::ffi::c_int;
+
+use uringmachine_runtime::{opcode, TaskId};
 
 use super::caller::{count, number, Caller};
 use super::switch::{self, Failure};

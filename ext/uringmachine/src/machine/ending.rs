@@ -3,10 +3,11 @@
 //! UM::FiberScheduler: the object, its life, and how fibers start and end. Its hooks are in
 //! `hooks/`.
 
-use crate::machine::{switch, Core, Pending};
-use crate::ruby::{self, Raise, NIL, TRUE, VALUE};
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::TaskId;
+
+use crate::machine::{switch, Core, Pending};
+use crate::ruby::{self, Raise, NIL, TRUE, VALUE};
 
 /// Runs until no fiber waits in the machine.
 pub unsafe fn run_all(core: *mut Core) -> Result<(), Raise> {

@@ -12,8 +12,9 @@ use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use uringmachine_runtime::byte_queue::Bytes;
 use uringmachine_runtime::lines::{identity, Identity};
-use uringmachine_runtime::{byte_queue::Bytes, multishot::Arrivals};
+use uringmachine_runtime::multishot::Arrivals;
 use uringmachine_runtime::{OpKey, Wake};
 
 use crate::lending::Destination;

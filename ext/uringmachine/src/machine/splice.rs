@@ -6,9 +6,9 @@
 //! ring's. Two ends of which neither is a pipe have one of the machine's between them; bytes that are
 //! still in it when the move ends are the caller's to put back.
 
-use nix::errno::Errno;
 use std::os::fd::RawFd;
 
+use nix::errno::Errno;
 use uringmachine_runtime::{opcode, types, Entry, TaskId};
 
 use crate::machine::hints::{kind, never_waits, Kind};

@@ -4,14 +4,14 @@
 //! nothing, when its fiber goes on. The threads of [`crate::off_thread::resolver`] are few; calls that may wait for ever
 //! would use them up.
 
-use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
 use uringmachine_runtime::waker::Waker;
 use uringmachine_runtime::{clock, TaskId, WaitId, Wake};
 

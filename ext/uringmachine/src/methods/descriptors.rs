@@ -1,13 +1,13 @@
 //! Descriptors that come in pairs, and those that are registered with the ring.
 
-use crate::machine::caller::{machine_method, Answer, Caller};
-use crate::ruby::arguments::Arguments;
-use crate::ruby::method::function;
-use magnus::{Error, RClass};
 use std::ffi::c_int;
 
-use crate::machine::caller::number;
+use magnus::{Error, RClass};
+
+use crate::machine::caller::{machine_method, number, Answer, Caller};
 use crate::os::direct;
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::function;
 use crate::ruby::{self, Outcome, Raise};
 
 /// Two descriptors as a method returns them.

@@ -1,25 +1,22 @@
 //! Fibers of a machine: how they start, are scheduled, hand over and end.
 
-use crate::machine::caller::{machine_method, Answer};
-use crate::ruby::arguments::Arguments;
-use crate::ruby::method::{as_value, settle};
-use magnus::prelude::*;
-use magnus::rb_sys::AsRawValue;
-use magnus::Ruby;
-use magnus::{method, Module, Value};
-use magnus::{Error, RClass};
 use std::ffi::c_int;
 use std::sync::atomic::Ordering;
 
+use magnus::prelude::*;
+use magnus::rb_sys::AsRawValue;
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::Wake;
 
 use crate::classes::queue;
-use crate::machine::caller::Caller;
+use crate::machine::caller::{machine_method, Answer, Caller};
 use crate::machine::spun::{
     done_variable, end, listeners_variable, result_variable, ANY_LISTENERS, KILL,
 };
 use crate::machine::{self, interrupts, owner, registry, switch, Pending, Resumption};
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::{as_value, settle};
 use crate::ruby::{self, Outcome, Raise, NIL, TRUE, VALUE};
 
 /// Makes a fiber of this machine, to be run when the current one waits or hands over.

@@ -1,16 +1,15 @@
 //! open, statx, splice, fsync and their kin: files by descriptor.
 
-use crate::machine::caller::{machine_method, Answer};
-use magnus::{Error, RClass};
 use std::ffi::{CStr, CString};
+
+use magnus::{Error, RClass};
 use uringmachine_runtime::operations::{
     Fadvise, Fallocate, Fsync, Ftruncate, Open, Splice, Statx, Tee, HERE,
 };
-
 use uringmachine_runtime::{opcode, types};
 
 use crate::lending;
-use crate::machine::caller::{count, number, Caller};
+use crate::machine::caller::{count, machine_method, number, Answer, Caller};
 use crate::machine::inflow::Flow;
 use crate::machine::switch::Failure;
 use crate::machine::thread_call;

@@ -1,15 +1,12 @@
 //! What a machine tells about itself: metrics, profile mode, submit.
 
-use crate::machine::caller::{machine_method, Answer, Caller};
+use magnus::rb_sys::AsRawValue;
+use magnus::{method, Error, Module, Object, RClass, Ruby, Value};
+
+use crate::machine::caller::{machine_method, number, Answer, Caller};
+use crate::machine::{owner, Profile};
 use crate::ruby::arguments::Arguments;
 use crate::ruby::method::settle;
-use magnus::rb_sys::AsRawValue;
-use magnus::Ruby;
-use magnus::{method, Module, Object, Value};
-use magnus::{Error, RClass};
-
-use crate::machine::caller::number;
-use crate::machine::{owner, Profile};
 use crate::ruby::{self, Raise, NIL};
 
 /// What the machine has done and has at hand.

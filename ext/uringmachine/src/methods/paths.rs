@@ -1,7 +1,6 @@
 //! rename, unlink, mkdir and their kin: names in directories.
 
 use magnus::{Error, RClass};
-
 use uringmachine_runtime::operations::{Link, Mkdir, Rename, Symlink, Unlink, HERE};
 
 use crate::machine::caller::{machine_method, number, Answer, Caller};

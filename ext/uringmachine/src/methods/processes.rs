@@ -1,16 +1,14 @@
 //! waitid and its kin: child processes, and processes by descriptor.
 
-use crate::machine::caller::{machine_method, Answer, Caller};
-use crate::ruby::arguments::Arguments;
-use crate::ruby::method::function;
-use crate::ruby::Outcome;
 use magnus::{Error, RClass};
 
-use crate::machine::caller::number;
+use crate::machine::caller::{machine_method, number, Answer, Caller};
 use crate::machine::child::{take, Wanted};
 use crate::os::direct;
 use crate::os::process::{descriptor, has_ended, send_signal};
-use crate::ruby::{self, arguments, Raise, NIL};
+use crate::ruby::arguments::{self, Arguments};
+use crate::ruby::method::function;
+use crate::ruby::{self, Outcome, Raise, NIL};
 
 /// Waits for a change of a child process, and takes it. Processes that Ruby started are waited for no more
 /// then: `$?` is not set.

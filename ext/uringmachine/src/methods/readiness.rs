@@ -1,13 +1,12 @@
 //! poll and select: waiting for descriptors without using them.
 
-use crate::machine::caller::{machine_method, Answer};
-use magnus::{Error, RClass};
 use std::ffi::c_int;
-use uringmachine_runtime::operations::Poll;
 
+use magnus::{Error, RClass};
+use uringmachine_runtime::operations::Poll;
 use uringmachine_runtime::types;
 
-use crate::machine::caller::{number, Caller};
+use crate::machine::caller::{machine_method, number, Answer, Caller};
 use crate::machine::poll::{poll_on_thread, selects, wait_for_any, wakes_for, NEVER_WAKES};
 use crate::machine::switch::Failure;
 use crate::ruby::arguments::{self, Arguments};

@@ -1,20 +1,19 @@
 //! Sending: bytes, messages and descriptors, once or all of them.
 
-use crate::machine::caller::{machine_method, Answer};
-use crate::ruby::arguments::Arguments;
-use magnus::{Error, RClass};
 use std::ffi::c_int;
 
+use magnus::{Error, RClass};
 use uringmachine_runtime::{opcode, types};
 
 use super::address;
 use super::sockets::{message_of, one_byte, Control};
 use super::transfer::length_or_all;
 use crate::lending::Source;
-use crate::machine::caller::{number, Caller};
+use crate::machine::caller::{machine_method, number, Answer, Caller};
 use crate::machine::switch::Failure;
 use crate::machine::write_all::{send_once, write_all, Sink};
-use crate::ruby::{self, arguments, Raise};
+use crate::ruby::arguments::{self, Arguments};
+use crate::ruby::{self, Raise};
 
 /// Sends from a buffer to a socket, once. A peer that is gone is Errno::EPIPE, never a signal. What others have begun
 /// to send comes before it.

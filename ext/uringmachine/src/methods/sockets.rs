@@ -1,25 +1,24 @@
 //! Sockets: made, bound, connected, accepted, received from and shut down.
 
-use crate::machine::caller::{machine_method, Answer};
-use crate::ruby::arguments::Arguments;
-use magnus::{Error, RClass};
 use std::ffi::c_int;
 use std::sync::Arc;
-use uringmachine_runtime::operations::Accept;
 
+use magnus::{Error, RClass};
 use uringmachine_runtime::lines::Work;
+use uringmachine_runtime::operations::Accept;
 use uringmachine_runtime::{opcode, types};
 
 use super::address;
 use super::transfer::receive;
 use crate::lending::Destination;
-use crate::machine::caller::{number, Caller};
+use crate::machine::caller::{machine_method, number, Answer, Caller};
 use crate::machine::inflow::{self, Flow};
 use crate::machine::switch::Failure;
 use crate::off_thread::resolver;
 use crate::os::direct;
 use crate::os::socket_address::{self, Address};
-use crate::ruby::{self, arguments, Raise};
+use crate::ruby::arguments::{self, Arguments};
+use crate::ruby::{self, Raise};
 
 /// Makes a socket, close-on-exec.
 ///

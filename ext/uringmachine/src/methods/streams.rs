@@ -1,19 +1,17 @@
 //! Operations that complete again and again: accept_each, accept_into_queue, read_each, recv_each.
 
-use crate::machine::caller::{machine_method, Answer};
-use crate::ruby::arguments::Arguments;
 use magnus::{Error, RClass};
-
 use uringmachine_runtime::multishot::Arrivals;
 use uringmachine_runtime::{opcode, types};
 
 use crate::classes::queue;
 use crate::lending::COPIED;
-use crate::machine::caller::Caller;
+use crate::machine::caller::{machine_method, Answer, Caller};
 use crate::machine::inflow::{self, Flow};
 use crate::machine::multishot::{Running, NOT_POLLABLE};
 use crate::machine::switch::Failure;
 use crate::os::socket_address;
+use crate::ruby::arguments::Arguments;
 use crate::ruby::{self, new_string, Raise, NIL, VALUE};
 
 /// Accepts connections and hands each to `take`, until the socket is shut down.

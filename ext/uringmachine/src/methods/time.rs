@@ -1,17 +1,16 @@
 //! sleep, timeout, periodically, prep_timeout.
 
-use crate::machine::caller::{machine_method, Answer, Caller};
-use crate::ruby::arguments::{wrong_type, Arguments};
-use crate::ruby::method::settle;
+use magnus::prelude::*;
 use magnus::rb_sys::AsRawValue;
-use magnus::{method, prelude::*, Ruby, Value};
-use magnus::{Error, RClass};
-
+use magnus::{method, Error, RClass, Ruby, Value};
 use uringmachine_runtime::clock;
 
 use crate::classes::async_op;
+use crate::machine::caller::{machine_method, Answer, Caller};
 use crate::machine::switch::{self, Ended};
 use crate::machine::Timeout;
+use crate::ruby::arguments::{wrong_type, Arguments};
+use crate::ruby::method::settle;
 use crate::ruby::{self, duration, Raise, NIL, VALUE};
 
 /// Sleeps. Zero lets the other fibers run; nil, or no argument, sleeps until the fiber is scheduled.

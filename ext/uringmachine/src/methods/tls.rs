@@ -1,17 +1,15 @@
 //! ssl_read and its kin, and what UM::TLS::Socket in lib/uringmachine/tls.rb is made of.
 
-use crate::machine::caller::{machine_method, Answer};
-use crate::machine::registry;
-use crate::ruby::method::function;
 use magnus::rb_sys::AsRawValue;
-use magnus::Module;
-use magnus::{Error, RClass};
+use magnus::{Error, Module, RClass};
 
 use super::transfer;
 use crate::lending::Destination;
-use crate::machine::caller::{answer, Caller};
+use crate::machine::caller::{answer, machine_method, Answer, Caller};
+use crate::machine::registry;
 use crate::machine::switch::{self, Failure};
 use crate::ruby::arguments::{self, Arguments};
+use crate::ruby::method::function;
 use crate::ruby::{self, Outcome, Raise, FALSE, NIL, TRUE, VALUE};
 use crate::tls::{self, Connection, Wait};
 

@@ -1,14 +1,12 @@
 //! read, write and their kin: bytes between descriptors and memory.
 
-use crate::machine::caller::{machine_method, Answer};
 use magnus::{Error, RClass};
-
 use uringmachine_runtime::lines::{Work, Write};
 use uringmachine_runtime::position::catch_up;
 use uringmachine_runtime::{opcode, types};
 
 use crate::lending::{self, Destination, Source};
-use crate::machine::caller::{count, number, Caller};
+use crate::machine::caller::{count, machine_method, number, Answer, Caller};
 use crate::machine::inflow;
 use crate::machine::switch::{self, Failure, Yields};
 use crate::machine::write_all::{write_all, Sink};

@@ -1,15 +1,14 @@
 //! inotify: watching files. lib/uringmachine/watched_tree.rb watches trees with it.
 
-use crate::machine::caller::{machine_method, Answer, Caller};
-use crate::ruby::arguments::Arguments;
-use crate::ruby::method::function;
-use magnus::{Error, RClass};
 use std::mem::size_of;
 
+use magnus::{Error, RClass};
 use uringmachine_runtime::{opcode, types};
 
-use crate::machine::caller::number;
+use crate::machine::caller::{machine_method, number, Answer, Caller};
 use crate::os::direct;
+use crate::ruby::arguments::Arguments;
+use crate::ruby::method::function;
 use crate::ruby::{self, Outcome, Raise, NIL, VALUE};
 
 /// Makes an inotify descriptor, which files are watched by. It is close-on-exec.

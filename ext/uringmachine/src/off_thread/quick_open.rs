@@ -9,9 +9,10 @@
 //! function opens files, and the struct it is given is read only when it looked as it should then
 //! (io.c, `struct sysopen_struct`).
 
-use nix::errno::Errno;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix::errno::Errno;
 
 use crate::os::file_system;
 use crate::ruby::{self, BlockingOperation, BlockingOperations, NIL, VALUE};

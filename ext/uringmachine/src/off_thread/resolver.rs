@@ -1,10 +1,10 @@
 //! Name look-ups by the system's resolver, on native threads, which know no Ruby.
 
-use nix::sys::signal::SigSet;
 use std::ffi::CString;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nix::sys::signal::SigSet;
 use uringmachine_runtime::TaskId;
 
 use crate::machine::Core;

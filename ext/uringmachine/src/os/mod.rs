@@ -7,8 +7,9 @@ pub mod per_ractor;
 pub mod process;
 pub mod socket_address;
 
-use crate::ruby::Raise;
 use nix::errno::Errno;
+
+use crate::ruby::Raise;
 
 /// The result of a system call that was made directly.
 pub fn direct(result: i32) -> Result<i32, Raise> {

@@ -1,11 +1,11 @@
 //! The BIO that OpenSSL reads from and writes to: two queues in memory, which the ring fills and empties
 //! between OpenSSL's calls. So no fiber is switched, and nothing is raised, inside of one.
 
-use nix::errno::Errno;
 use std::ffi::{c_char, c_int, c_long, c_void};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nix::errno::Errno;
 use uringmachine_runtime::TaskId;
 
 use super::kernel::{self, Kernel};

@@ -1,8 +1,9 @@
 //! One TLS connection: the calls of OpenSSL.
 
-use nix::errno::Errno;
 use std::ffi::{c_int, CStr};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::errno::Errno;
 
 use super::bio::{self, Wire};
 use super::no_ssl_socket;

@@ -1,9 +1,9 @@
 //! What the ring does for a TLS connection between the calls of OpenSSL.
 
-use nix::errno::Errno;
 use std::ffi::c_int;
 use std::ops::ControlFlow;
 
+use nix::errno::Errno;
 use uringmachine_runtime::operations::poll_first;
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::{opcode, types, Entry};

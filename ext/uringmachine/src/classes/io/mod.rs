@@ -13,10 +13,12 @@ use std::sync::Arc;
 
 use magnus::error::IntoError;
 use magnus::gc::Marker;
+use magnus::prelude::*;
 use magnus::rb_sys::AsRawValue;
 use magnus::value::StaticSymbol;
-use magnus::{method, prelude::*, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
-use uringmachine_runtime::{byte_queue::Bytes, multishot::Arrivals};
+use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
+use uringmachine_runtime::byte_queue::Bytes;
+use uringmachine_runtime::multishot::Arrivals;
 use uringmachine_runtime::{opcode, types};
 
 use crate::machine::caller::{answer, Answer, Caller};

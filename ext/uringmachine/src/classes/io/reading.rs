@@ -2,7 +2,8 @@
 
 use std::ffi::{c_int, c_void};
 
-use magnus::{method, prelude::*, Error, RClass, Ruby, Value};
+use magnus::prelude::*;
+use magnus::{method, Error, RClass, Ruby, Value};
 
 use super::{reading, Io, More, Reader};
 use crate::lending;

@@ -4,8 +4,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use magnus::prelude::*;
 use magnus::rb_sys::AsRawValue;
-use magnus::{function, method, prelude::*, Error, RClass, Ruby, Value};
+use magnus::{function, method, Error, RClass, Ruby, Value};
 
 use super::reading::find;
 use super::{reading, write_to, Io, Reader};
