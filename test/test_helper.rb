@@ -5,6 +5,8 @@ require "timeout"
 require "socket"
 require "io/wait"
 require "tempfile"
+require "tmpdir"
+require "fileutils"
 require "uringmachine"
 
 # What every test may use.
@@ -130,5 +132,25 @@ class MachineTest < PatientTest
   def assert_names(name, error_class, &)
     error = assert_raises(error_class, &)
     assert_match(/\b#{Regexp.escape(name)}\b/, error.message)
+  end
+end
+
+# A folder for each test of a MachineTest, and a file in it.
+module InFolder
+  def setup
+    super
+    @folder = Dir.mktmpdir
+    @path = File.join(@folder, "file")
+  end
+
+  def teardown
+    super
+    FileUtils.rm_rf(@folder)
+  end
+
+  # A descriptor of the file.
+  def file(content = "")
+    File.write(@path, content)
+    opened(machine.open(@path, File::RDWR))
   end
 end

@@ -7,6 +7,8 @@ require "tmpdir"
 
 # open, splice, fsync, flock and their kin.
 class TestMachineFiles < MachineTest
+  include InFolder
+
   class TooLate < StandardError; end
 
   # linux/fcntl.h, linux/stat.h, linux/falloc.h, linux/fadvise.h, poll.h
@@ -18,24 +20,8 @@ class TestMachineFiles < MachineTest
   POLLIN = 1
   TOO_LARGE = [1 << 40, 1 << 80].freeze
 
-  def setup
-    super
-    @folder = Dir.mktmpdir
-    @path = File.join(@folder, "file")
-  end
-
-  def teardown
-    super
-    FileUtils.rm_rf(@folder)
-  end
-
   def fifo
     @fifo ||= File.join(@folder, "fifo").tap { |path| File.mkfifo(path) }
-  end
-
-  def file(content = "")
-    File.write(@path, content)
-    opened(machine.open(@path, File::RDWR))
   end
 
   # How many of the process's descriptors are of a file.

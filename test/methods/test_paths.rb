@@ -7,28 +7,14 @@ require "tmpdir"
 
 # statx, and names: made, changed and removed.
 class TestMachinePaths < MachineTest
+  include InFolder
+
   # linux/fcntl.h, linux/stat.h
   AT_FDCWD = -100
   AT_SYMLINK_NOFOLLOW = 0x100
   AT_EMPTY_PATH = 0x1000
   STATX_SIZE = 0x200
   STATX_ALL = 0xfff
-
-  def setup
-    super
-    @folder = Dir.mktmpdir
-    @path = File.join(@folder, "file")
-  end
-
-  def teardown
-    super
-    FileUtils.rm_rf(@folder)
-  end
-
-  def file(content = "")
-    File.write(@path, content)
-    opened(machine.open(@path, File::RDWR))
-  end
 
   def test_statx_tells_what_file_stat_tells
     fd = file("foobar")

@@ -6,6 +6,8 @@ require "tmpdir"
 
 # poll and select.
 class TestMachinePollAndSelect < MachineTest
+  include InFolder
+
   class TooLate < StandardError; end
 
   # poll.h
@@ -13,22 +15,6 @@ class TestMachinePollAndSelect < MachineTest
   POLLOUT = 4
   POLLERR = 8
   TOO_LARGE = [1 << 40, 1 << 80].freeze
-
-  def setup
-    super
-    @folder = Dir.mktmpdir
-    @path = File.join(@folder, "file")
-  end
-
-  def teardown
-    super
-    FileUtils.rm_rf(@folder)
-  end
-
-  def file(content = "")
-    File.write(@path, content)
-    opened(machine.open(@path, File::RDWR))
-  end
 
   # Runs a call that waits, with a deadline; asserts that other fibers have run meanwhile.
   def assert_ends_by_timeout(&)

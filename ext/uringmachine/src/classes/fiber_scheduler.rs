@@ -369,12 +369,14 @@ fn end_waits(ruby: &Ruby, _class: Value, io: Value, side: Value) -> Result<Value
     settle(ruby, || {
         // SAFETY: what raises, for an IO that is closed, is stopped; then the GVL is held.
         unsafe {
-            let fd = descriptor(io)?;
+            let fd = ruby::descriptor(io).map_err(Raise::Jump)?;
             let writer = rb_sys::rb_io_get_write_io(io);
             let is = |name| side == NIL || side == rb_sys::rb_id2sym(ruby::id(name));
             let mut waited = registry::EndedWaits::default();
             if writer != io && is("write") {
-                waited.add(tls::end_waits(descriptor(writer)?));
+                waited.add(tls::end_waits(
+                    ruby::descriptor(writer).map_err(Raise::Jump)?,
+                ));
             }
             if if writer == io {
                 side == NIL
@@ -392,19 +394,6 @@ fn end_waits(ruby: &Ruby, _class: Value, io: Value, side: Value) -> Result<Value
             })
         }
     })
-}
-
-/// The descriptor of an IO; IOError if it is closed.
-fn descriptor(io: VALUE) -> Result<i32, Raise> {
-    let mut fd = -1;
-    // SAFETY: what raises is stopped.
-    let result = unsafe {
-        ruby::protect(|| {
-            fd = ruby::rb_io_descriptor(io);
-            NIL
-        })
-    };
-    result.map(|_| fd).map_err(Raise::Jump)
 }
 
 /// UM::FiberScheduler.forget(fd): forgets what a descriptor was, which is closed, or another file's now.
@@ -427,7 +416,7 @@ fn waiting_on(ruby: &Ruby, this: This<Scheduler>, io: Value) -> Result<Value, Er
         unsafe {
             let core = this.core()?;
             let me = (*core).current_task();
-            let fd = descriptor(io)?;
+            let fd = ruby::descriptor(io).map_err(Raise::Jump)?;
             let mut result = Ok(NIL);
             let waited = closing::during(core, me, io, fd, &mut || {
                 result = ruby::protect(|| rb_sys::rb_yield(NIL));

@@ -452,7 +452,6 @@ impl Core {
             .enable()
             .map_err(|error| Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)))?;
         self.thread = thread;
-        // SAFETY: a Ruby thread has a Ractor.
         self.ractor = ruby::current_ractor();
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::ffi::c_int;
 
 use crate::machine::poll::wait_ready;
 use crate::machine::{interrupts, switch, Core};
-use crate::ruby::{self, duration, Raise, FALSE, NIL, TRUE, VALUE};
+use crate::ruby::{self, duration, Raise, FALSE, TRUE, VALUE};
 
 /// How long the report waits for room, in nanoseconds; and what a pipe with room takes at once (pipe(7), PIPE_BUF).
 const PATIENCE: u64 = 1_000_000_000;
@@ -140,15 +140,9 @@ unsafe fn write(core: *mut Core, text: VALUE) -> Result<(), Raise> {
 }
 
 unsafe fn has_room(core: *mut Core, io: VALUE) -> Result<bool, Raise> {
-    let mut fd = -1;
-    let slot = &raw mut fd;
-    // SAFETY: may raise for a closed IO, stopped here; one pollfd.
+    // SAFETY: called right after the unwinding was stopped; one pollfd.
     unsafe {
-        ruby::protect(|| {
-            *slot = ruby::rb_io_descriptor(io);
-            NIL
-        })
-        .map_err(|state| switch::unwinding(state))?;
+        let fd = ruby::descriptor(io).map_err(|state| switch::unwinding(state))?;
         let mut poll = libc::pollfd {
             fd,
             events: libc::POLLOUT,

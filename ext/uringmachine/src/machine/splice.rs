@@ -53,7 +53,7 @@ impl Pipes {
         // SAFETY: two valid places. A pipe that may not be made larger does too.
         unsafe {
             if libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) != 0 {
-                return Err(errno());
+                return Err(Errno::last_raw());
             }
             libc::fcntl(fds[1], libc::F_SETPIPE_SZ, CHUNK as i32);
         }
@@ -104,11 +104,6 @@ impl From<Failure> for Ended {
             failure => Self::Failure(failure),
         }
     }
-}
-
-fn errno() -> i32 {
-    // SAFETY: errno of the call just made.
-    Errno::last_raw()
 }
 
 fn is_pipe(fd: RawFd) -> bool {
@@ -233,7 +228,7 @@ impl Mover {
                         *count += sent as u64;
                         self.pause()?;
                     }
-                    _ => match errno() {
+                    _ => match Errno::last_raw() {
                         libc::EAGAIN => self.wait(self.target, libc::POLLOUT)?,
                         libc::EINTR => {}
                         errno => return Err(Ended::Errno(errno)),
@@ -259,7 +254,7 @@ impl Mover {
                     iov_len: 1,
                 };
                 if libc::preadv2(self.source.fd, &vector, 1, at, libc::RWF_NOWAIT) >= 0
-                    || errno() != libc::EAGAIN
+                    || Errno::last_raw() != libc::EAGAIN
                 {
                     continue;
                 }
@@ -328,7 +323,7 @@ impl Mover {
                         *moved = count as usize;
                         return Ok(());
                     }
-                    _ => match errno() {
+                    _ => match Errno::last_raw() {
                         libc::EAGAIN => {
                             self.wait_for(from, to)?;
                             self.check()?;
@@ -487,7 +482,7 @@ impl Mover {
                 if quick {
                     match libc::write(target.fd, rest.as_ptr().cast(), rest.len()) {
                         count if count >= 0 => count as i32,
-                        _ => -errno(),
+                        _ => -Errno::last_raw(),
                     }
                 } else {
                     let length = rest.len().min(CHUNK) as u32;

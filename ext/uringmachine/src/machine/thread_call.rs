@@ -398,7 +398,6 @@ pub fn result_of(result: i32) -> i32 {
     if result >= 0 {
         return result;
     }
-    // SAFETY: errno of the call just made.
     -Errno::last_raw()
 }
 

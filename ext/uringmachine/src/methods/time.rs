@@ -152,8 +152,7 @@ fn prep_timeout(ruby: &Ruby, machine: Value, interval: Value) -> Result<Value, E
         let machine = machine.as_raw();
         // SAFETY: the receiver of the method that runs.
         unsafe { Caller::new(machine) }?;
-        // SAFETY: a conversion of a number.
-        match { duration::named(interval.as_raw(), "interval") }? {
+        match duration::named(interval.as_raw(), "interval")? {
             Some(nanoseconds) => Ok(async_op::start(ruby, machine, nanoseconds)),
             None => Err(wrong_type(NIL, "interval", "a number of seconds")),
         }

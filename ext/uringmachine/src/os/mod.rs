@@ -16,7 +16,6 @@ pub fn direct(result: i32) -> Result<i32, Raise> {
     if result >= 0 {
         return Ok(result);
     }
-    // SAFETY: errno of the call just made.
     Err(Raise::errno(Errno::last_raw()))
 }
 
@@ -25,7 +24,6 @@ pub fn poll_now(polls: &mut [libc::pollfd]) -> Result<(), Raise> {
     loop {
         // SAFETY: the pointer and the count belong together.
         let result = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as _, 0) };
-        // SAFETY: errno of the call just made.
         if result >= 0 || Errno::last_raw() != libc::EINTR {
             return direct(result).map(drop);
         }

@@ -113,7 +113,6 @@ pub const CURRENT: u64 = u64::MAX;
 
 /// An argument that must be a String.
 pub fn string(value: VALUE, name: &str) -> Result<VALUE, Raise> {
-    // SAFETY: a type check.
     if ruby::is_string(value) {
         Ok(value)
     } else {

@@ -624,3 +624,17 @@ pub static TAG: AtomicU64 = AtomicU64::new(0);
 pub fn tag() -> VALUE {
     TAG.load(Ordering::Relaxed)
 }
+
+/// The descriptor of an IO; what raises, for one that is closed, is stopped, as by [`protect`].
+pub fn descriptor(io: VALUE) -> Result<c_int, c_int> {
+    let mut fd = -1;
+    let slot = &raw mut fd;
+    // SAFETY: the closure holds plain values; `fd` outlives it.
+    unsafe {
+        protect(|| {
+            *slot = rb_io_descriptor(io);
+            NIL
+        })?;
+    }
+    Ok(fd)
+}

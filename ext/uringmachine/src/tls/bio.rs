@@ -10,7 +10,7 @@ use uringmachine_runtime::TaskId;
 
 use super::kernel::{self, Kernel};
 use super::openssl::{self, Bio, OpenSsl, Ssl};
-use super::transport::{errno, is_transient, Sent};
+use super::transport::{is_transient, Sent};
 use crate::machine::line::Waiters;
 use crate::machine::Core;
 use crate::ruby::typed_data::DataType;
@@ -300,7 +300,7 @@ unsafe extern "C" fn write(bio: *mut Bio, bytes: *mut c_char, length: c_int) -> 
         }
         if let Some(kind) = wire.kernel.record {
             let count = write_record(wire, kind, bytes);
-            if count < 0 && is_transient(errno()) {
+            if count < 0 && is_transient(Errno::last_raw()) {
                 (openssl.BIO_set_flags)(bio, WRITE | RETRY);
             }
             return count;

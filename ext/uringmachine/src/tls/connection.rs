@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use super::bio::{self, Wire};
 use super::no_ssl_socket;
 use super::openssl::{self, OpenSsl, Ssl};
-use super::transport::{errno, Received};
+use super::transport::Received;
 use crate::machine::caller::Caller;
 use crate::machine::switch::{self, Failure};
 use crate::ruby::{self, duration, Raise, NIL, VALUE};
@@ -70,17 +70,8 @@ impl Connection {
 
     /// The descriptor below; IOError if it is closed.
     pub unsafe fn descriptor(&self) -> Result<c_int, Raise> {
-        let mut fd = -1;
-        let slot = &raw mut fd;
-        // SAFETY: the accessor may raise, stopped here.
-        unsafe {
-            ruby::protect(|| {
-                *slot = ruby::rb_io_descriptor(self.io());
-                NIL
-            })
-            .map_err(|state| switch::unwinding(state))?;
-        }
-        Ok(fd)
+        // SAFETY: called right after the unwinding was stopped.
+        unsafe { ruby::descriptor(self.io()).map_err(|state| switch::unwinding(state)) }
     }
 
     /// Whether the descriptor below is a socket's.
@@ -89,7 +80,7 @@ impl Connection {
         unsafe {
             let mut status: libc::stat = std::mem::zeroed();
             if libc::fstat(self.descriptor()?, &mut status) != 0 {
-                return Err(Raise::errno(errno()));
+                return Err(Raise::errno(Errno::last_raw()));
             }
             Ok(status.st_mode & libc::S_IFMT == libc::S_IFSOCK)
         }
@@ -119,7 +110,7 @@ impl Connection {
                 *slot = call();
                 NIL
             });
-            let system = errno();
+            let system = Errno::last_raw();
             let code = (self.openssl.SSL_get_error)(self.ssl, result);
             self.unclaim();
             let failed = match called {

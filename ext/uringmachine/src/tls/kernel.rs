@@ -5,9 +5,9 @@
 //! OpenSSL asks its BIO for it, as it asks its own BIO for sockets (include/internal/ktls.h), and encrypts by
 //! itself where the BIO refuses.
 
-use std::ffi::{c_int, c_void};
+use nix::errno::Errno;
 
-use super::transport::errno;
+use std::ffi::{c_int, c_void};
 
 /// The header that OpenSSL expects in front of a record.
 pub const HEADER: usize = 5;
@@ -62,7 +62,7 @@ impl Kernel {
             )
         };
         Self {
-            offered: result == 0 || errno() == libc::EEXIST,
+            offered: result == 0 || Errno::last_raw() == libc::EEXIST,
             identity: identity(fd).unwrap_or_default(),
             ..Self::default()
         }

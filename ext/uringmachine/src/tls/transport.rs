@@ -44,11 +44,6 @@ pub fn is_transient(errno: c_int) -> bool {
     matches!(errno, libc::EAGAIN | libc::EINTR)
 }
 
-pub fn errno() -> c_int {
-    // SAFETY: errno of this thread.
-    Errno::last_raw()
-}
-
 impl Connection {
     /// Sends what there is and receives something: what OpenSSL asks for when it wants to read.
     pub unsafe fn exchange(&self, caller: &Caller, wait: Wait) -> Result<(), Failure> {
@@ -433,7 +428,7 @@ impl Connection {
                 Errno::set_raw(libc::EAGAIN);
                 -1
             };
-            let failed = errno();
+            let failed = Errno::last_raw();
             let message = decrypts.then_some(&message);
             self.received(memory, length, result as i32, message);
             match result {
@@ -613,7 +608,7 @@ fn send_at_once(fd: c_int, is_socket: bool, queue: &mut Queue) -> ControlFlow<Se
             queue.skip(count);
             ControlFlow::Continue(())
         }
-        Err(_) if is_transient(errno()) => ControlFlow::Break(Sent::Part),
+        Err(_) if is_transient(Errno::last_raw()) => ControlFlow::Break(Sent::Part),
         Err(_) => ControlFlow::Break(Sent::None),
     }
 }

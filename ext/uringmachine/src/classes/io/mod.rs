@@ -430,7 +430,6 @@ fn is_ssl_socket(ruby: &Ruby, value: VALUE) -> Result<bool, Raise> {
             module = ruby::protect(|| rb_sys::rb_const_get(module, name)).map_err(Raise::Jump)?;
         }
     }
-    // SAFETY: a value, and a class.
     Ok(ruby::is_a(value, module))
 }
 

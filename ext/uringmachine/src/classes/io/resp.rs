@@ -411,8 +411,7 @@ fn write_whole(caller: &Caller, io: &Io, string: VALUE) -> Result<u64, Failure> 
         // SAFETY: as above; what is raised is stopped.
         let rest = unsafe { ruby::protect(|| rb_sys::rb_str_subseq(string, from, left)) };
         let rest = rest.map_err(Raise::Jump)?;
-        // SAFETY: the core is alive while one of its fibers runs a method.
-        let caller = { caller.again() };
+        let caller = caller.again();
         total += write_to(&caller, io, &[rest])?;
         std::hint::black_box(rest);
     }
