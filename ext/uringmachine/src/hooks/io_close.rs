@@ -3,15 +3,15 @@
 use std::os::fd::RawFd;
 
 use magnus::rb_sys::AsRawValue;
-use magnus::{method, Error, Module, RClass, Value};
+use magnus::{method, Error, Module, RClass, Ruby, Value};
 use nix::errno::Errno;
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::switch::Failure;
 use crate::machine::{registry, thread_call, Core};
-use crate::ruby::method::as_value;
+use crate::ruby::method::settle;
 use crate::ruby::this::This;
-use crate::ruby::{self, FALSE, TRUE};
+use crate::ruby::{self, Raise, FALSE, TRUE};
 use crate::tls;
 
 /// Closes a descriptor now, so that it is closed when IO#close returns. Also called from finalizers, at any
@@ -22,14 +22,14 @@ use crate::tls;
 /// @return [Boolean] false leaves the closing, and the report of an error, to Ruby
 /// @example
 ///   scheduler.io_close(fd) #=> true
-fn io_close(this: This<Scheduler>, descriptor: Value) -> Value {
+fn io_close(ruby: &Ruby, this: This<Scheduler>, descriptor: Value) -> Result<Value, Error> {
     let descriptor = descriptor.as_raw();
-    let body = || {
+    settle(ruby, || {
         // SAFETY: the type of `this` is checked; the descriptor is the caller's to close.
         unsafe {
             let fd = match ruby::as_fixnum(descriptor) {
                 Some(fd) => fd as i32,
-                None => ruby::rb_io_descriptor(descriptor),
+                None => ruby::descriptor(descriptor).map_err(Raise::Jump)?,
             };
             let mut may_linger = true;
             let mut is_slow = false;
@@ -43,17 +43,16 @@ fn io_close(this: This<Scheduler>, descriptor: Value) -> Value {
             if (is_slow || (may_linger && lingers(fd))) && ruby::called_from(b"io_close", b"close")
             {
                 if let Ok(core) = this.core() {
-                    return ruby::method(|| close_on_thread(core, fd));
+                    return close_on_thread(core, fd);
                 }
             }
             // Only EBADF leaves it open, and that is for Ruby to say.
             if libc::close(fd) != 0 && Errno::last_raw() == libc::EBADF {
-                return FALSE;
+                return Ok(FALSE);
             }
-            TRUE
+            Ok(TRUE)
         }
-    };
-    as_value(body())
+    })
 }
 
 /// Whether closing a socket waits until what was written has been sent (SO_LINGER, socket(7)).

@@ -321,11 +321,10 @@ fn wakeup(ruby: &Ruby, this: Value) -> Result<Value, Error> {
 /// @return [Set<Fiber>] a set of the caller's own
 /// @example
 ///   machine.fiber_set.size #=> 0
-fn fiber_set(this: Value) -> Value {
-    let this = this.as_raw();
-    as_value({
-        // SAFETY: see `collect`.
-        unsafe { collect(this, |_, waiter| waiter.spun) }
+fn fiber_set(ruby: &Ruby, this: Value) -> Result<Value, Error> {
+    // SAFETY: see `collect`.
+    settle(ruby, || unsafe {
+        collect(this.as_raw(), |_, waiter| waiter.spun)
     })
 }
 
@@ -335,36 +334,33 @@ fn fiber_set(this: Value) -> Value {
 /// @return [Set<Fiber>] a set of the caller's own
 /// @example
 ///   machine.pending_fibers.size #=> 0
-fn pending_fibers(this: Value) -> Value {
-    let this = this.as_raw();
-    as_value({
-        // SAFETY: see `collect`.
-        unsafe { collect(this, |state, _| state == State::Waiting) }
+fn pending_fibers(ruby: &Ruby, this: Value) -> Result<Value, Error> {
+    // SAFETY: see `collect`.
+    settle(ruby, || unsafe {
+        collect(this.as_raw(), |state, _| state == State::Waiting)
     })
 }
 
-unsafe fn collect(this: VALUE, wanted: impl Fn(State, &machine::Waiter) -> bool) -> VALUE {
+unsafe fn collect(this: VALUE, wanted: impl Fn(State, &machine::Waiter) -> bool) -> Outcome {
     // SAFETY: the type is checked; the list keeps the fibers while the set is made.
     unsafe {
-        ruby::method(|| {
-            let core = owner::core(this)?;
-            let list = rb_sys::rb_ary_new();
-            let fibers: Vec<VALUE> = (*core)
-                .driver
-                .tasks
-                .iter()
-                // A child of fork has none of its parent's.
-                .filter(|(_, state, waiter)| waiter.fiber != NIL && wanted(*state, waiter))
-                .map(|(_, _, waiter)| waiter.fiber)
-                .collect();
-            ruby::protect(|| {
-                for fiber in &fibers {
-                    rb_sys::rb_ary_push(list, *fiber);
-                }
-                ruby::funcall(list, ruby::id("to_set"), &[])
-            })
-            .map_err(Raise::Jump)
+        let core = owner::core(this)?;
+        let list = rb_sys::rb_ary_new();
+        let fibers: Vec<VALUE> = (*core)
+            .driver
+            .tasks
+            .iter()
+            // A child of fork has none of its parent's.
+            .filter(|(_, state, waiter)| waiter.fiber != NIL && wanted(*state, waiter))
+            .map(|(_, _, waiter)| waiter.fiber)
+            .collect();
+        ruby::protect(|| {
+            for fiber in &fibers {
+                rb_sys::rb_ary_push(list, *fiber);
+            }
+            ruby::funcall(list, ruby::id("to_set"), &[])
         })
+        .map_err(Raise::Jump)
     }
 }
 
