@@ -35,21 +35,13 @@ impl Bytes {
         self.data.extend_from_slice(bytes);
     }
 
-    /// Room for `length` bytes at the end, whose first `count` count once they are written: see
-    /// [`Bytes::commit`]. Nothing else may be done to the queue meanwhile.
-    pub fn reserve(&mut self, length: usize) -> *mut u8 {
-        self.data.reserve(length);
-        // SAFETY: the end of the vector's bytes is within its capacity.
-        unsafe { self.data.as_mut_ptr().add(self.data.len()) }
-    }
-
-    /// Takes over `count` bytes that were written where [`Bytes::reserve`] said.
-    ///
-    /// # Safety
-    /// That many were reserved and written.
-    pub unsafe fn commit(&mut self, count: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.data.set_len(self.data.len() + count) };
+    /// Appends bytes that nobody else has: they are not copied if there are no others.
+    pub fn append(&mut self, bytes: Vec<u8>) {
+        if self.is_empty() {
+            (self.data, self.start) = (bytes, 0);
+        } else {
+            self.push(&bytes);
+        }
     }
 
     /// Takes the oldest bytes away.

@@ -48,6 +48,12 @@ impl Mapping {
         self.base.as_ptr()
     }
 
+    /// How many bytes there are.
+    #[inline]
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
     /// Gives the pages back, all but those that the kernel works on. The bytes are zero from now on.
     pub fn discard(&self) {
         // SAFETY: no reference to the bytes exists; whoever reads them by a pointer finds zeroes.

@@ -88,8 +88,44 @@ macro_rules! memory_mut {
     )*};
 }
 
+// SAFETY: the memory's own promise: it is neither changed nor dropped while it is borrowed.
+unsafe impl<M: Memory> Memory for &mut M {
+    #[inline]
+    fn pointer(&self) -> *const u8 {
+        (**self).pointer()
+    }
+
+    #[inline]
+    fn length(&self) -> u32 {
+        (**self).length()
+    }
+
+    #[inline]
+    fn registered(&self) -> Option<u16> {
+        (**self).registered()
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<M: MemoryMut> MemoryMut for &mut M {
+    #[inline]
+    fn pointer_mut(&mut self) -> *mut u8 {
+        (**self).pointer_mut()
+    }
+}
+
 memory!(&[u8], &mut [u8], Box<[u8]>, Vec<u8>);
 memory_mut!(&mut [u8], Box<[u8]>, Vec<u8>);
+
+/// Appends a copy of the first bytes, `most` of them at most.
+pub fn append(bytes: &mut Vec<u8>, memory: &impl Memory, most: u32) {
+    let length = memory.length().min(most) as usize;
+    if length > 0 {
+        // SAFETY: the memory's own promise: it is neither changed nor dropped while it is borrowed.
+        let copied = unsafe { std::slice::from_raw_parts(memory.pointer(), length) };
+        bytes.extend_from_slice(copied);
+    }
+}
 
 /// A part of memory: what is left after a short write, say.
 #[derive(Clone, Copy, Debug)]
@@ -184,6 +220,14 @@ unsafe impl<M: MemoryMut> MemoryMut for Unregistered<M> {
 pub unsafe trait Pieces {
     /// The array, and how many pieces there are, at most [`MOST_PIECES`].
     fn pieces(&mut self) -> (*mut libc::iovec, usize);
+}
+
+// SAFETY: the pieces' own promise: they are neither moved, changed nor dropped while they are borrowed.
+unsafe impl<P: Pieces> Pieces for &mut P {
+    #[inline]
+    fn pieces(&mut self) -> (*mut libc::iovec, usize) {
+        (**self).pieces()
+    }
 }
 
 /// Pieces of memory that the kernel writes.
@@ -342,6 +386,15 @@ mod tests {
         assert_eq!(part.length(), 0);
         assert_eq!(Part::new(&bytes[..], 11, 1).length(), 0);
         assert_eq!(Part::new(&bytes[..], 2, 3).length(), 3);
+    }
+
+    #[test]
+    fn a_copy_has_no_more_than_there_is() {
+        let mut bytes = b"0".to_vec();
+        append(&mut bytes, &Part::new(&b"0123"[..], 1, 100), 2);
+        append(&mut bytes, &&b"3"[..], 2);
+        append(&mut bytes, &(), 2);
+        assert_eq!(bytes, b"0123");
     }
 
     #[test]

@@ -24,6 +24,22 @@ class TestHouse < Minitest::Test
     assert_equal House::FLOORS.sort, folders.sort
   end
 
+  # What is left of it is beneath: see docs/architecture.md.
+  def test_the_upper_floors_forbid_unsafe
+    %w[classes methods hooks].each { |floor| assert_includes File.read(File.join(House::ROOT, floor, "mod.rs")), "#![forbid(unsafe_code)]", floor }
+    assert_includes File.read(File.join(House::ROOT, "machine/mod.rs")), "#![deny(unsafe_code)]"
+  end
+
+  def test_a_tenth_at_most_is_unsafe
+    rows = House.table.values
+    assert_operator rows.sum { |row| row[:unsafe_lines] }, :<=, rows.sum { |row| row[:lines] } / 10
+  end
+
+  def test_unsafe_lines_are_counted
+    text = "fn a() {\n    unsafe { b() };\n    c();\n}\n\nunsafe fn d() {\n    e();\n}\n// unsafe { }\n"
+    assert_equal 4, House.unsafe_lines(House.code(text))
+  end
+
   # All are loaded into one process: a class of one name in two files would be one class.
   def test_no_two_test_files_have_one_name_or_one_class
     files = Dir.glob("**/test_*.rb", base: __dir__)

@@ -232,6 +232,64 @@ class TestWhoseException < SchedulerTest
     assert_equal [:ensured], log
   end
 
+  def test_what_a_fiber_fails_by_while_its_thread_is_killed_keeps_no_other_from_its_end
+    log = []
+    waiting = Thread::Queue.new
+    thread = thread_under(log) do
+      Fiber.set_scheduler(UM::FiberScheduler.new.tap { |scheduler| scheduler.abort_on_exception = true })
+      Fiber.schedule do
+        sleep
+      ensure
+        sleep 0.01
+        raise Stop
+      end
+      Fiber.schedule do
+        waiting << true
+        sleep
+      ensure
+        sleep 0.03
+        log << :ensured
+      end
+      sleep
+    end
+    waiting.pop
+    thread.report_on_exception = false
+    thread.kill
+    assert_raises(Stop) { thread.join }
+
+    assert_equal [:ensured], log
+  end
+
+  def test_the_end_of_a_thread_cuts_nothing_short_that_an_ensure_block_rescues
+    log = []
+    waiting = Thread::Queue.new
+    thread = thread_under(log) do
+      Fiber.set_scheduler(UM::FiberScheduler.new)
+      Fiber.schedule do
+        waiting << true
+        sleep
+      ensure
+        waiting << true
+        sleep 0.05
+        log << $!
+        begin
+          Timeout.timeout(0.001) { sleep }
+        rescue Timeout::Error => e
+          log << e.class
+        end
+        log << :ensured
+      end
+      Fiber.set_scheduler(nil)
+    end
+    waiting.pop
+    sleep 0.01
+    thread.raise(Stop)
+    waiting.pop
+    thread.kill.join
+
+    assert_equal [nil, Timeout::Error, :ensured], log.first(3)
+  end
+
   def test_a_report_that_cannot_be_made_ends_nobody_else
     failures = {
       message: "class Mute < StandardError; def message = raise('no words'); def detailed_message(...) = raise('no words'); end; raise Mute",

@@ -206,6 +206,12 @@ impl<T> Driver<T> {
         }
     }
 
+    /// Whether any of the embedder's own timers have fired.
+    #[inline]
+    pub fn has_expired(&self) -> bool {
+        !self.expired.is_empty()
+    }
+
     /// Takes one of the embedder's own timers that have fired.
     #[inline]
     pub fn take_expired(&mut self) -> Option<Key> {

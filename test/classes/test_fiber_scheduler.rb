@@ -38,4 +38,11 @@ class TestFiberScheduler < SchedulerTest
     scheduled(scheduler) { Fiber.schedule { sleep 0.001 } }
     assert_same machine, scheduler.machine
   end
+
+  def test_a_scheduler_is_initialized_once
+    machine = UM.new(size: 8)
+    scheduler = UM::FiberScheduler.new(machine)
+    assert_raises(UM::Error) { scheduler.send(:initialize, UM.new(size: 8)) }
+    assert_same machine, scheduler.machine
+  end
 end

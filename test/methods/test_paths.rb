@@ -101,5 +101,10 @@ class TestMachinePaths < MachineTest
       end
     end
     assert_names("path", TypeError) { machine.open(nil, 0) }
+    # In Ruby's words, as File.open.
+    mistaken = Object.new
+    def mistaken.to_str = 1
+    error = assert_raises(TypeError) { machine.open(mistaken, 0) }
+    assert_equal assert_raises(TypeError) { File.open(mistaken) }.message, error.message
   end
 end

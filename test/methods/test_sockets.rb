@@ -267,6 +267,24 @@ class TestMachineSockets < MachineTest
     pool.close
   end
 
+  # The kernel is known to be done with it by what was reaped last: nobody needs to look twice.
+  def test_a_registered_buffer_can_be_released_as_soon_as_the_network_has_let_go_of_it
+    client, peer = slow_pair
+    pool = machine.register_buffers(count: 1, size: 1 << 20)
+    buffer = pool.acquire
+    (machine.timeout(0.02, TooLate) { machine.send(client, buffer, nil, UM::MSG_WAITALL) } rescue nil)
+    machine.shutdown(client, UM::SHUT_WR)
+    Thread.new { IO.for_fd(peer, autoclose: false).read }.join
+    released = 200.times.any? do
+      machine.submit
+      pool.release(buffer)
+    rescue UM::Error
+      Thread.new { sleep 0.01 }.join && nil
+    end
+    assert released
+    pool.close
+  end
+
   def test_a_time_limit_that_has_ended_a_part_is_over_with_its_block
     client, peer = slow_pair
     { send: ->(bytes) { machine.send(client, bytes, nil, UM::MSG_WAITALL) }, send_zc: ->(bytes) { machine.send_zc(client, bytes.freeze, UM::MSG_WAITALL) } }.each do |name, send|

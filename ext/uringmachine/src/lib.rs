@@ -12,28 +12,22 @@ mod tls;
 
 use classes::{async_op, buffer_pool, fiber_scheduler, io, mutex, process, queue, turns};
 use machine::interrupts;
-use magnus::rb_sys::AsRawValue;
+use magnus::error::IntoError;
 use magnus::{Error, Ruby};
 use os::{constants, per_process};
-use ruby::errors;
+use ruby::{allow_ractors, errors, string, version};
 
 /// Called by Ruby when the extension is required. Nothing here touches io_uring.
 #[magnus::init(name = "uringmachine")]
 fn init(ruby: &Ruby) -> Result<(), Error> {
     per_process::count();
-    // SAFETY: Ruby is up, and calls this once.
-    unsafe {
-        rb_sys::rb_ext_ractor_safe(true);
-        ruby::version::find();
-        lending::find_string_lock();
-        interrupts::define();
-    }
+    allow_ractors();
+    version::find();
+    string::find_lock().map_err(|raise| raise.into_error(ruby))?;
+    interrupts::define(ruby)?;
     let class = classes::machine::define(ruby)?;
-    // SAFETY: as above.
-    unsafe {
-        errors::define(class.as_raw());
-        constants::define(class.as_raw());
-    }
+    errors::define(ruby, class)?;
+    constants::define(class)?;
     methods::define(class)?;
     async_op::define(ruby, class)?;
     queue::define(ruby, class)?;
@@ -42,7 +36,5 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     mutex::define(ruby, class)?;
     hooks::define(fiber_scheduler::define(ruby, class)?)?;
     process::define(ruby, class)?;
-    // SAFETY: as above.
-    unsafe { turns::define(class.as_raw()) };
-    Ok(())
+    turns::define(class)
 }

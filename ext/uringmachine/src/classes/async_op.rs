@@ -1,29 +1,29 @@
 //! UM::AsyncOp: an operation that was started and is awaited later. Timeouts are the only kind.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 
 use magnus::gc::Marker;
 use magnus::prelude::*;
-use magnus::rb_sys::AsRawValue;
 use magnus::typed_data::Obj;
-use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
+use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData};
+use uringmachine_runtime::clock;
 
 use crate::machine::caller::{answer, Answer, Caller};
-use crate::machine::line::{self, Waiters};
-use crate::machine::switch::Failure;
-use crate::ruby::method::{as_value, settle};
+use crate::machine::line::Line;
+use crate::machine::operate::Failure;
+use crate::machine::owner;
 use crate::ruby::this::This;
-use crate::ruby::{self, duration, Raise, NIL, VALUE};
+use crate::ruby::{boolean, duration, number, symbol, Outcome, Raise, Value, NIL};
 
 /// What an AsyncOp holds.
 #[derive(TypedData)]
 #[magnus(class = "UringMachine::AsyncOp", mark, size, free_immediately)]
 pub struct AsyncOp {
-    /// The UM it was started on; `NIL` for one that was not made by a machine.
-    machine: VALUE,
+    /// The UM it belongs to; `NIL` for one that no machine has made.
+    machine: Value,
     deadline: u64,
     state: Cell<State>,
-    waiters: RefCell<Waiters>,
+    line: Line,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,15 +38,15 @@ impl Default for AsyncOp {
             machine: NIL,
             deadline: 0,
             state: Cell::new(State::Running),
-            waiters: RefCell::default(),
+            line: Line::default(),
         }
     }
 }
 
 impl DataTypeFunctions for AsyncOp {
     fn mark(&self, marker: &Marker) {
-        marker.mark(as_value(self.machine));
-        self.waiters.borrow().mark();
+        marker.mark(self.machine.to_magnus());
+        self.line.mark();
     }
 }
 
@@ -58,7 +58,7 @@ impl AsyncOp {
                 "uninitialized AsyncOp: UM#prep_timeout makes them",
             ));
         }
-        let is_over = self.deadline <= uringmachine_runtime::clock::now();
+        let is_over = self.deadline <= clock::now();
         if self.state.get() == State::Running && is_over {
             self.state.set(State::Done(-libc::ETIME));
         }
@@ -68,19 +68,19 @@ impl AsyncOp {
     fn cancel(&self) {
         if self.state.get() == State::Running {
             self.state.set(State::Done(-libc::ECANCELED));
-            self.waiters.borrow_mut().wake_all();
+            self.line.wake_all();
         }
     }
 }
 
 /// Makes a running timeout.
-pub fn start(ruby: &Ruby, machine: VALUE, nanoseconds: u64) -> VALUE {
+pub fn start(ruby: &Ruby, machine: Value, nanoseconds: u64) -> Value {
     let operation: Obj<AsyncOp> = ruby.obj_wrap(AsyncOp {
         machine,
         deadline: duration::from_now(nanoseconds),
         ..AsyncOp::default()
     });
-    operation.as_value().as_raw()
+    operation.as_value().into()
 }
 
 /// @method UringMachine::AsyncOp#kind
@@ -88,30 +88,26 @@ pub fn start(ruby: &Ruby, machine: VALUE, nanoseconds: u64) -> VALUE {
 /// @raise [UringMachine::Error] for one that no machine has made
 /// @example
 ///   machine.prep_timeout(1).kind #=> :timeout
-fn kind(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
-    settle(ruby, || {
-        this.state().map(|_| ruby.to_symbol("timeout").as_raw())
-    })
+fn kind(this: This<AsyncOp>) -> Outcome {
+    this.state().map(|_| symbol("timeout"))
 }
 
 /// @method UringMachine::AsyncOp#done?
 /// @return [Boolean] whether its time is up, or it was cancelled
 /// @example
 ///   machine.prep_timeout(1).done? #=> false
-fn is_done(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
-    settle(ruby, || Ok(ruby::boolean(this.state()? != State::Running)))
+fn is_done(this: This<AsyncOp>) -> Result<bool, Raise> {
+    Ok(this.state()? != State::Running)
 }
 
 /// @method UringMachine::AsyncOp#result
 /// @return [Integer, nil] -ETIME when its time was up, -ECANCELED if it was cancelled; nil while it runs
 /// @example
 ///   operation.result #=> -62
-fn result(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
-    settle(ruby, || {
-        Ok(match this.state()? {
-            State::Running => NIL,
-            State::Done(result) => ruby::fixnum(i64::from(result)),
-        })
+fn result(this: This<AsyncOp>) -> Outcome {
+    Ok(match this.state()? {
+        State::Running => NIL,
+        State::Done(result) => number(result),
     })
 }
 
@@ -119,12 +115,10 @@ fn result(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
 /// @return [Boolean, nil] whether it was cancelled; nil while it runs
 /// @example
 ///   operation.cancelled? #=> false
-fn is_cancelled(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
-    settle(ruby, || {
-        Ok(match this.state()? {
-            State::Running => NIL,
-            State::Done(result) => ruby::boolean(result == -libc::ECANCELED),
-        })
+fn is_cancelled(this: This<AsyncOp>) -> Outcome {
+    Ok(match this.state()? {
+        State::Running => NIL,
+        State::Done(result) => boolean(result == -libc::ECANCELED),
     })
 }
 
@@ -134,12 +128,10 @@ fn is_cancelled(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
 /// @return [UringMachine::AsyncOp] self
 /// @example
 ///   operation.cancel.cancelled? #=> true
-fn cancel(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
-    settle(ruby, || {
-        this.state()?;
-        this.cancel();
-        Ok(this.value())
-    })
+fn cancel(this: This<AsyncOp>) -> Result<This<AsyncOp>, Raise> {
+    this.state()?;
+    this.cancel();
+    Ok(this)
 }
 
 /// Waits until its time is up.
@@ -150,13 +142,10 @@ fn cancel(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
 /// @raise [Errno::ECANCELED] if it is cancelled meanwhile. An exception that ends the wait cancels it too
 /// @example
 ///   machine.prep_timeout(0.01).await #=> -62
-fn wait(ruby: &Ruby, this: This<AsyncOp>) -> Result<Value, Error> {
-    settle(ruby, || {
-        this.state()?;
-        // SAFETY: the machine is marked by the receiver.
-        let caller = unsafe { Caller::new(this.machine) }?;
-        answer(wait_for(&caller, this))
-    })
+fn wait(this: This<AsyncOp>) -> Outcome {
+    this.state()?;
+    let um = owner::find(this.machine)?;
+    answer(wait_for(&Caller::new(&um)?, this))
 }
 
 fn wait_for(caller: &Caller, this: This<AsyncOp>) -> Answer {
@@ -165,11 +154,9 @@ fn wait_for(caller: &Caller, this: This<AsyncOp>) -> Answer {
             if result == -libc::ECANCELED {
                 return Err(Raise::errno(libc::ECANCELED).into());
             }
-            return Ok(ruby::fixnum(i64::from(result)));
+            return Ok(number(result));
         }
-        let (line, deadline) = (|| this.waiters.as_ptr(), Some(this.deadline));
-        // SAFETY: see `switch`; the receiver is on the caller's frame, and its line not borrowed.
-        match unsafe { line::wait(caller, this.machine, line, false, deadline) } {
+        match this.line.wait(caller, false, Some(this.deadline)) {
             Ok(_) => this.keep(),
             Err(Failure::Scheduled(value)) => return Err(Failure::Scheduled(value)),
             Err(failure) => {

@@ -6,38 +6,57 @@ use std::sync::Arc;
 
 use magnus::gc::Marker;
 use magnus::prelude::*;
-use magnus::rb_sys::AsRawValue;
-use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
+use magnus::typed_data::Obj;
+use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData};
 use uringmachine_runtime::mapping::Mapping;
 use uringmachine_runtime::registered_buffers::RegionId;
 
-use crate::lending;
-use crate::machine::caller::{answer, call, Answer, Caller};
-use crate::machine::line::{self, Waiters};
-use crate::machine::{owner, Core, Discarded, Discards};
+use crate::lending::{locks, take_back, view};
+use crate::machine::caller::{answer, Answer, Caller};
+use crate::machine::discards::{Discarded, Discards};
+use crate::machine::line::Line;
+use crate::machine::owner::{self, Um};
+use crate::machine::Machine;
+use crate::os::limits;
 use crate::ruby::arguments::{self, Arguments};
-use crate::ruby::method::{as_value, raw, settle};
+use crate::ruby::io_buffer::Buffer;
 use crate::ruby::this::This;
-use crate::ruby::{self, duration, Outcome, Raise, NIL, VALUE};
+use crate::ruby::{
+    block_given, call, classes, collect_garbage, duration, fixnum, id, is_hash, set_variable,
+    yield_, Outcome, Raise, Value, FALSE, NIL,
+};
 
 /// What a pool holds. Nothing that runs Ruby, or allocates, is called while any of it is borrowed.
 ///
 /// Its buffers are slices of a root buffer, so that Ruby itself knows what is left of them: whatever was
 /// transferred or sliced keeps the root, which keeps the pool, which keeps the memory; and the end of the root
 /// ends them all.
-#[derive(Default, TypedData)]
+#[derive(TypedData)]
 #[magnus(class = "UringMachine::BufferPool", mark, size)]
 pub struct Pool {
     state: Cell<State>,
     /// Of a pool that a machine has made.
     region: OnceCell<Region>,
     /// The IO::Buffer of all the memory; false before there is one.
-    root: Cell<VALUE>,
+    root: Cell<Value>,
     /// The buffers in the order of their places in the memory.
-    buffers: RefCell<Vec<VALUE>>,
+    buffers: RefCell<Vec<Value>>,
     /// The places of those that nobody has.
     free: RefCell<VecDeque<usize>>,
-    waiters: RefCell<Waiters>,
+    line: Line,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            state: Cell::default(),
+            region: OnceCell::new(),
+            root: Cell::new(FALSE),
+            buffers: RefCell::default(),
+            free: RefCell::default(),
+            line: Line::default(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -52,7 +71,8 @@ enum State {
 /// The memory of a pool.
 struct Region {
     /// The UM whose ring it is registered with.
-    machine: VALUE,
+    um: Value,
+    machine: Arc<Machine>,
     id: RegionId,
     /// The bytes of a buffer.
     size: usize,
@@ -72,15 +92,13 @@ impl DataTypeFunctions for Pool {
 
     fn mark(&self, marker: &Marker) {
         if let Some(region) = self.region.get() {
-            marker.mark(as_value(region.machine));
+            marker.mark(region.um.to_magnus());
         }
-        marker.mark(as_value(self.root.get()));
-        // SAFETY: the collector runs while neither is borrowed, and changes neither.
-        let (buffers, waiters) = unsafe { (&*self.buffers.as_ptr(), &*self.waiters.as_ptr()) };
-        for buffer in buffers {
-            marker.mark(as_value(*buffer));
+        marker.mark(self.root.get().to_magnus());
+        for buffer in self.buffers.borrow().iter() {
+            marker.mark(buffer.to_magnus());
         }
-        waiters.mark();
+        self.line.mark();
     }
 }
 
@@ -97,32 +115,23 @@ impl Pool {
     }
 
     /// The buffer at a place.
-    fn at(&self, place: usize) -> VALUE {
+    fn at(&self, place: usize) -> Value {
         self.buffers.borrow()[place]
     }
 
     /// A new buffer of what lies at a place.
     fn slice(&self, region: &Region, place: usize) -> Outcome {
         let range = [
-            ruby::fixnum((place * region.size) as i64),
-            ruby::fixnum(region.size as i64),
+            fixnum((place * region.size) as i64),
+            fixnum(region.size as i64),
         ];
-        // SAFETY: the root is an IO::Buffer, marked by the pool; what is raised is stopped.
-        unsafe { ruby::protect(|| ruby::funcall(self.root.get(), ruby::id("slice"), &range)) }
-            .map_err(Raise::Jump)
+        call(self.root.get(), "slice", &range)
     }
 
     /// The buffer at a place as it was made, a new one if the program has freed, transferred or resized the old one.
     fn whole(&self, region: &Region, place: usize) -> Outcome {
         let known = self.at(place);
-        let (mut base, mut size) = (std::ptr::null_mut(), 0);
-        let (mut start, mut length) = (std::ptr::null_mut(), 0);
-        // SAFETY: two IO::Buffers; the accessor does not raise.
-        unsafe {
-            ruby::rb_io_buffer_get_bytes(known, &mut base, &mut size);
-            ruby::rb_io_buffer_get_bytes(self.root.get(), &mut start, &mut length);
-        }
-        if base == start.wrapping_byte_add(place * region.size) && size == region.size {
+        if view::is_part(known, self.root.get(), place * region.size, region.size) {
             return Ok(known);
         }
         let buffer = self.slice(region, place)?;
@@ -132,32 +141,32 @@ impl Pool {
 
     /// Whether a buffer of the pool's is locked, or an operation works on any part of what lies at its place.
     fn is_in_use(&self, region: &Region, place: usize) -> bool {
-        // SAFETY: the machine's UM lives as long as the pool; the buffer is an IO::Buffer.
-        unsafe {
-            let core = owner::core(region.machine).ok();
-            let core = core.filter(|core| (**core).is_usable());
-            if let Some(core) = core.filter(|core| !(**core).lending.loans.is_empty()) {
-                lending::take_back(&mut *core);
-            }
-            let index = region.id as usize + place;
-            lending::is_locked(self.at(place))
-                || core.is_some_and(|core| (*core).lending.in_use.has(index as u16))
+        let machine = &*region.machine;
+        let is_usable = machine.is_usable();
+        // First, since what was left with the kernel is locked.
+        let has_loans = is_usable && !machine.parts().lending.loans.is_empty();
+        if has_loans {
+            take_back(machine);
         }
+        let index = region.id as usize + place;
+        locks::is_locked(self.at(place))
+            || is_usable && machine.parts().lending.in_use.has(index as u16)
     }
 
     /// Has a buffer be nobody's.
     fn put_back(&self, place: usize) {
         self.free.borrow_mut().push_back(place);
-        self.waiters.borrow_mut().wake_one();
+        self.line.wake_one();
     }
 
-    fn give(&self, buffer: VALUE) -> Result<(), Raise> {
+    fn give(&self, buffer: Value) -> Result<(), Raise> {
         let region = self.region()?;
         let place = self.buffers.borrow().iter().position(|b| *b == buffer);
         let Some(place) = place else {
             return Err(Raise::misuse("buffer is not of this pool"));
         };
-        if self.free.borrow().contains(&place) {
+        let is_free = self.free.borrow().contains(&place);
+        if is_free {
             return Err(Raise::misuse("buffer has been released already"));
         }
         if self.is_in_use(region, place) {
@@ -169,77 +178,57 @@ impl Pool {
 }
 
 /// Makes a pool of `count` buffers of `size` bytes. It is the program's to use when all of it is made.
-fn make(ruby: &Ruby, machine: VALUE, core: *mut Core, count: u32, size: usize) -> Outcome {
-    // SAFETY: making an object may raise, stopped here.
-    let object = unsafe { ruby::protect(|| ruby.obj_wrap(Pool::default()).as_raw()) };
-    let object = object.map_err(Raise::Jump)?;
-    let Some(pool) = This::<Pool>::find(object) else {
-        unreachable!("an object of another class was made");
-    };
-    let (id, memory) = register(core, count, size)?;
-    let (base, length) = (memory.base().cast(), count as usize * size);
+fn make(ruby: &Ruby, um: This<Um>, count: u32, size: usize) -> Outcome {
+    let machine = um.own()?;
+    let object: Obj<Pool> = ruby.obj_wrap(Pool::default());
+    let pool = &*object;
+    let object = Value::from(object.as_value());
+    let (registered, memory) = register(machine, count, size)?;
     let region = pool.region.get_or_init(|| Region {
-        machine,
-        id,
+        um: um.value(),
+        machine: machine.share(),
+        id: registered,
         size,
         memory,
-        // SAFETY: the core is alive while one of its fibers runs a method.
-        discards: unsafe { (*core).discards.clone() },
+        discards: machine.parts().discards.clone(),
     });
-    // SAFETY: the root is a view of the region's memory, and keeps the pool, which has a share in that; what is raised
-    // is stopped.
-    let root = unsafe {
-        ruby::protect(|| {
-            let root = ruby::rb_io_buffer_new(base, length, ruby::IO_BUFFER_EXTERNAL);
-            rb_sys::rb_ivar_set(root, ruby::id("@um_pool"), object);
-            root
-        })
-    };
-    pool.root.set(root.map_err(Raise::Jump)?);
+    // The root is a view of the region's memory, and keeps the pool, which has a share in that. Ruby may refuse to make it:
+    // the region is the pool's by now, and goes with it.
+    let root = view::of_mapping(&region.memory, count as usize * size)?;
+    set_variable(root.value(), id("@um_pool"), object)?;
+    pool.root.set(root.value());
     for place in 0..count as usize {
         let buffer = pool.slice(region, place)?;
         pool.buffers.borrow_mut().push(buffer);
         pool.free.borrow_mut().push_back(place);
     }
     pool.state.set(State::Open);
-    pool.keep();
     Ok(object)
 }
 
 /// Registers memory with a machine's ring.
-fn register(core: *mut Core, count: u32, size: usize) -> Result<(RegionId, Arc<Mapping>), Raise> {
-    // SAFETY: the core is alive while one of its fibers runs a method; no reference to it is held across the collection.
-    unsafe {
-        let mut registered = (*core).driver.register_buffers(count, size);
-        if matches!(&registered, Err(error) if error.raw_os_error() == Some(libc::ENOBUFS)) {
-            // Pools that nobody refers to may have the room.
-            rb_sys::rb_gc();
-            (*core).give_up_discarded();
-            registered = (*core).driver.register_buffers(count, size);
-        }
-        registered.map_err(|error| refused(&error, count, size))
+fn register(machine: &Machine, count: u32, size: usize) -> Result<(RegionId, Arc<Mapping>), Raise> {
+    let mut registered = machine.parts().driver.register_buffers(count, size);
+    if matches!(&registered, Err(error) if error.raw_os_error() == Some(libc::ENOBUFS)) {
+        // Pools that nobody refers to may have the room.
+        collect_garbage();
+        machine.give_up_discarded();
+        registered = machine.parts().driver.register_buffers(count, size);
     }
+    registered.map_err(|error| refused(&error, count, size))
 }
 
 /// The error for memory that the kernel would not register.
 fn refused(error: &std::io::Error, count: u32, size: usize) -> Raise {
     let bytes = count as usize * size;
     match error.raw_os_error() {
-        Some(libc::ENOMEM) => {
-            let mut limit = libc::rlimit {
-                rlim_cur: 0,
-                rlim_max: 0,
-            };
-            // SAFETY: a valid place for the answer.
-            unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
-            Raise::errno_with(
-                libc::ENOMEM,
-                &format!(
-                    "{bytes} bytes cannot be locked; RLIMIT_MEMLOCK is {} bytes (ulimit -l)",
-                    limit.rlim_cur
-                ),
-            )
-        }
+        Some(libc::ENOMEM) => Raise::errno_with(
+            libc::ENOMEM,
+            &format!(
+                "{bytes} bytes cannot be locked; RLIMIT_MEMLOCK is {} bytes (ulimit -l)",
+                limits::locked_memory()
+            ),
+        ),
         Some(libc::ENOBUFS) => Raise::errno_with(
             libc::ENOBUFS,
             &format!("{count} more buffers than the ring's table has room for"),
@@ -259,35 +248,31 @@ fn refused(error: &std::io::Error, count: u32, size: usize) -> Raise {
 /// @raise [UringMachine::Error] if the pool or its machine is closed, or they are the parent process's
 /// @example
 ///   pool.acquire { |buffer| machine.read(fd, buffer, nil) }
-fn acquire(ruby: &Ruby, pool: This<Pool>, arguments: &[Value]) -> Result<Value, Error> {
-    settle(ruby, || {
-        let deadline = deadline(&Arguments::of(raw(arguments), 0..=1)?)?;
-        let buffer = match take(pool, deadline) {
-            Ok(buffer) => buffer,
-            Err(failure) => return answer(Err(failure)),
-        };
-        if !ruby.block_given() {
-            return Ok(buffer);
-        }
-        // SAFETY: the block of the method that runs; what it raises is stopped.
-        let result = unsafe { ruby::protect(|| rb_sys::rb_yield(buffer)) };
-        let given = pool.give(buffer);
-        pool.keep();
-        let value = result.map_err(Raise::Jump)?;
-        given?;
-        Ok(value)
-    })
+fn acquire(pool: This<Pool>, arguments: &[magnus::Value]) -> Outcome {
+    let deadline = deadline(&Arguments::of(arguments, 0..=1)?)?;
+    let buffer = match take(pool, deadline) {
+        Ok(buffer) => buffer,
+        Err(failure) => return answer(Err(failure)),
+    };
+    if !block_given() {
+        return Ok(buffer);
+    }
+    let result = yield_(buffer);
+    let given = pool.give(buffer);
+    pool.keep();
+    let value = result?;
+    given?;
+    Ok(value)
 }
 
 /// When `acquire` is to give up.
 fn deadline(arguments: &Arguments) -> Result<Option<u64>, Raise> {
     let timeout = match arguments.optional(0) {
         None => NIL,
-        // SAFETY: a type check, and the keywords of what is a Hash.
-        Some(options) if { ruby::is_hash(options) } => unsafe {
+        Some(options) if is_hash(options) => {
             let [timeout] = arguments::keywords(options, ["timeout"])?;
             timeout.unwrap_or(NIL)
-        },
+        }
         Some(_) => {
             return Err(Raise::argument(
                 "wrong number of arguments (given 1, expected 0)",
@@ -302,8 +287,7 @@ fn take(pool: This<Pool>, deadline: Option<u64>) -> Answer {
     let mut again = false;
     loop {
         let region = pool.region()?;
-        // SAFETY: the UM is marked by the pool, and so its core is alive.
-        if !unsafe { (*owner::core(region.machine)?).is_usable() } {
+        if !region.machine.is_usable() {
             let text = "the pool's machine is closed, or belongs to the parent process";
             return Err(Raise::misuse(text).into());
         }
@@ -316,24 +300,18 @@ fn take(pool: This<Pool>, deadline: Option<u64>) -> Answer {
             pool.keep();
             return Ok(buffer?);
         }
-        // SAFETY: see `switch`; the pool is on the caller's frame, and not borrowed.
-        let waited = unsafe {
-            let caller = Caller::new(region.machine)?;
-            let line = || pool.waiters.as_ptr();
-            line::wait(&caller, region.machine, line, again, deadline)
-        };
-        match waited {
+        let um = owner::find(region.um)?;
+        match pool.line.wait(&Caller::new(&um)?, again, deadline) {
             Ok(true) => again = true,
             Ok(false) => {
                 let text = "no buffer of the pool was released in time";
-                // SAFETY: the class is a constant of IO.
-                let class = unsafe { ruby::io_timeout_error() };
-                return Err(Raise::new(class, text).into());
+                return Err(Raise::new(classes::io_timeout_error(), text).into());
             }
             Err(failure) => {
                 // It may have been woken for a buffer that it now leaves to another.
-                if !pool.free.borrow().is_empty() {
-                    pool.waiters.borrow_mut().wake_one();
+                let has_any = !pool.free.borrow().is_empty();
+                if has_any {
+                    pool.line.wake_one();
                 }
                 return Err(failure);
             }
@@ -349,11 +327,9 @@ fn take(pool: This<Pool>, deadline: Option<u64>) -> Answer {
 /// @raise [UringMachine::Error] if the buffer is not the pool's, is released already, or an operation works on it
 /// @example
 ///   pool.release(buffer)
-fn release(ruby: &Ruby, pool: This<Pool>, buffer: Value) -> Result<Value, Error> {
-    settle(ruby, || {
-        pool.give(buffer.as_raw())?;
-        Ok(pool.value())
-    })
+fn release(pool: This<Pool>, buffer: Value) -> Result<This<Pool>, Raise> {
+    pool.give(buffer)?;
+    Ok(pool)
 }
 
 /// Takes the memory out of the ring and gives it back. The buffers are null afterwards, and their slices invalid.
@@ -363,38 +339,29 @@ fn release(ruby: &Ruby, pool: This<Pool>, buffer: Value) -> Result<Value, Error>
 /// @raise [UringMachine::Error] if a buffer has not been released or is in use, or the pool is closed already
 /// @example
 ///   pool.close
-fn close(ruby: &Ruby, pool: This<Pool>) -> Result<Value, Error> {
-    settle(ruby, || {
-        let region = pool.region()?;
-        // SAFETY: the UM is marked by the pool.
-        let caller = unsafe { Caller::new(region.machine) }?;
-        let count = pool.buffers.borrow().len();
-        if pool.free.borrow().len() < count {
-            return Err(Raise::misuse("a buffer of the pool has not been released"));
-        }
-        if (0..count).any(|place| pool.is_in_use(region, place)) {
-            return Err(Raise::misuse("a buffer of the pool is in use"));
-        }
-        // Slices of the buffers, and what they were transferred to, are slices of the root.
-        // SAFETY: IO::Buffers, none of them locked; what is raised is stopped.
-        unsafe {
-            ruby::protect(|| {
-                for place in 0..count {
-                    ruby::rb_io_buffer_free(pool.at(place));
-                }
-                ruby::rb_io_buffer_free(pool.root.get())
-            })
-        }
-        .map_err(Raise::Jump)?;
-        pool.state.set(State::Closed);
-        pool.waiters.borrow_mut().wake_all();
-        // SAFETY: the core is alive while one of its fibers runs a method. A view that another thread works on keeps
-        // the memory.
-        unsafe { (*caller.core).driver.unregister_buffers(region.id) };
-        region.memory.discard();
-        pool.keep();
-        Ok(NIL)
-    })
+fn close(pool: This<Pool>) -> Result<(), Raise> {
+    let region = pool.region()?;
+    let um = owner::find(region.um)?;
+    let caller = Caller::new(&um)?;
+    let count = pool.buffers.borrow().len();
+    if pool.free.borrow().len() < count {
+        return Err(Raise::misuse("a buffer of the pool has not been released"));
+    }
+    if (0..count).any(|place| pool.is_in_use(region, place)) {
+        return Err(Raise::misuse("a buffer of the pool is in use"));
+    }
+    // Slices of the buffers, and what they were transferred to, are slices of the root.
+    let buffers = (0..count).map(|place| pool.at(place));
+    for buffer in buffers.chain([pool.root.get()]).filter_map(Buffer::of) {
+        buffer.free()?;
+    }
+    pool.state.set(State::Closed);
+    pool.line.wake_all();
+    // A view that another thread works on keeps the memory.
+    caller.machine.parts().driver.unregister_buffers(region.id);
+    region.memory.discard();
+    pool.keep();
+    Ok(())
 }
 
 /// @method UringMachine::BufferPool#closed?
@@ -409,19 +376,17 @@ fn is_closed(pool: This<Pool>) -> bool {
 /// @return [Integer] the buffers that nobody has
 /// @example
 ///   pool.available #=> 16
-fn available(ruby: &Ruby, pool: This<Pool>) -> Result<Value, Error> {
-    settle(ruby, || {
-        pool.region()?;
-        Ok(ruby::fixnum(pool.free.borrow().len() as i64))
-    })
+fn available(pool: This<Pool>) -> Result<usize, Raise> {
+    pool.region()?;
+    Ok(pool.free.borrow().len())
 }
 
 /// @method UringMachine::BufferPool#size
 /// @return [Integer] the bytes of a buffer
 /// @example
 ///   pool.size #=> 65536
-fn size(ruby: &Ruby, pool: This<Pool>) -> Result<Value, Error> {
-    settle(ruby, || Ok(ruby::fixnum(pool.region()?.size as i64)))
+fn size(pool: This<Pool>) -> Result<usize, Raise> {
+    Ok(pool.region()?.size)
 }
 
 /// Registers memory with the machine's ring: pinned once, it costs less to read to and write from. A buffer of
@@ -441,22 +406,19 @@ fn size(ruby: &Ruby, pool: This<Pool>) -> Result<Value, Error> {
 /// @example
 ///   pool = machine.register_buffers(count: 16, size: 65_536)
 ///   pool.acquire { |buffer| machine.read(fd, buffer, nil) }
-fn register_buffers(ruby: &Ruby, machine: Value, options: Value) -> Result<Value, Error> {
-    call(ruby, machine, &[options], 1..=1, |caller, arguments| {
-        let (count, size) = count_and_size(arguments.get(0))?;
-        Ok(make(ruby, machine.as_raw(), caller.core, count, size)?)
-    })
+fn register_buffers(ruby: &Ruby, um: This<Um>, options: Value) -> Outcome {
+    um.own()?;
+    let (count, size) = count_and_size(options)?;
+    make(ruby, um, count, size)
 }
 
 /// How many buffers, of how many bytes each, `register_buffers` is to make.
-fn count_and_size(options: VALUE) -> Result<(u32, usize), Raise> {
+fn count_and_size(options: Value) -> Result<(u32, usize), Raise> {
     let missing = || Raise::argument("missing keywords: count:, size:");
-    // SAFETY: a type check.
-    if !{ ruby::is_hash(options) } {
+    if !is_hash(options) {
         return Err(missing());
     }
-    // SAFETY: a Hash.
-    let [count, size] = unsafe { arguments::keywords(options, ["count", "size"]) }?;
+    let [count, size] = arguments::keywords(options, ["count", "size"])?;
     let (Some(count), Some(size)) = (count, size) else {
         return Err(missing());
     };

@@ -1,4 +1,5 @@
 //! The classes that are written in Rust, a file per class.
+#![forbid(unsafe_code)]
 
 pub mod async_op;
 pub mod buffer_pool;

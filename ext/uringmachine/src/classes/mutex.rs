@@ -1,40 +1,40 @@
 //! UM::Mutex: one fiber at a time, of one machine or of several threads'.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 
 use magnus::gc::Marker;
 use magnus::prelude::*;
-use magnus::rb_sys::{protect, AsRawValue};
-use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
+use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData};
 
-use crate::machine::caller::{answer, Answer, Caller};
-use crate::machine::line::{self, Waiters};
-use crate::ruby::method::{as_value, settle};
+use crate::machine::caller::{answer, Caller};
+use crate::machine::line::Line;
+use crate::machine::operate::Failure;
+use crate::machine::owner::Um;
 use crate::ruby::this::This;
-use crate::ruby::{self, Raise, NIL, VALUE};
+use crate::ruby::{block_given, fiber, yield_, Outcome, Raise, Value, NIL};
 
 /// What a UM::Mutex holds.
 #[derive(TypedData)]
 #[magnus(class = "UringMachine::Mutex", mark, size, free_immediately)]
 pub struct Mutex {
-    /// The fiber that has it, or `NIL`.
-    owner: Cell<VALUE>,
-    waiters: RefCell<Waiters>,
+    /// The fiber that has it, or nil.
+    owner: Cell<Value>,
+    line: Line,
 }
 
 impl Default for Mutex {
     fn default() -> Self {
         Self {
             owner: Cell::new(NIL),
-            waiters: RefCell::default(),
+            line: Line::default(),
         }
     }
 }
 
 impl DataTypeFunctions for Mutex {
     fn mark(&self, marker: &Marker) {
-        marker.mark(as_value(self.owner.get()));
-        self.waiters.borrow().mark();
+        marker.mark(self.owner.get().to_magnus());
+        self.line.mark();
     }
 }
 
@@ -45,7 +45,7 @@ impl Mutex {
 
     fn unlock(&self) {
         self.owner.set(NIL);
-        self.waiters.borrow_mut().wake_one();
+        self.line.wake_one();
     }
 }
 
@@ -69,49 +69,39 @@ impl Drop for Locked {
 /// @raise [ArgumentError] without a block
 /// @example
 ///   machine.synchronize(mutex) { connection.query(sql) }
-fn synchronize(ruby: &Ruby, machine: Value, mutex: This<Mutex>) -> Result<Value, Error> {
+fn synchronize(machine: This<Um>, mutex: This<Mutex>) -> Outcome {
     if !mutex.is_free() {
-        let waited = settle(ruby, || answer(wait_for(machine, mutex)))?;
-        if waited.as_raw() != ruby::UNDEF {
-            return Ok(waited);
+        match wait_for(&machine, mutex) {
+            Ok(()) => {}
+            Err(failure) => return answer(Err(failure)),
         }
     }
-    // SAFETY: a plain accessor.
-    mutex.owner.set(unsafe { ruby::rb_fiber_current() });
+    mutex.owner.set(fiber::current());
     let _locked = Locked(mutex);
-    if !ruby.block_given() {
-        return settle(ruby, || {
-            Err(Raise::argument("no block given (synchronize)"))
-        });
+    if !block_given() {
+        return Err(Raise::argument("no block given (synchronize)"));
     }
-    // SAFETY: the block of the method that runs; what it raises is stopped.
-    protect(|| unsafe { rb_sys::rb_yield(NIL) }).map(as_value)
+    yield_(NIL)
 }
 
 /// Waits for a mutex that somebody has: `UNDEF` once it is free, or what the fiber was scheduled with.
 #[cold]
-fn wait_for(machine: Value, mutex: This<Mutex>) -> Answer {
-    // SAFETY: a plain accessor.
-    if mutex.owner.get() == unsafe { ruby::rb_fiber_current() } {
+fn wait_for(um: &Um, mutex: This<Mutex>) -> Result<(), Failure> {
+    if mutex.owner.get() == fiber::current() {
         return Err(Raise::misuse("deadlock; this fiber has locked the mutex already").into());
     }
-    let machine = machine.as_raw();
-    // SAFETY: the receiver of the method that runs.
-    let caller = unsafe { Caller::new(machine) }?;
+    let caller = Caller::new(um)?;
     let mut again = false;
     loop {
-        // SAFETY: see `switch`; the mutex is on the caller's frame, and not borrowed.
-        let waited =
-            unsafe { line::wait(&caller, machine, || mutex.waiters.as_ptr(), again, None) };
-        if let Err(failure) = waited {
+        if let Err(failure) = mutex.line.wait(&caller, again, None) {
             // It may have been woken for a mutex that it now leaves to another.
             if mutex.is_free() {
-                mutex.waiters.borrow_mut().wake_one();
+                mutex.line.wake_one();
             }
             return Err(failure);
         }
         if mutex.is_free() {
-            return Ok(ruby::UNDEF);
+            return Ok(());
         }
         again = true;
     }
@@ -130,8 +120,7 @@ fn is_locked(mutex: This<Mutex>) -> bool {
 /// @example
 ///   machine.synchronize(mutex) { mutex.owned? } #=> true
 fn is_owned(mutex: This<Mutex>) -> bool {
-    // SAFETY: a plain accessor.
-    mutex.owner.get() == unsafe { ruby::rb_fiber_current() }
+    mutex.owner.get() == fiber::current()
 }
 
 /// Defines the class, and the machine's method for it.

@@ -5,25 +5,21 @@
 use std::cell::Cell;
 
 use magnus::prelude::*;
-use magnus::rb_sys::AsRawValue;
-use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
+use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData};
 
-use crate::machine::caller::number;
 use crate::machine::child;
+use crate::os::fd::Fd;
 use crate::os::process as processes;
-use crate::ruby::method::settle;
 use crate::ruby::this::This;
-use crate::ruby::{self, Raise, NIL, VALUE};
+use crate::ruby::{as_fixnum, id, set_variable, variable, Id, Outcome, Raise, Value, NIL};
 
 /// What a UM::Process holds.
 #[derive(TypedData)]
 #[magnus(class = "UringMachine::Process", size, free_immediately)]
 pub struct Process {
-    /// Of the process; -1 when it is closed, for good.
     fd: Cell<i32>,
-    /// How many fibers wait by the descriptor: it stays open until they are done.
+    /// How many wait by the descriptor.
     users: Cell<usize>,
-    /// Nobody may use it any more but those who do already.
     closed: Cell<bool>,
 }
 
@@ -58,26 +54,23 @@ impl Process {
     }
 }
 
-/// Closes a descriptor, if it is one. Linux closes it whatever it answers.
+/// Closes a descriptor that is the object's own.
 fn close_fd(fd: i32) {
     if fd >= 0 {
-        // SAFETY: the descriptor is the object's own.
-        unsafe { libc::close(fd) };
+        let _ = Fd(fd).close();
     }
 }
 
 /// Gives the descriptor of a process to the object, once.
-fn adopt(ruby: &Ruby, this: This<Process>, fd: Value) -> Result<Value, Error> {
-    settle(ruby, || {
-        let fd = ruby::as_fixnum(fd.as_raw()).map_or(-1, |fd| fd as i32);
-        if !this.closed.get() || this.fd.get() >= 0 {
-            close_fd(fd);
-            return Err(Raise::misuse("already initialized process"));
-        }
-        this.fd.set(fd);
-        this.closed.set(false);
-        Ok(this.value())
-    })
+fn adopt(this: This<Process>, fd: Value) -> Result<This<Process>, Raise> {
+    let fd = as_fixnum(fd).map_or(-1, |fd| fd as i32);
+    if !this.closed.get() || this.fd.get() >= 0 {
+        close_fd(fd);
+        return Err(Raise::misuse("already initialized process"));
+    }
+    this.fd.set(fd);
+    this.closed.set(false);
+    Ok(this)
 }
 
 /// @method UringMachine::Process#fileno
@@ -85,17 +78,15 @@ fn adopt(ruby: &Ruby, this: This<Process>, fd: Value) -> Result<Value, Error> {
 /// @raise [UringMachine::Error] if it is closed
 /// @example
 ///   machine.poll(process.fileno, UM::POLLIN)
-fn fileno(ruby: &Ruby, this: This<Process>) -> Result<Value, Error> {
-    settle(ruby, || this.open_fd().map(number))
+fn fileno(this: This<Process>) -> Result<i32, Raise> {
+    this.open_fd()
 }
 
 /// The descriptor, which stays open until `release`.
-fn acquire(ruby: &Ruby, this: This<Process>) -> Result<Value, Error> {
-    settle(ruby, || {
-        let fd = this.open_fd()?;
-        this.users.set(this.users.get() + 1);
-        Ok(number(fd))
-    })
+fn acquire(this: This<Process>) -> Result<i32, Raise> {
+    let fd = this.open_fd()?;
+    this.users.set(this.users.get() + 1);
+    Ok(fd)
 }
 
 /// Says that the descriptor is used no more.
@@ -111,57 +102,47 @@ fn release(this: This<Process>) {
 /// @raise [UringMachine::Error] if it is closed and its end is not known
 /// @example
 ///   process.alive? #=> true
-fn is_alive(ruby: &Ruby, this: This<Process>) -> Result<Value, Error> {
-    settle(ruby, || {
-        if known_status(this) != NIL {
-            return Ok(ruby::FALSE);
-        }
-        Ok(ruby::boolean(!processes::has_ended(this.open_fd()?)?))
-    })
+fn is_alive(this: This<Process>) -> Result<bool, Raise> {
+    if known_status(this) != NIL {
+        return Ok(false);
+    }
+    Ok(!processes::has_ended(this.open_fd()?)?)
 }
 
 /// Sends a signal, by its number, unless the process has ended.
-fn signal(ruby: &Ruby, this: This<Process>, signal: Value) -> Result<Value, Error> {
-    settle(ruby, || {
-        let signal = ruby::as_fixnum(signal.as_raw()).and_then(|signal| signal.try_into().ok());
-        let Some(signal) = signal else {
-            return Err(Raise::errno(libc::EINVAL));
-        };
-        if known_status(this) != NIL {
-            return Err(Raise::errno(libc::ESRCH));
-        }
-        let fd = this.open_fd()?;
-        if processes::has_ended(fd)? {
-            return Err(Raise::errno(libc::ESRCH));
-        }
-        processes::send_signal(fd, signal, 0)?;
-        Ok(this.value())
-    })
+fn signal(this: This<Process>, signal: Value) -> Result<This<Process>, Raise> {
+    let Some(signal) = as_fixnum(signal).and_then(|signal| signal.try_into().ok()) else {
+        return Err(Raise::errno(libc::EINVAL));
+    };
+    if known_status(this) != NIL {
+        return Err(Raise::errno(libc::ESRCH));
+    }
+    let fd = this.open_fd()?;
+    if processes::has_ended(fd)? {
+        return Err(Raise::errno(libc::ESRCH));
+    }
+    processes::send_signal(fd, signal, 0)?;
+    Ok(this)
 }
 
-fn status_variable() -> ruby::ID {
-    ruby::id("@status")
+fn status_variable() -> Id {
+    id("@status")
 }
 
 /// What `reap` has found, or nil.
-fn known_status(this: This<Process>) -> VALUE {
-    // SAFETY: a plain accessor.
-    unsafe { rb_sys::rb_attr_get(this.value(), status_variable()) }
+fn known_status(this: This<Process>) -> Value {
+    variable(this.value(), status_variable())
 }
 
 /// The process has ended: takes its status, unless somebody has. For one who has acquired the descriptor.
-fn reap(ruby: &Ruby, this: This<Process>) -> Result<Value, Error> {
-    settle(ruby, || {
-        let known = known_status(this);
-        if known != NIL {
-            return Ok(known);
-        }
-        // SAFETY: a look at a child, and an instance variable of the object's own.
-        unsafe {
-            let status = child::take_status(this.fd.get())?;
-            Ok(rb_sys::rb_ivar_set(this.value(), status_variable(), status))
-        }
-    })
+fn reap(this: This<Process>) -> Outcome {
+    let known = known_status(this);
+    if known != NIL {
+        return Ok(known);
+    }
+    let status = child::take_status(this.fd.get())?;
+    set_variable(this.value(), status_variable(), status)?;
+    Ok(status)
 }
 
 /// Closes the descriptor. The process is left alone. Whoever waits for it already goes on waiting.

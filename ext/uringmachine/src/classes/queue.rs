@@ -5,57 +5,56 @@ use std::collections::VecDeque;
 
 use magnus::gc::Marker;
 use magnus::prelude::*;
-use magnus::rb_sys::AsRawValue;
-use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData, Value};
+use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData};
 
 use crate::machine::caller::{answer, Answer, Caller};
-use crate::machine::line::{self, Waiters};
+use crate::machine::line::Line;
+use crate::machine::owner::Um;
 use crate::machine::spun;
 use crate::ruby::arguments::wrong_type;
-use crate::ruby::method::{as_value, settle};
 use crate::ruby::this::This;
-use crate::ruby::{Raise, VALUE};
+use crate::ruby::{Outcome, Raise, Value};
 
 /// What a UM::Queue holds. Nothing that runs Ruby, or allocates, is called while either is borrowed.
 #[derive(Default, TypedData)]
 #[magnus(class = "UringMachine::Queue", mark, size, free_immediately)]
 pub struct Queue {
-    values: RefCell<VecDeque<VALUE>>,
-    waiters: RefCell<Waiters>,
+    values: RefCell<VecDeque<Value>>,
+    line: Line,
 }
 
 impl DataTypeFunctions for Queue {
     fn mark(&self, marker: &Marker) {
         for value in self.values.borrow().iter() {
-            marker.mark(as_value(*value));
+            marker.mark(value.to_magnus());
         }
-        self.waiters.borrow().mark();
+        self.line.mark();
     }
 }
 
 impl Queue {
-    fn push(&self, value: VALUE) {
+    fn push(&self, value: Value) {
         self.values.borrow_mut().push_back(value);
-        self.waiters.borrow_mut().wake_one();
+        self.line.wake_one();
     }
 
-    fn unshift(&self, value: VALUE) {
+    fn unshift(&self, value: Value) {
         self.values.borrow_mut().push_front(value);
-        self.waiters.borrow_mut().wake_one();
+        self.line.wake_one();
     }
 }
 
-fn find(value: VALUE) -> Result<This<Queue>, Raise> {
+fn find(value: Value) -> Result<This<Queue>, Raise> {
     This::find(value).ok_or_else(|| wrong_type(value, "queue", "a UM::Queue"))
 }
 
 /// Whether a value is a queue, else the error to raise.
-pub fn check(value: VALUE) -> Result<(), Raise> {
+pub fn check(value: Value) -> Result<(), Raise> {
     find(value).map(drop)
 }
 
 /// Appends a value and wakes a fiber that waits for one.
-pub fn push(queue: VALUE, value: VALUE) {
+pub fn push(queue: Value, value: Value) {
     if let Ok(queue) = find(queue) {
         queue.push(value);
     }
@@ -71,7 +70,7 @@ pub fn push(queue: VALUE, value: VALUE) {
 /// @example
 ///   machine.push(queue, :job)
 fn push_(_machine: Value, queue: This<Queue>, value: Value) -> This<Queue> {
-    queue.push(value.as_raw());
+    queue.push(value);
     queue
 }
 
@@ -85,7 +84,7 @@ fn push_(_machine: Value, queue: This<Queue>, value: Value) -> This<Queue> {
 /// @example
 ///   machine.unshift(queue, :urgent)
 fn unshift(_machine: Value, queue: This<Queue>, value: Value) -> This<Queue> {
-    queue.unshift(value.as_raw());
+    queue.unshift(value);
     queue
 }
 
@@ -97,8 +96,8 @@ fn unshift(_machine: Value, queue: This<Queue>, value: Value) -> This<Queue> {
 /// @raise [TypeError] if queue is no UM::Queue
 /// @example
 ///   machine.pop(queue) #=> the newest value
-fn pop(ruby: &Ruby, machine: Value, queue: This<Queue>) -> Result<Value, Error> {
-    take(ruby, machine, queue, VecDeque::pop_back)
+fn pop(machine: This<Um>, queue: This<Queue>) -> Outcome {
+    take(machine, queue, VecDeque::pop_back)
 }
 
 /// Takes the value at the head of a queue; waits while there is none.
@@ -109,40 +108,35 @@ fn pop(ruby: &Ruby, machine: Value, queue: This<Queue>) -> Result<Value, Error> 
 /// @raise [TypeError] if queue is no UM::Queue
 /// @example
 ///   machine.shift(queue) #=> the oldest value
-fn shift(ruby: &Ruby, machine: Value, queue: This<Queue>) -> Result<Value, Error> {
-    take(ruby, machine, queue, VecDeque::pop_front)
+fn shift(machine: This<Um>, queue: This<Queue>) -> Outcome {
+    take(machine, queue, VecDeque::pop_front)
 }
 
 #[inline]
 fn take(
-    ruby: &Ruby,
-    machine: Value,
+    machine: This<Um>,
     queue: This<Queue>,
-    from: impl Fn(&mut VecDeque<VALUE>) -> Option<VALUE>,
-) -> Result<Value, Error> {
+    from: impl Fn(&mut VecDeque<Value>) -> Option<Value>,
+) -> Outcome {
     if let Some(value) = from(&mut queue.values.borrow_mut()) {
-        return Ok(as_value(value));
+        return Ok(value);
     }
-    settle(ruby, || answer(wait_for_one(machine, queue, from)))
+    answer(wait_for_one(&machine, queue, from))
 }
 
 fn wait_for_one(
-    machine: Value,
+    um: &Um,
     queue: This<Queue>,
-    from: impl Fn(&mut VecDeque<VALUE>) -> Option<VALUE>,
+    from: impl Fn(&mut VecDeque<Value>) -> Option<Value>,
 ) -> Answer {
-    let machine = machine.as_raw();
-    // SAFETY: the receiver of the method that runs.
-    let caller = unsafe { Caller::new(machine) }?;
+    let caller = Caller::new(um)?;
     let mut again = false;
     loop {
-        // SAFETY: see `switch`; the queue is on the caller's frame, and not borrowed.
-        let waited =
-            unsafe { line::wait(&caller, machine, || queue.waiters.as_ptr(), again, None) };
-        if let Err(failure) = waited {
+        if let Err(failure) = queue.line.wait(&caller, again, None) {
             // It may have been woken for a value that it now leaves to another.
-            if !queue.values.borrow().is_empty() {
-                queue.waiters.borrow_mut().wake_one();
+            let has_any = !queue.values.borrow().is_empty();
+            if has_any {
+                queue.line.wake_one();
             }
             return Err(failure);
         }
@@ -168,7 +162,7 @@ fn count(queue: This<Queue>) -> usize {
 /// @example
 ///   UM::Queue.new.num_waiting #=> 0
 fn num_waiting(queue: This<Queue>) -> usize {
-    queue.waiters.borrow().len()
+    queue.line.len()
 }
 
 /// Defines the class, and the machine's methods for it.

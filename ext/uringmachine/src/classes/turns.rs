@@ -3,118 +3,89 @@
 //!
 //! Such a method is prepended by one of the same arity, which takes a turn, and has Ruby's own do the rest.
 
-use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::classes::fiber_scheduler;
-use crate::machine::switch;
-use crate::ruby::{self, Raise, NIL, VALUE};
+use magnus::prelude::*;
+use magnus::{method, Error, RClass, RModule};
+
+use super::fiber_scheduler::with_running;
+use crate::ruby::call::{call_super, keyword_given};
+use crate::ruby::{call, classes, fiber, values, Outcome, Raise, Value, NIL};
 
 /// What a call counts for whose bytes nobody knows: see `Core::count_at_once`.
 const BYTES: usize = 1 << 10;
 
 /// Lets those go first that are ready, if the current fiber has a scheduler of ours and has held the thread for long.
 #[inline]
-unsafe fn take_turn() -> Result<(), Raise> {
-    // SAFETY: plain accessors; see `switch`.
-    unsafe {
-        let scheduler = ruby::rb_fiber_scheduler_current();
-        if scheduler == NIL {
-            return Ok(());
-        }
-        match fiber_scheduler::running_core(scheduler) {
-            Some(core) => switch::take_turns_with(core, BYTES),
-            None => Ok(()),
-        }
+fn take_turn() -> Result<(), Raise> {
+    let scheduler = fiber::current_scheduler();
+    if scheduler == NIL {
+        return Ok(());
     }
-}
-
-/// As [`take_turn`], for a method. May longjmp.
-#[inline]
-unsafe fn before() {
-    // SAFETY: nothing here needs dropping.
-    unsafe { ruby::method(|| take_turn().map(|()| NIL)) };
+    with_running(scheduler, |machine| machine.take_turns_with(BYTES)).unwrap_or(Ok(()))
 }
 
 /// A method of any number of arguments.
-unsafe extern "C" fn any(argc: c_int, argv: *const VALUE, _this: VALUE) -> VALUE {
-    // SAFETY: Ruby passes `argc` arguments, and keeps them until the method returns.
-    unsafe {
-        let keywords = rb_sys::rb_keyword_given_p();
-        before();
-        rb_sys::rb_call_super_kw(argc, argv, keywords)
-    }
+fn any(_this: Value, arguments: &[magnus::Value]) -> Outcome {
+    let has_keywords = keyword_given();
+    take_turn()?;
+    call_super(values(arguments), has_keywords)
 }
 
-/// A method of a fixed number of arguments: `with!(name, argument…)`.
+/// Defines a method of a fixed number of arguments: `with!(module, name, argument…)`.
 macro_rules! with {
-    ($name:ident $(, $argument:ident)*) => {
-        unsafe extern "C" fn $name(_this: VALUE $(, $argument: VALUE)*) -> VALUE {
-            let arguments = [NIL $(, $argument)*];
-            // SAFETY: the arguments are on this frame. The first is none.
-            unsafe {
-                before();
-                let count = arguments.len() - 1;
-                rb_sys::rb_call_super(count as c_int, arguments.as_ptr().add(1))
-            }
-        }
+    ($module:expr, $name:expr, $arity:tt $(, $argument:ident)*) => {
+        $module.define_method(
+            $name,
+            method!(
+                |_this: Value $(, $argument: Value)*| -> Outcome {
+                    take_turn()?;
+                    call_super(&[$($argument),*], false)
+                },
+                $arity
+            ),
+        )
     };
 }
 
-with!(none);
-with!(one, a);
-with!(two, a, b);
-with!(three, a, b, c);
-with!(four, a, b, c, d);
-with!(five, a, b, c, d, e);
-
 /// CoreGaps.take_turn: takes a turn.
-unsafe extern "C" fn turn(_module: VALUE) -> VALUE {
-    // SAFETY: as `before`.
-    unsafe { before() };
-    NIL
+fn turn(_module: Value) -> Result<(), Raise> {
+    take_turn()
 }
 
 /// CoreGaps.define_turn(module, name, arity): defines a method that takes a turn and calls `super`.
-unsafe extern "C" fn define_turn(_module: VALUE, to: VALUE, name: VALUE, arity: VALUE) -> VALUE {
-    // SAFETY: the function takes what the arity says; what raises has nothing here to drop.
-    unsafe {
-        let arity = rb_sys::rb_num2int(arity) as c_int;
-        let function = match arity {
-            -1 => any as *const (),
-            0 => none as *const (),
-            1 => one as *const (),
-            2 => two as *const (),
-            3 => three as *const (),
-            4 => four as *const (),
-            5 => five as *const (),
-            _ => return ruby::method(|| Err(Raise::argument("no such arity"))),
-        };
-        ruby::define_method_id(to, rb_sys::rb_to_id(name), function, arity);
-        NIL
+fn define_turn(_module: Value, to: RModule, name: magnus::Symbol, arity: i32) -> Result<(), Error> {
+    let name = &*name.name()?;
+    match arity {
+        -1 => to.define_method(name, method!(any, -1)),
+        0 => with!(to, name, 0),
+        1 => with!(to, name, 1, a),
+        2 => with!(to, name, 2, a, b),
+        3 => with!(to, name, 3, a, b, c),
+        4 => with!(to, name, 4, a, b, c, d),
+        5 => with!(to, name, 5, a, b, c, d, e),
+        _ => {
+            let ruby = magnus::Ruby::get_with(to);
+            Err(Error::new(ruby.exception_arg_error(), "no such arity"))
+        }
     }
 }
 
 /// Has the methods take turns from now on, and those of OpenSSL's sockets if there are any by now: see
 /// lib/uringmachine/core_ext/turns.rb. May longjmp.
-pub unsafe fn begin() {
+pub fn begin() -> Result<(), Raise> {
     static BEGUN: AtomicBool = AtomicBool::new(false);
-    // SAFETY: plain calls of Ruby methods; nothing here needs dropping.
-    unsafe {
-        let module = rb_sys::rb_path2class(c"UringMachine::CoreGaps".as_ptr());
-        if !BEGUN.swap(true, Ordering::Relaxed) {
-            ruby::funcall(module, ruby::id("take_turns"), &[]);
-        }
-        ruby::funcall(module, ruby::id("meet_openssl"), &[]);
+    let module = classes::at("UringMachine::CoreGaps")?;
+    if !BEGUN.swap(true, Ordering::Relaxed) {
+        call(module, "take_turns", &[])?;
     }
+    call(module, "meet_openssl", &[]).map(drop)
 }
 
 /// Defines what lib/uringmachine/core_ext/turns.rb is made of.
-pub unsafe fn define(class: VALUE) {
-    // SAFETY: each function takes what its arity says.
-    unsafe {
-        let module = rb_sys::rb_define_module_under(class, c"CoreGaps".as_ptr());
-        ruby::define_singleton_method(module, c"take_turn", turn as *const (), 0);
-        ruby::define_singleton_method(module, c"define_turn", define_turn as *const (), 3);
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    let module = class.define_module("CoreGaps")?;
+    module.define_singleton_method("take_turn", method!(turn, 0))?;
+    module.define_singleton_method("define_turn", method!(define_turn, 3))?;
+    Ok(())
 }

@@ -1,13 +1,11 @@
 //! address_resolve: a name looked up off the thread.
 
-use magnus::rb_sys::AsRawValue;
-use magnus::{method, Error, Module, RClass, Ruby, Value};
+use magnus::{method, Error, Module, RClass};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::off_thread::resolver;
-use crate::ruby::method::settle;
 use crate::ruby::this::This;
-use crate::ruby::{self, Raise, NIL};
+use crate::ruby::{array, collections, string, Outcome, Raise, Value, NIL};
 
 /// Looks a host up by the system's resolver, off the thread.
 ///
@@ -18,29 +16,20 @@ use crate::ruby::{self, Raise, NIL};
 /// @raise [ArgumentError] if there is a zero byte in hostname
 /// @example
 ///   scheduler.address_resolve("localhost") #=> ["::1", "127.0.0.1"]
-fn address_resolve(ruby: &Ruby, this: This<Scheduler>, hostname: Value) -> Result<Value, Error> {
-    let hostname = hostname.as_raw();
-    settle(ruby, || {
-        // SAFETY: see `switch`; a String is checked before its bytes are read.
-        unsafe {
-            let core = this.core()?;
-            let hostname =
-                ruby::protect(|| rb_sys::rb_str_to_str(hostname)).map_err(Raise::Jump)?;
-            let name = std::ffi::CString::new(ruby::string_bytes(&hostname))
-                .map_err(|_| Raise::argument("hostname contains null byte"))?;
-            let me = (*core).current_task();
-            let addresses = resolver::resolve(core, me, name)?;
-            if addresses.is_empty() {
-                return Ok(NIL);
-            }
-            let list = rb_sys::rb_ary_new();
-            for address in &addresses {
-                let text = rb_sys::rb_utf8_str_new(address.as_ptr().cast(), address.len() as _);
-                rb_sys::rb_ary_push(list, text);
-            }
-            Ok(list)
-        }
-    })
+fn address_resolve(this: This<Scheduler>, hostname: Value) -> Outcome {
+    let machine = this.machine()?;
+    let hostname = string::copy(string::from(hostname)?);
+    let name = std::ffi::CString::new(hostname)
+        .map_err(|_| Raise::argument("hostname contains null byte"))?;
+    let addresses = resolver::resolve(machine, machine.current_task(), name)?;
+    if addresses.is_empty() {
+        return Ok(NIL);
+    }
+    let list = array()?;
+    for address in &addresses {
+        collections::push(list, string::utf8(address)?)?;
+    }
+    Ok(list)
 }
 
 /// Defines the hook.

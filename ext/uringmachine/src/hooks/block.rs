@@ -1,16 +1,15 @@
 //! block and unblock: Mutex, Queue, Thread#join …
 
-use magnus::rb_sys::AsRawValue;
-use magnus::{method, Error, Module, RClass, Ruby, Value};
+use magnus::{method, Error, Module, RClass};
 use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::Wake;
 
 use crate::classes::fiber_scheduler::Scheduler;
-use crate::machine::switch;
+use crate::machine::wait::Ended;
+use crate::machine::Machine;
 use crate::ruby::arguments::Arguments;
-use crate::ruby::method::{as_value, raw, settle};
 use crate::ruby::this::This;
-use crate::ruby::{self, duration, FALSE, NIL, TRUE};
+use crate::ruby::{boolean, classes, duration, fiber, is_a, Outcome, Value, FALSE, TRUE};
 
 /// Waits until `unblock`. Ruby calls it for Mutex, Queue, ConditionVariable and Thread#join.
 ///
@@ -20,35 +19,30 @@ use crate::ruby::{self, duration, FALSE, NIL, TRUE};
 /// @return [Boolean] true if it was unblocked, false after the timeout
 /// @example
 ///   scheduler.block(mutex, 0.1) #=> false
-fn block(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
-    let arguments = raw(arguments);
-    settle(ruby, || {
-        // SAFETY: see `switch`.
-        unsafe {
-            let arguments = Arguments::of(arguments, 1..=2)?;
-            let core = this.core()?;
-            let blocker = arguments.get(0);
-            let deadline = if let Some(timeout) = arguments.all().get(1) {
-                duration::rest(*timeout)?.map(duration::from_now)
-            } else {
-                None
-            };
-            let me = (*core).current_task();
-            // The unblock may have come before this hook was reached. Callers look again at what they
-            // wait for, except Ruby 3.4's Thread#join: it must not see another blocker's.
-            let early = std::mem::replace(&mut (*core).waiter(me).unblocked_by, FALSE);
-            let joins = ruby::is_a(blocker, rb_sys::rb_cThread);
-            if early == blocker || (early != FALSE && !joins) {
-                (*core).finish_wait(me);
-                return Ok(TRUE);
-            }
-            let waiter = (*core).waiter(me);
-            waiter.blocked = true;
-            waiter.blocker = blocker;
-            let ended = switch::pause(core, me, deadline)?;
-            Ok(ruby::boolean(ended != switch::Ended::Deadline))
+fn block(this: This<Scheduler>, arguments: &[magnus::Value]) -> Outcome {
+    let arguments = Arguments::of(arguments, 1..=2)?;
+    let machine = this.machine()?;
+    let blocker = arguments.get(0);
+    let deadline = match arguments.all().get(1) {
+        Some(timeout) => duration::rest(*timeout)?.map(duration::from_now),
+        None => None,
+    };
+    let me = machine.current_task();
+    {
+        let mut parts = machine.parts();
+        let waiter = parts.waiter(me);
+        // The unblock may have come before this hook was reached. Callers look again at what they
+        // wait for, except Ruby 3.4's Thread#join: it must not see another blocker's.
+        let early = std::mem::replace(&mut waiter.unblocked_by, FALSE);
+        if early == blocker || (early != FALSE && !is_a(blocker, classes::thread())) {
+            parts.finish_wait(me);
+            return Ok(TRUE);
         }
-    })
+        waiter.blocked = true;
+        waiter.blocker = blocker;
+    }
+    let ended = machine.pause(me, deadline)?;
+    Ok(boolean(ended != Ended::Deadline))
 }
 
 /// Ends a fiber's `block` or `kernel_sleep`. From any thread, any number of times, for any fiber.
@@ -59,50 +53,46 @@ fn block(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Valu
 /// @return [nil]
 /// @example
 ///   scheduler.unblock(mutex, fiber)
-fn unblock(this: This<Scheduler>, blocker: Value, fiber: Value) -> Value {
-    let (blocker, fiber) = (blocker.as_raw(), fiber.as_raw());
-    let body = || {
-        // SAFETY: called with the GVL, which guards the tasks while their thread sleeps or not.
-        unsafe {
-            let Some(core) = this.core_from_anywhere() else {
-                return NIL;
-            };
-            let task = match (*core).find(fiber) {
-                Some(task) => task,
-                // A fiber that never waited here, about to: see below.
-                None if ruby::rb_obj_is_fiber(fiber) == TRUE
-                    && ruby::truthy(ruby::rb_fiber_alive_p(fiber)) =>
-                {
-                    (*core).add(fiber, false)
-                }
-                None => return NIL,
-            };
-            let task = (*core).blocked_task(task);
-            match (*core).driver.tasks.state(task) {
-                Some(State::Waiting | State::Ready(_)) if (*core).waiter(task).blocked => {
-                    // One whose wait is over takes it all the same: nobody else is given it.
-                    if let Some(wait) = (*core).driver.tasks.current_wait(task) {
-                        if (*core).driver.tasks.wake(wait, Wake::Complete) {
-                            (*core).notify();
-                        }
-                    }
-                }
-                // It has registered with the blocker but not reached `block` yet: remember. Or it is a thread's root fiber,
-                // which waits without the scheduler: for the fibers of other threads that are in an IO it closes
-                // (thread.c, rb_thread_io_close_wait).
-                Some(State::Running) => {
-                    (*core).waiter(task).unblocked_by = blocker;
-                    if fiber == (*core).home {
-                        rb_sys::rb_thread_wakeup_alive((*core).thread());
-                    }
-                }
-                // Woken already, or waiting for something else: this is for an earlier wait.
-                _ => {}
-            }
-            NIL
-        }
+fn unblock(this: This<Scheduler>, blocker: Value, fiber: Value) {
+    if let Some(machine) = this.machine_from_anywhere() {
+        unblock_in(machine, blocker, fiber);
+    }
+}
+
+fn unblock_in(machine: &Machine, blocker: Value, fiber: Value) {
+    let known = machine.parts().find(fiber);
+    let task = match known {
+        Some(task) => task,
+        // A fiber that never waited here, about to: see below.
+        None if fiber::is_alive(fiber) => machine.add(fiber, false),
+        None => return,
     };
-    as_value(body())
+    let mut parts = machine.parts();
+    let task = parts.blocked_task(task);
+    match parts.driver.tasks.state(task) {
+        Some(State::Waiting | State::Ready(_)) if parts.waiter(task).blocked => {
+            // One whose wait is over takes it all the same: nobody else is given it.
+            let wait = parts.driver.tasks.current_wait(task);
+            let woken = wait.is_some_and(|wait| parts.driver.tasks.wake(wait, Wake::Complete));
+            drop(parts);
+            if woken {
+                machine.notify();
+            }
+        }
+        // It has registered with the blocker but not reached `block` yet: remember. Or it is a thread's root fiber,
+        // which waits without the scheduler: for the fibers of other threads that are in an IO it closes
+        // (thread.c, rb_thread_io_close_wait).
+        Some(State::Running) => {
+            parts.waiter(task).unblocked_by = blocker;
+            let is_home = fiber == parts.fibers.home;
+            drop(parts);
+            if is_home {
+                fiber::wake_thread(machine.thread());
+            }
+        }
+        // Woken already, or waiting for something else: this is for an earlier wait.
+        _ => {}
+    }
 }
 
 pub fn define(class: RClass) -> Result<(), Error> {

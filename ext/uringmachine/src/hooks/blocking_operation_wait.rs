@@ -1,21 +1,18 @@
 //! blocking_operation_wait: what has no operation in io_uring.
 
-use magnus::rb_sys::AsRawValue;
-use magnus::{method, Error, Module, RClass, Ruby, Value};
+use magnus::{method, Error, Module, RClass};
 
 use crate::classes::fiber_scheduler::Scheduler;
-use crate::machine::switch;
 use crate::off_thread::ruby_threads;
-use crate::ruby::method::settle;
+use crate::ruby::call::called_from;
 use crate::ruby::this::This;
-use crate::ruby::{self, version};
+use crate::ruby::{version, Outcome, Value};
 
 /// Whether the operation is the close of an IO, which has forgotten its descriptor by now: if anything is raised first,
 /// nobody closes it. From Ruby 4.0 on `io_close` is called for it.
-unsafe fn is_close() -> bool {
+fn is_close() -> bool {
     const CLOSES: [&[u8]; 4] = [b"close", b"close_read", b"close_write", b"reopen"];
-    // SAFETY: within the hook.
-    !version::has_cause() && unsafe { ruby::called_from_any(b"blocking_operation_wait", &CLOSES) }
+    !version::has_cause() && called_from(b"blocking_operation_wait", &CLOSES)
 }
 
 /// Runs a blocking operation on a worker thread while other fibers run here.
@@ -25,24 +22,14 @@ unsafe fn is_close() -> bool {
 /// @return [Object] ignored by Ruby; nil leaves the operation to it
 /// @example
 ///   # called by Ruby for zlib, File.stat and others
-fn blocking_operation_wait(
-    ruby: &Ruby,
-    this: This<Scheduler>,
-    operation: Value,
-) -> Result<Value, Error> {
-    let operation = operation.as_raw();
-    settle(ruby, || {
-        // SAFETY: see `switch`.
-        unsafe {
-            let core = this.core()?;
-            let me = (*core).current_task();
-            if is_close() {
-                return ruby_threads::finish(core, me, operation);
-            }
-            switch::take_turns(core, me)?;
-            ruby_threads::wait(core, me, operation)
-        }
-    })
+fn blocking_operation_wait(this: This<Scheduler>, operation: Value) -> Outcome {
+    let machine = this.machine()?;
+    let me = machine.current_task();
+    if is_close() {
+        return ruby_threads::finish(machine, me, operation);
+    }
+    machine.take_turns(me)?;
+    ruby_threads::wait(machine, me, operation)
 }
 
 pub fn define(class: RClass) -> Result<(), Error> {

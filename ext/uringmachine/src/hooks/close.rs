@@ -1,13 +1,13 @@
 //! close, scheduler_close and run: the end of a scheduler.
 
-use magnus::{method, Error, Module, RClass, Ruby, Value};
+use magnus::{method, Error, Module, RClass};
 
 use crate::classes::fiber_scheduler::Scheduler;
-use crate::machine::ending::{run_all, terminate_all, thread_is_ending, unwind_all};
+use crate::machine::ending::thread_is_ending;
 use crate::machine::owner;
-use crate::ruby::method::settle;
+use crate::ruby::call::call_if_there;
 use crate::ruby::this::This;
-use crate::ruby::{self, Raise, NIL, TRUE};
+use crate::ruby::{call, classes, fiber, Outcome, Raise, Value, NIL};
 
 /// How long the end of a scheduler waits for the kernel to give memory back, in nanoseconds.
 const SHUT_DOWN_LIMIT: u64 = 5_000_000_000;
@@ -18,15 +18,9 @@ const SHUT_DOWN_LIMIT: u64 = 5_000_000_000;
 /// @return [true]
 /// @example
 ///   scheduler.run
-fn run(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
-    settle(ruby, || {
-        // SAFETY: see `switch`.
-        unsafe {
-            let core = this.core()?;
-            run_all(core)?;
-            Ok(TRUE)
-        }
-    })
+fn run(this: This<Scheduler>) -> Result<bool, Raise> {
+    this.machine()?.run_all()?;
+    Ok(true)
 }
 
 /// Waits for the fibers, or unwinds them if the thread is being ended, and gives the ring back. Ruby calls
@@ -37,46 +31,39 @@ fn run(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
 /// @raise [RuntimeError] if it is closed already
 /// @example
 ///   Fiber.set_scheduler(nil) # calls it
-fn scheduler_close(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
-    settle(ruby, || {
-        // SAFETY: see `switch`.
-        unsafe {
-            let scheduler = this;
-            if scheduler.closed.get() {
-                return Err(Raise::new(
-                    rb_sys::rb_eRuntimeError,
-                    "Scheduler already closed!",
-                ));
-            }
-            if scheduler.core.get().is_null() || (*scheduler.core.get()).is_forked() {
-                scheduler.closed.set(true);
-                return Ok(NIL);
-            }
-            let core = match scheduler.core() {
-                Ok(core) => core,
-                Err(raise) => {
-                    scheduler.closed.set(true);
-                    return Err(raise);
-                }
-            };
-            let ended = if thread_is_ending() {
-                terminate_all(core)
-            } else {
-                match run_all(core) {
-                    Ok(()) => Ok(()),
-                    Err(raise) => Err(unwind_all(core, raise)),
-                }
-            };
+fn scheduler_close(this: This<Scheduler>) -> Outcome {
+    if this.closed.get() {
+        return Err(Raise::new(
+            classes::runtime_error(),
+            "Scheduler already closed!",
+        ));
+    }
+    let is_its = (this.known_machine()).is_some_and(|machine| !machine.is_forked());
+    if !is_its {
+        this.closed.set(true);
+        return Ok(NIL);
+    }
+    let machine = match this.machine() {
+        Ok(machine) => machine,
+        Err(raise) => {
             this.closed.set(true);
-            if (*core).driver.shut_down(SHUT_DOWN_LIMIT) {
-                (*core).driver.close();
-            } else {
-                // The kernel may still write to what the machine knows: it must never be freed.
-                owner::leak(this.machine.get());
-            }
-            ended.map(|()| NIL)
+            return Err(raise);
         }
-    })
+    };
+    let ended = if thread_is_ending() {
+        machine.terminate_all()
+    } else {
+        machine.run_all().map_err(|raise| machine.unwind_all(raise))
+    };
+    this.closed.set(true);
+    let is_shut = machine.parts().driver.shut_down(SHUT_DOWN_LIMIT);
+    if is_shut {
+        machine.parts().driver.close();
+    } else {
+        // The kernel may still write to what the machine knows: it must never be freed.
+        owner::leak(machine);
+    }
+    ended.map(|()| NIL)
 }
 
 /// Closes the scheduler: as `Fiber.set_scheduler(nil)` where it is installed.
@@ -86,28 +73,18 @@ fn scheduler_close(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
 /// @raise [RuntimeError] if it is closed already
 /// @example
 ///   scheduler.close
-fn close(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
-    let this = this.value();
-    let close = || {
-        // SAFETY: plain calls of Ruby's, stopped where they raise, with nothing here to drop.
-        unsafe {
-            // What is installed may be an object that delegates to this one.
-            let installed = ruby::rb_fiber_scheduler_get();
-            let itself = ruby::id("uring_scheduler");
-            if installed == this
-                || (installed != NIL
-                    && rb_sys::rb_respond_to(installed, itself) != 0
-                    && ruby::funcall(installed, itself, &[]) == this)
-            {
-                return ruby::rb_fiber_scheduler_set(NIL);
-            }
-            ruby::funcall(this, ruby::id("scheduler_close"), &[])
-        }
-    };
-    // SAFETY: `close` holds plain values.
-    settle(ruby, || unsafe {
-        ruby::protect(close).map_err(Raise::Jump)
-    })
+fn close(this: This<Scheduler>) -> Outcome {
+    // What is installed may be an object that delegates to this one.
+    let installed = fiber::scheduler();
+    if is_or_delegates_to(installed, this.value())? {
+        return fiber::set_scheduler(NIL);
+    }
+    call(this.value(), "scheduler_close", &[])
+}
+
+fn is_or_delegates_to(installed: Value, scheduler: Value) -> Result<bool, Raise> {
+    Ok(installed == scheduler
+        || (installed != NIL && call_if_there(installed, "uring_scheduler")? == Some(scheduler)))
 }
 
 /// Defines the hooks.

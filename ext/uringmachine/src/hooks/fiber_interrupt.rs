@@ -1,14 +1,12 @@
 //! fiber_interrupt: an exception for a fiber that waits, from Ruby 4.0 on the one that closes what it waits for.
 
-use magnus::rb_sys::AsRawValue;
-use magnus::{method, Error, Module, RClass, Value};
+use magnus::{method, Error, Module, RClass};
 use uringmachine_runtime::tasks::State;
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::Pending;
-use crate::ruby::method::as_value;
 use crate::ruby::this::This;
-use crate::ruby::NIL;
+use crate::ruby::Value;
 
 /// Raises in a fiber that waits, because its IO is being closed. From any thread.
 ///
@@ -18,28 +16,19 @@ use crate::ruby::NIL;
 /// @return [nil]
 /// @example
 ///   scheduler.fiber_interrupt(fiber, IOError.new("stream closed in another thread"))
-fn fiber_interrupt(this: This<Scheduler>, fiber: Value, exception: Value) -> Value {
-    let (fiber, exception) = (fiber.as_raw(), exception.as_raw());
-    let body = || {
-        // SAFETY: as in `unblock`.
-        unsafe {
-            let Some(core) = this.core_from_anywhere() else {
-                return NIL;
-            };
-            match (*core).find_waiting(fiber) {
-                Some(task) => match (*core).driver.tasks.state(task) {
-                    Some(State::Waiting | State::Ready(_)) => {
-                        (*core).interrupt_by_close(task, exception);
-                    }
-                    _ => (*core).raises.push((fiber, Pending::Exception(exception))),
-                },
-                None => (*core).raises.push((fiber, Pending::Exception(exception))),
-            }
-            (*core).notify();
-            NIL
-        }
+fn fiber_interrupt(this: This<Scheduler>, fiber: Value, exception: Value) {
+    let Some(machine) = this.machine_from_anywhere() else {
+        return;
     };
-    as_value(body())
+    {
+        let mut parts = machine.parts();
+        let waits = |task| parts.driver.tasks.state(task) != Some(State::Running);
+        match parts.find_waiting(fiber).filter(|task| waits(*task)) {
+            Some(task) => parts.interrupt_by_close(task, exception),
+            None => parts.raises.push((fiber, Pending::Exception(exception))),
+        }
+    }
+    machine.notify();
 }
 
 /// Defines the hook.

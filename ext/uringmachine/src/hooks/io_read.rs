@@ -1,10 +1,11 @@
 //! io_read and io_pread. What they do is in [`super::io_transfer`].
 
-use magnus::{method, Error, Module, RClass, Ruby, Value};
+use magnus::{method, Error, Module, RClass};
 
 use super::io_transfer::transfer;
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::ruby::this::This;
+use crate::ruby::Outcome;
 
 /// Reads from an IO into a buffer. `io.timeout` is honoured.
 ///
@@ -19,8 +20,8 @@ use crate::ruby::this::This;
 /// @kernel 5.6
 /// @example
 ///   scheduler.io_read(io, buffer, 0, 0) #=> 5
-fn io_read(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
-    transfer(ruby, this, arguments, false, false)
+fn io_read(this: This<Scheduler>, arguments: &[magnus::Value]) -> Outcome {
+    transfer(this, arguments, false, false)
 }
 
 /// Reads as `io_read`, at a position of the file.
@@ -37,8 +38,8 @@ fn io_read(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Va
 /// @kernel 5.6
 /// @example
 ///   scheduler.io_pread(file, buffer, 4096, 0, 0) #=> 4096
-fn io_pread(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
-    transfer(ruby, this, arguments, true, false)
+fn io_pread(this: This<Scheduler>, arguments: &[magnus::Value]) -> Outcome {
+    transfer(this, arguments, true, false)
 }
 
 /// Defines the hooks.

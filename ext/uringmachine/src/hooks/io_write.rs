@@ -1,11 +1,12 @@
 //! io_write and io_pwrite. What they do is in [`super::io_transfer`].
 
-use magnus::{method, Error, Module, RClass, Ruby, Value};
+use magnus::{method, Error, Module, RClass};
 
 use super::io_transfer::transfer;
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::ruby::this::This;
 use crate::ruby::version;
+use crate::ruby::Outcome;
 
 /// Writes a buffer to an IO: all of it from `offset` on. `io.timeout` is honoured.
 ///
@@ -20,8 +21,8 @@ use crate::ruby::version;
 /// @kernel 5.6
 /// @example
 ///   scheduler.io_write(io, buffer, 0, 0) #=> 5
-fn io_write(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
-    transfer(ruby, this, arguments, false, true)
+fn io_write(this: This<Scheduler>, arguments: &[magnus::Value]) -> Outcome {
+    transfer(this, arguments, false, true)
 }
 
 /// Writes as `io_write`, at a position of the file. Not on Ruby 3.4, which would call it without its lock.
@@ -38,8 +39,8 @@ fn io_write(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<V
 /// @kernel 5.6
 /// @example
 ///   scheduler.io_pwrite(file, buffer, 4096, 0, 0) #=> 4096
-fn io_pwrite(ruby: &Ruby, this: This<Scheduler>, arguments: &[Value]) -> Result<Value, Error> {
-    transfer(ruby, this, arguments, true, true)
+fn io_pwrite(this: This<Scheduler>, arguments: &[magnus::Value]) -> Outcome {
+    transfer(this, arguments, true, true)
 }
 
 /// Defines the hooks.

@@ -1,5 +1,6 @@
 //! The hooks of Fiber::Scheduler, a file per hook, by Ruby's name. All are public methods that a subclass may
 //! override.
+#![forbid(unsafe_code)]
 
 mod address_resolve;
 mod block;
@@ -20,10 +21,9 @@ mod process_wait;
 mod timeout_after;
 mod r#yield;
 
-use magnus::{method, Error, Object, RClass, Value};
+use magnus::{method, Error, Object, RClass};
 
-use crate::ruby::method::as_value;
-use crate::ruby::{self, version};
+use crate::ruby::{version, Value};
 
 /// The scheduler interface that the hooks speak: RUBY_FIBER_SCHEDULER_VERSION of the running Ruby.
 ///
@@ -31,8 +31,8 @@ use crate::ruby::{self, version};
 /// @return [Integer] 2 is Ruby 3.4, 3 is 4.0, 4 is 4.1
 /// @example
 ///   UM::FiberScheduler.interface_version #=> 3
-fn interface_version(_class: Value) -> Value {
-    as_value(ruby::fixnum(version::scheduler_interface()))
+fn interface_version(_class: Value) -> i64 {
+    version::scheduler_interface()
 }
 
 /// Defines every hook the running Ruby may call.

@@ -1,15 +1,13 @@
 //! process_fork: what a child of fork has of the scheduler.
 
-use std::ffi::c_int;
-
-use magnus::{method, Error, Module, RClass, Ruby, Value};
+use magnus::{method, Error, Module, RClass};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::classes::machine;
 use crate::machine::owner;
-use crate::ruby::method::settle;
+use crate::ruby::call::call_with_keywords;
 use crate::ruby::this::This;
-use crate::ruby::{self, Raise, NIL, TRUE, VALUE};
+use crate::ruby::{call, class_of, fiber, fixnum, options, symbol, Outcome, Raise, NIL, TRUE};
 
 /// Gives a child of fork its scheduler: none, or, if this one was made with `fork: :renew`, a fresh one of the
 /// same class on a machine of the same size, which is installed. The child of every fork that goes through
@@ -25,60 +23,32 @@ use crate::ruby::{self, Raise, NIL, TRUE, VALUE};
 ///   def process_fork
 ///     super&.tap { |scheduler| scheduler.abort_on_exception = true }
 ///   end
-fn process_fork(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
-    settle(ruby, || {
-        // SAFETY: the type is checked; what may raise is protected.
-        unsafe {
-            let scheduler = this;
-            if scheduler.core.get().is_null() || !(*scheduler.core.get()).is_forked() {
-                return Err(Raise::misuse("process_fork is for a child of fork"));
-            }
-            if !scheduler.renews.get() {
-                return Ok(NIL);
-            }
-            ruby::protect(|| renew(this)).map_err(Raise::Jump)
-        }
-    })
+fn process_fork(this: This<Scheduler>) -> Outcome {
+    let is_parents = (this.known_machine()).is_some_and(|machine| machine.is_forked());
+    if !is_parents {
+        return Err(Raise::misuse("process_fork is for a child of fork"));
+    }
+    if !this.renews.get() {
+        return Ok(NIL);
+    }
+    renew(this)
 }
 
 /// A scheduler as `this` for the child, installed. May longjmp.
-unsafe fn renew(this: This<Scheduler>) -> VALUE {
-    // SAFETY: plain calls of Ruby methods; nothing here needs dropping.
-    unsafe {
-        let parents = this.machine.get();
-        let size = owner::size_of(parents) as i64;
-        let sqpoll = ruby::funcall(parents, ruby::id("sqpoll_mode?"), &[]);
-        let options = [("size", ruby::fixnum(size)), ("sqpoll", sqpoll)];
-        let machine = new_with(machine::class(), &[], &options);
-        let renew = rb_sys::rb_id2sym(ruby::id("renew"));
-        let new = new_with(
-            rb_sys::rb_obj_class(this.value()),
-            &[machine],
-            &[("fork", renew)],
-        );
-        if this.abort_on_exception.get() {
-            ruby::funcall(new, ruby::id("abort_on_exception="), &[TRUE]);
-        }
-        ruby::rb_fiber_scheduler_set(new);
-        new
+fn renew(this: This<Scheduler>) -> Outcome {
+    let parents = this.um.get();
+    let size = owner::find(parents)?.size.get();
+    let sqpoll = call(parents, "sqpoll_mode?", &[])?;
+    let size = ("size", fixnum(i64::from(size)));
+    let arguments = [options(&[size, ("sqpoll", sqpoll)])?];
+    let machine = call_with_keywords(machine::class(), "new", &arguments)?;
+    let arguments = [machine, options(&[("fork", symbol("renew"))])?];
+    let new = call_with_keywords(class_of(this.value()), "new", &arguments)?;
+    if this.abort_on_exception.get() {
+        call(new, "abort_on_exception=", &[TRUE])?;
     }
-}
-
-/// `class.new` with keywords. May longjmp.
-unsafe fn new_with(class: VALUE, arguments: &[VALUE], options: &[(&str, VALUE)]) -> VALUE {
-    // SAFETY: the arguments are on this frame.
-    unsafe {
-        let hash = rb_sys::rb_hash_new();
-        for (name, value) in options {
-            rb_sys::rb_hash_aset(hash, rb_sys::rb_id2sym(ruby::id(name)), *value);
-        }
-        let mut list = [NIL; 2];
-        list[..arguments.len()].copy_from_slice(arguments);
-        list[arguments.len()] = hash;
-        let count = arguments.len() as c_int + 1;
-        let keywords = rb_sys::RB_PASS_KEYWORDS as c_int;
-        rb_sys::rb_funcallv_kw(class, ruby::id("new"), count, list.as_ptr(), keywords)
-    }
+    fiber::set_scheduler(new)?;
+    Ok(new)
 }
 
 /// Defines the hook.

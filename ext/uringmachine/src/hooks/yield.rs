@@ -1,12 +1,10 @@
 //! yield: others go first.
 
-use magnus::{method, Error, Module, RClass, Ruby, Value};
+use magnus::{method, Error, Module, RClass};
 
 use crate::classes::fiber_scheduler::Scheduler;
-use crate::machine::switch;
-use crate::ruby::method::settle;
 use crate::ruby::this::This;
-use crate::ruby::NIL;
+use crate::ruby::Raise;
 
 /// Lets other fibers run. Ruby 4.0 calls it while an interrupt is masked.
 ///
@@ -14,16 +12,9 @@ use crate::ruby::NIL;
 /// @return [nil]
 /// @example
 ///   scheduler.yield
-fn yield_(ruby: &Ruby, this: This<Scheduler>) -> Result<Value, Error> {
-    settle(ruby, || {
-        // SAFETY: see `switch`.
-        unsafe {
-            let core = this.core()?;
-            let me = (*core).current_task();
-            switch::yield_now(core, me)?;
-            Ok(NIL)
-        }
-    })
+fn yield_(this: This<Scheduler>) -> Result<(), Raise> {
+    let machine = this.machine()?;
+    machine.yield_now(machine.current_task())
 }
 
 /// Defines the hook.

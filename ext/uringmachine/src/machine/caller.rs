@@ -2,49 +2,84 @@
 
 use std::ops::RangeInclusive;
 
-use magnus::error::IntoError;
-use magnus::rb_sys::AsRawValue;
-use magnus::{Error, Ruby, Value};
 use uringmachine_runtime::lines::Work;
-use uringmachine_runtime::{Entry, Operation, TaskId, Wake};
+use uringmachine_runtime::{Operation, TaskId};
 
-use super::switch::{self, Failure, Yields};
-use super::{owner, Core, Resumption};
-use crate::lending::{self, Destination, Source};
+use super::operate::{Failure, Yields};
+use super::owner::Um;
+use super::Machine;
+use crate::lending;
 use crate::ruby::arguments::Arguments;
-use crate::ruby::method::{as_value, raw};
-use crate::ruby::{self, Raise, NIL, VALUE};
+use crate::ruby::{Outcome, Raise, Value};
+
+/// Bytes of an object that a machine lends to be read.
+pub type Source<'a> = lending::Source<'a, Machine>;
+/// Memory of an object that a machine lends to be written.
+pub type Destination<'a> = lending::Destination<'a, Machine>;
 
 /// The fiber that called a method, on the machine it called.
 #[derive(Clone, Copy)]
-pub struct Caller {
-    pub core: *mut Core,
+pub struct Caller<'a> {
+    pub machine: &'a Machine,
     pub me: TaskId,
 }
 
 /// How a method's body ends: a value that `schedule` gave the fiber is what the method returns.
-pub type Answer = Result<VALUE, Failure>;
+pub type Answer = Result<Value, Failure>;
 
-impl Caller {
-    /// The fiber that runs, on the machine `um`, which must be its thread's.
+impl<'a> Caller<'a> {
+    /// The fiber that runs, on the machine of a UM, which must be its thread's.
     #[inline]
-    pub unsafe fn new(um: VALUE) -> Result<Self, Raise> {
-        // SAFETY: the core lives as long as the UM, which is the receiver of the method that runs.
-        unsafe {
-            let core = owner::own_core(um)?;
-            let me = (*core).current_task();
-            Ok(Self { core, me })
-        }
+    pub fn new(um: &'a Um) -> Result<Self, Raise> {
+        let machine = um.own()?;
+        let me = machine.current_task();
+        Ok(Self { machine, me })
     }
 
     /// The same fiber after a block of the program's: the task it had may have been given up meanwhile, if the
     /// machine did not start the fiber.
     pub fn again(&self) -> Self {
-        // SAFETY: the core is alive while one of its fibers runs a method.
-        let me = unsafe { (*self.core).current_task() };
-        Self {
-            core: self.core,
-            me,
+        let me = self.machine.current_task();
+        Self { me, ..*self }
+    }
+
+    /// Lends the first `length` bytes of a String or an IO::Buffer, all if `None`.
+    #[inline]
+    pub fn source(
+        &self,
+        object: Value,
+        length: Option<usize>,
+        name: &str,
+    ) -> Result<Source<'a>, Raise> {
+        Source::new(self.machine, object, length, name)
+    }
+
+    /// Lends room for `length` bytes in a String or an IO::Buffer: see [`lending::Destination::new`].
+    #[inline]
+    pub fn room(
+        &self,
+        object: Value,
+        length: Option<usize>,
+        offset: i64,
+        name: &str,
+    ) -> Result<Destination<'a>, Raise> {
+        Destination::new(self.machine, object, length, offset, name)
+    }
+
+    /// Gives back what was lent to an operation that may have been ended while the kernel has its memory.
+    pub fn give_back(&self, source: Source) {
+        let lent = self.machine.parts().waiter(self.me).lent.take();
+        match lent {
+            Some(op) if !self.machine.is_forked() => source.leave_with(op),
+            _ => drop(source),
+        }
+    }
+
+    /// Notes that an operation works on memory that lies in a registered buffer.
+    #[inline]
+    pub fn count_registered(&self, memory: &impl uringmachine_runtime::memory::Memory) {
+        if memory.registered().is_some() {
+            self.machine.parts().fixed += 1;
         }
     }
 
@@ -53,74 +88,50 @@ impl Caller {
     /// `stepping`, so that the descriptor's close is known.
     #[cold]
     pub fn keep(&self, failure: Failure) -> Result<(), Failure> {
-        // SAFETY: the core is alive while one of its fibers runs a method.
-        unsafe {
-            let waiter = (*self.core).waiter(self.me);
-            match failure {
-                Failure::Raise(Raise::Exception(error)) if error == waiter.closed_by => Ok(()),
-                // As `switch::operate`: the value was for a wait that has come to something.
-                Failure::Timeout | Failure::Scheduled(_) | Failure::Raise(Raise::Errno(_)) => {
-                    Ok(())
-                }
-                Failure::Raise(raise) => Ok((*self.core).keep_raise(self.me, raise)?),
+        let mut parts = self.machine.parts();
+        match failure {
+            Failure::Raise(Raise::Exception(error)) if error == parts.waiter(self.me).closed_by => {
+                Ok(())
             }
+            // As `Machine::operate`: the value was for a wait that has come to something.
+            Failure::Timeout | Failure::Scheduled(_) | Failure::Raise(Raise::Errno(_)) => Ok(()),
+            Failure::Raise(raise) => Ok(parts.keep_raise(self.me, raise)?),
         }
     }
 
     /// Runs an operation: its result, and it, once the kernel is done with it; or the Errno raised.
     #[inline]
     pub fn run<O: Operation>(&self, mut operation: O) -> Result<(i32, O), Failure> {
-        let entry = operation.entry();
-        // SAFETY: what the entry points to lies in the operation, which stays on this frame until the kernel is done.
-        let result = unsafe { self.operate(entry) }?;
+        let result = self.operate(&mut operation)?;
         Ok((result, operation))
+    }
+
+    /// As [`Caller::run`], of an operation that is used again: its result only.
+    #[inline]
+    pub fn operate<O: Operation>(&self, operation: &mut O) -> Result<i32, Failure> {
+        count(self.machine.operate(self.me, operation, None)?)
     }
 
     /// As [`Caller::run`]: its result only.
     #[inline]
-    pub fn result(&self, operation: impl Operation) -> Result<i32, Failure> {
-        self.run(operation).map(|(result, _)| result)
+    pub fn result(&self, mut operation: impl Operation) -> Result<i32, Failure> {
+        self.operate(&mut operation)
     }
 
     /// As [`Caller::result`], for an operation that makes a descriptor.
     pub fn descriptor(&self, mut operation: impl Operation) -> Result<i32, Failure> {
-        let entry = operation.entry();
-        // SAFETY: as `run`.
-        let result = unsafe { self.open(entry) };
-        drop(operation);
-        result
-    }
-
-    /// Submits an operation and waits for its completion: the result, or the Errno raised.
-    ///
-    /// # Safety
-    /// What the entry points to is on the caller's frame, or stays in place by other means, until
-    /// this returns.
-    #[inline]
-    pub unsafe fn operate(&self, entry: Entry) -> Result<i32, Failure> {
-        // SAFETY: the caller's promise.
-        count(unsafe { switch::operate(self.core, self.me, entry, None) }?)
-    }
-
-    /// As [`Caller::operate`], for an operation that makes a descriptor.
-    ///
-    /// # Safety
-    /// As [`Caller::operate`].
-    pub unsafe fn open(&self, entry: Entry) -> Result<i32, Failure> {
-        let yields = Yields::Descriptor;
-        // SAFETY: the caller's promise.
-        count(unsafe { switch::operate_for(self.core, self.me, entry, None, yields) }?)
+        let (me, yields) = (self.me, Yields::Descriptor);
+        let (machine, operation) = (self.machine, &mut operation);
+        count(machine.operate_noting(me, operation, None, yields, &mut 0)?)
     }
 
     /// Closes a descriptor, after the work that was given before, without waiting for anything that could raise.
     pub fn close(&self, fd: i32) {
-        // SAFETY: the core is alive while one of its fibers runs a method.
-        unsafe {
-            (*self.core).end_operations_on(fd);
-            (*self.core).driver.add_work(fd, Work::Close);
-            // What is refused now is submitted with the next operations.
-            drop((*self.core).driver.poll());
-        }
+        self.machine.end_operations_on(fd);
+        let driver = &mut self.machine.parts().driver;
+        driver.add_work(fd, Work::Close);
+        // What is refused now is submitted with the next operations.
+        drop(driver.poll());
     }
 
     /// Does something that writes to a descriptor when it is this fiber's turn, so that what it writes stays
@@ -131,15 +142,22 @@ impl Caller {
         fd: i32,
         body: impl FnOnce() -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        // SAFETY: the core is alive while one of its fibers runs a method.
-        unsafe {
-            if !(*self.core).driver.begin_turn(fd, self.me) {
+        let (is_turn, error) = {
+            let driver = &mut self.machine.parts().driver;
+            let is_turn = driver.begin_turn(fd, self.me);
+            (is_turn, is_turn.then(|| driver.take_error(fd)).flatten())
+        };
+        let told = match (is_turn, error) {
+            (true, None) => Ok(()),
+            (true, Some(errno)) => Err(Raise::errno(errno).into()),
+            (false, _) => {
                 self.wait_for_turn(fd)?;
+                self.told(fd)
             }
-            let result = self.told(fd).and_then(|()| body());
-            (*self.core).driver.end_turn(fd, self.me);
-            result
-        }
+        };
+        let result = told.and_then(|()| body());
+        self.machine.parts().driver.end_turn(fd, self.me);
+        result
     }
 
     /// As [`Caller::in_turn`], for what need not keep together: it comes after the work that was given before.
@@ -149,21 +167,26 @@ impl Caller {
         fd: i32,
         body: impl FnOnce() -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        // SAFETY: as above.
-        unsafe {
-            if (*self.core).driver.has_work(fd) {
-                return self.in_turn(fd, body);
-            }
-            self.told(fd)?;
-            body()
+        let (has_work, error) = {
+            let driver = &mut self.machine.parts().driver;
+            let has_work = driver.has_work(fd);
+            (
+                has_work,
+                (!has_work).then(|| driver.take_error(fd)).flatten(),
+            )
+        };
+        match error {
+            _ if has_work => self.in_turn(fd, body),
+            None => body(),
+            Some(errno) => Err(Raise::errno(errno).into()),
         }
     }
 
     /// Raises the error of work on a descriptor that nobody waited for.
     #[inline]
     pub fn told(&self, fd: i32) -> Result<(), Failure> {
-        // SAFETY: as above.
-        match unsafe { (*self.core).driver.take_error(fd) } {
+        let error = self.machine.parts().driver.take_error(fd);
+        match error {
             None => Ok(()),
             Some(errno) => Err(Raise::errno(errno).into()),
         }
@@ -172,98 +195,28 @@ impl Caller {
     /// Waits for the turn; Errno::EBADF if the descriptor is closed first. A signal's handler that writes in the middle of its own fiber's turn does not.
     #[cold]
     pub fn wait_for_turn(&self, fd: i32) -> Result<(), Failure> {
-        // SAFETY: see `switch`.
-        unsafe {
-            let (core, me) = (self.core, self.me);
-            let mut outer = (*core).waiter(me).outer;
-            while let Some(task) = outer {
-                if (*core).driver.is_turn(fd, task) {
-                    return Ok(());
-                }
-                outer = (*core).waiter(task).outer;
+        let Self { machine, me } = *self;
+        let mut outer = machine.parts().waiter(me).outer;
+        while let Some(task) = outer {
+            let mut parts = machine.parts();
+            if parts.driver.is_turn(fd, task) {
+                return Ok(());
             }
-            if let Some(raise) = (*core).take_pending(me) {
-                return Err(raise.into());
-            }
-            let wait = (*core).driver.tasks.begin_wait(me);
-            (*core).driver.wait_for_turn(fd, wait);
-            let ended = match switch::wait(core, me, None) {
-                Ok(Wake::Interrupt) => match (*core).take_resumption(me) {
-                    Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
-                    Some(Resumption::Raise(raise)) => Err(raise.into()),
-                    None => Err(Raise::errno(libc::EINTR).into()),
-                },
-                Ok(_) if (*core).driver.is_turn(fd, me) => Ok(()),
+            outer = parts.waiter(task).outer;
+        }
+        let wait = machine.begin_wait(me)?;
+        machine.parts().driver.wait_for_turn(fd, wait.id());
+        let ended = wait.finish(None).and_then(|_| {
+            match machine.parts().driver.is_turn(fd, me) {
+                true => Ok(()),
                 // The descriptor was closed.
-                Ok(_) => Err(Raise::errno(libc::EBADF).into()),
-                Err(state) => Err(Raise::Jump(state).into()),
-            };
-            if ended.is_err() {
-                (*core).driver.leave_line(fd, wait);
+                false => Err(Raise::errno(libc::EBADF).into()),
             }
-            (*core).finish_wait(me);
-            ended
+        });
+        if ended.is_err() {
+            machine.parts().driver.leave_line(fd, wait.id());
         }
-    }
-
-    /// Runs operations that read an object's memory, which `body` makes of its bytes.
-    #[inline]
-    pub unsafe fn give<T>(
-        &self,
-        source: Source,
-        body: impl FnOnce(*const u8, u32) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
-        // SAFETY: the source keeps the memory in place until it is released, and the waiter marks its
-        // object; an operation returns when the kernel is done with it, or notes that it is lent.
-        unsafe {
-            let length = source.length.min(lending::MOST) as u32;
-            (*self.core).fixed += u64::from(source.fixed.is_some());
-            (*self.core).waiter(self.me).held = source.held();
-            let result = body(source.pointer, length);
-            (*self.core).waiter(self.me).held = NIL;
-            match (*self.core).waiter(self.me).lent.take() {
-                Some(op) if !(*self.core).is_forked() => source.lend(self.core, op),
-                _ => source.release(self.core),
-            }
-            result
-        }
-    }
-
-    /// Runs an operation that fills an object's memory; returns the count.
-    #[inline]
-    pub unsafe fn fill(
-        &self,
-        destination: Destination,
-        make: impl FnOnce(*mut u8, u32) -> Entry,
-    ) -> Result<i32, Failure> {
-        // SAFETY: the caller's promise.
-        unsafe { self.fill_part(destination, make, |count| count) }
-    }
-
-    /// As [`Caller::fill`], for an operation that puts fewer bytes there than it answers: `part` says how many.
-    #[inline]
-    pub unsafe fn fill_part(
-        &self,
-        destination: Destination,
-        make: impl FnOnce(*mut u8, u32) -> Entry,
-        part: impl FnOnce(usize) -> usize,
-    ) -> Result<i32, Failure> {
-        // SAFETY: as `give`.
-        unsafe {
-            let length = destination.length as u32;
-            (*self.core).fixed += u64::from(destination.fixed.is_some());
-            (*self.core).waiter(self.me).held = destination.held();
-            let entry = make(destination.pointer, length);
-            let result = switch::operate(self.core, self.me, entry, None);
-            let filled = match result {
-                Ok(count) if count >= 0 => Some(part(count as usize)),
-                _ => None,
-            };
-            let finished = destination.finish(self.core, filled);
-            (*self.core).waiter(self.me).held = NIL;
-            finished?;
-            count(result?)
-        }
+        ended
     }
 }
 
@@ -277,15 +230,9 @@ pub fn count(result: i32) -> Result<i32, Failure> {
     }
 }
 
-/// A small number as a method returns it.
-#[inline]
-pub fn number(result: i32) -> VALUE {
-    ruby::fixnum(i64::from(result))
-}
-
 /// What a method returns or raises.
 #[inline]
-pub fn answer(answer: Answer) -> ruby::Outcome {
+pub fn answer(answer: Answer) -> Outcome {
     match answer {
         Ok(value) | Err(Failure::Scheduled(value)) => Ok(value),
         Err(Failure::Raise(raise)) => Err(raise),
@@ -296,42 +243,31 @@ pub fn answer(answer: Answer) -> ruby::Outcome {
 /// Calls the body of a method of UringMachine.
 #[inline(always)]
 pub fn call(
-    ruby: &Ruby,
-    this: Value,
-    arguments: &[Value],
+    um: &Um,
+    arguments: &[magnus::Value],
     expected: RangeInclusive<usize>,
     body: impl FnOnce(Caller, Arguments) -> Answer,
-) -> Result<Value, Error> {
-    let run = || {
-        let arguments = Arguments::of(raw(arguments), expected)?;
-        // SAFETY: the receiver of the method that runs.
-        let caller = unsafe { Caller::new(this.as_raw()) }?;
-        answer(body(caller, arguments))
-    };
-    run().map(as_value).map_err(|raise| raise.into_error(ruby))
+) -> Outcome {
+    let arguments = Arguments::of(arguments, expected)?;
+    answer(body(Caller::new(um)?, arguments))
 }
 
 /// Defines a method of UringMachine: `machine_method!(class, "name", 1..=2, body)`.
 macro_rules! machine_method {
     ($class:expr, private $name:literal, $expected:expr, $body:path) => {
-        magnus::Module::define_private_method(
-            $class,
-            $name,
-            magnus::method!(
-                |ruby: &magnus::Ruby, this: magnus::Value, arguments: &[magnus::Value]| {
-                    $crate::machine::caller::call(ruby, this, arguments, $expected, $body)
-                },
-                -1
-            ),
-        )?
+        $crate::machine::caller::machine_method!(@define_private_method $class, $name, $expected, $body)
     };
     ($class:expr, $name:literal, $expected:expr, $body:path) => {
-        magnus::Module::define_method(
+        $crate::machine::caller::machine_method!(@define_method $class, $name, $expected, $body)
+    };
+    (@$define:ident $class:expr, $name:literal, $expected:expr, $body:path) => {
+        magnus::Module::$define(
             $class,
             $name,
             magnus::method!(
-                |ruby: &magnus::Ruby, this: magnus::Value, arguments: &[magnus::Value]| {
-                    $crate::machine::caller::call(ruby, this, arguments, $expected, $body)
+                |this: $crate::ruby::this::This<$crate::machine::owner::Um>,
+                 arguments: &[magnus::Value]| {
+                    $crate::machine::caller::call(&this, arguments, $expected, $body)
                 },
                 -1
             ),

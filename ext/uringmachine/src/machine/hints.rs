@@ -8,41 +8,14 @@
 use std::cell::Cell;
 use std::os::fd::RawFd;
 
+use crate::os::fd::Fd;
+pub use crate::os::file::Kind;
 use crate::os::file_system;
-use crate::ruby::VALUE;
-
-/// Whether a descriptor is in non-blocking mode.
-pub fn never_waits(fd: RawFd) -> bool {
-    // SAFETY: fcntl takes any descriptor.
-    unsafe { libc::fcntl(fd, libc::F_GETFL) & libc::O_NONBLOCK != 0 }
-}
-
-/// What kind of file a descriptor is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A socket of a stream of bytes.
-    Socket,
-    /// A socket of messages, each of which is sent whole, once (SOCK_DGRAM, SOCK_SEQPACKET …).
-    Messages,
-    /// A regular file or a block device: always ready, but slow.
-    File,
-    /// A pipe, an eventfd …: poll works on it.
-    Stream,
-    /// A terminal: poll works on it, but what is ready may wait all the same (termios(3)).
-    Terminal,
-}
-
-impl Kind {
-    /// Whether recv(2) and send(2) work on it.
-    #[inline]
-    pub fn is_socket(self) -> bool {
-        matches!(self, Self::Socket | Self::Messages)
-    }
-}
+use crate::ruby::Value;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Descriptor {
-    io: VALUE,
+    io: Value,
     /// The collector's run that it was looked up after.
     run: u32,
     pub kind: Kind,
@@ -68,7 +41,7 @@ const REMEMBERED: usize = 65_536;
 impl Descriptors {
     /// The hint for a descriptor reached through `io`, looked up with fstat(2) when there is none.
     #[inline]
-    pub fn get(&mut self, fd: RawFd, io: VALUE) -> Descriptor {
+    pub fn get(&mut self, fd: RawFd, io: Value) -> Descriptor {
         if let Some(Some(descriptor)) = self.table.get(fd as usize) {
             if descriptor.io == io {
                 return *descriptor;
@@ -79,7 +52,7 @@ impl Descriptors {
 
     /// As [`Descriptors::get`], looked up anew if the IO may be another one since the collector ran.
     #[inline]
-    pub fn get_fresh(&mut self, fd: RawFd, io: VALUE) -> Descriptor {
+    pub fn get_fresh(&mut self, fd: RawFd, io: Value) -> Descriptor {
         let descriptor = self.get(fd, io);
         if descriptor.run == self.runs.get() {
             descriptor
@@ -94,11 +67,11 @@ impl Descriptors {
     }
 
     #[cold]
-    fn learn(&mut self, fd: RawFd, io: VALUE) -> Descriptor {
+    fn learn(&mut self, fd: RawFd, io: Value) -> Descriptor {
         let descriptor = Descriptor {
             io,
             run: self.runs.get(),
-            kind: kind(fd),
+            kind: Fd(fd).kind(),
             drained: false,
             no_nowait: false,
             cached: None,
@@ -156,33 +129,4 @@ impl Descriptors {
             *descriptor = None;
         }
     }
-}
-
-/// What kind of file a descriptor is.
-pub fn kind(fd: RawFd) -> Kind {
-    // SAFETY: an all-zero stat is valid, and fstat fills it or fails; isatty takes any descriptor.
-    unsafe {
-        let mut status: libc::stat = std::mem::zeroed();
-        if libc::fstat(fd, &mut status) != 0 {
-            return Kind::Stream;
-        }
-        match status.st_mode & libc::S_IFMT {
-            libc::S_IFSOCK if is_stream_socket(fd) => Kind::Socket,
-            libc::S_IFSOCK => Kind::Messages,
-            libc::S_IFREG | libc::S_IFBLK | libc::S_IFDIR => Kind::File,
-            libc::S_IFCHR if libc::isatty(fd) == 1 => Kind::Terminal,
-            _ => Kind::Stream,
-        }
-    }
-}
-
-fn is_stream_socket(fd: RawFd) -> bool {
-    let mut kind = libc::SOCK_STREAM;
-    let mut length = std::mem::size_of::<i32>() as libc::socklen_t;
-    // SAFETY: an int and its length, as SO_TYPE fills them (socket(7)).
-    unsafe {
-        let value = (&raw mut kind).cast();
-        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, value, &mut length);
-    }
-    kind == libc::SOCK_STREAM
 }

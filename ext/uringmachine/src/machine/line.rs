@@ -1,116 +1,92 @@
 //! A line of fibers, of any thread's machine, that wait for the same thing: a queue's next value, a
 //! mutex, an AsyncOp.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use uringmachine_runtime::{WaitId, Wake};
 
-use crate::machine::caller::Caller;
-use crate::machine::switch::{self, Failure};
-use crate::machine::{Core, Resumption};
-use crate::ruby::{Raise, VALUE};
+use super::caller::Caller;
+use super::operate::Failure;
+use super::Machine;
+use crate::ruby::{self, Value};
 
 struct Entry {
-    /// The UM of the core, which keeps the core alive.
-    machine: VALUE,
-    core: *mut Core,
+    /// The UM of the machine, which is kept as long as a fiber waits in it.
+    object: Value,
+    machine: Arc<Machine>,
     wait: WaitId,
 }
 
-// SAFETY: used with Ruby's lock only, which one thread has at a time.
-unsafe impl Send for Entry {}
-
-/// The fibers that wait, the first to be woken first.
+/// The fibers that wait, the first to be woken first. Used with Ruby's lock only.
 #[derive(Default)]
-pub struct Waiters {
-    line: VecDeque<Entry>,
+pub struct Line {
+    entries: RefCell<VecDeque<Entry>>,
 }
 
-impl Waiters {
+impl Line {
     /// Marks the machines of the fibers.
     pub fn mark(&self) {
-        for entry in &self.line {
-            // SAFETY: called by the collector, with a value that is alive.
-            unsafe { rb_sys::rb_gc_mark(entry.machine) };
+        for entry in self.entries.borrow().iter() {
+            ruby::mark(entry.object);
         }
     }
 
     /// How many wait.
     pub fn len(&self) -> usize {
-        self.line.len()
+        self.entries.borrow().len()
     }
 
     /// Wakes the first that still waits; says whether there was one.
     #[inline]
-    pub fn wake_one(&mut self) -> bool {
-        while let Some(entry) = self.line.pop_front() {
-            // SAFETY: the machine was marked until now, and the GVL guards its tasks.
-            unsafe {
-                // A thread that has ended with fibers waiting takes nothing any more.
-                if (*entry.core).is_abandoned() {
-                    continue;
-                }
-                if (*entry.core).driver.tasks.wake(entry.wait, Wake::Complete) {
-                    (*entry.core).notify();
-                    return true;
-                }
+    pub fn wake_one(&self) -> bool {
+        loop {
+            let next = self.entries.borrow_mut().pop_front();
+            let Some(Entry { machine, wait, .. }) = next else {
+                return false;
+            };
+            // A thread that has ended with fibers waiting takes nothing any more.
+            if machine.is_abandoned() {
+                continue;
+            }
+            let woken = machine.parts().driver.tasks.wake(wait, Wake::Complete);
+            if woken {
+                machine.notify();
+                return true;
             }
         }
-        false
     }
 
     /// Wakes all of them.
-    pub fn wake_all(&mut self) {
+    pub fn wake_all(&self) {
         while self.wake_one() {}
     }
-}
 
-/// Waits in a line until woken. `line` finds it anew after the wait, since others use it meanwhile. First
-/// in line if `again`: a fiber that was woken in vain keeps its place. Says whether it was woken: not if
-/// `deadline` came first.
-pub unsafe fn wait(
-    caller: &Caller,
-    machine: VALUE,
-    line: impl Fn() -> *mut Waiters,
-    again: bool,
-    deadline: Option<u64>,
-) -> Result<bool, Failure> {
-    // SAFETY: see `switch`; the line belongs to an object on the caller's frame.
-    unsafe {
-        let core = caller.core;
-        if let Some(raise) = (*core).take_pending(caller.me) {
-            return Err(raise.into());
-        }
-        let wait = (*core).driver.tasks.begin_wait(caller.me);
+    /// Waits in the line until woken. First in it if `again`: a fiber that was woken in vain keeps its place. Says whether
+    /// it was woken: not if `deadline` came first.
+    pub fn wait(
+        &self,
+        caller: &Caller,
+        again: bool,
+        deadline: Option<u64>,
+    ) -> Result<bool, Failure> {
+        let wait = caller.machine.begin_wait(caller.me)?;
+        let id = wait.id();
         let entry = Entry {
-            machine,
-            core,
-            wait,
+            object: caller.machine.object(),
+            machine: caller.machine.share(),
+            wait: id,
         };
         if again {
-            (*line()).line.push_front(entry);
+            self.entries.borrow_mut().push_front(entry);
         } else {
-            (*line()).line.push_back(entry);
+            self.entries.borrow_mut().push_back(entry);
         }
-        let timer = deadline.map(|deadline| (*core).driver.wake_at(deadline, wait));
-        let result = switch::wait(core, caller.me, None);
-        if let Some(timer) = timer {
-            (*core).driver.timers.cancel(timer);
+        let woken = wait.finish(deadline);
+        if !matches!(woken, Ok(true)) {
+            self.entries.borrow_mut().retain(|entry| entry.wait != id);
         }
-        let ended = match result {
-            Ok(Wake::Complete) => Ok(true),
-            Ok(Wake::Timeout) => Ok(false),
-            Ok(Wake::Interrupt) => match (*core).take_resumption(caller.me) {
-                Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
-                Some(Resumption::Raise(raise)) => Err(raise.into()),
-                None => Ok(true),
-            },
-            Err(state) => Err(Raise::Jump(state).into()),
-        };
-        if !matches!(ended, Ok(true)) {
-            (*line()).line.retain(|entry| entry.wait != wait);
-        }
-        (*core).finish_wait(caller.me);
-        ended
+        woken
     }
 }

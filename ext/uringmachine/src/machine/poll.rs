@@ -3,10 +3,13 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use uringmachine_runtime::{clock, opcode, types, OpKey, TaskId, Wake};
+use uringmachine_runtime::operations::Poll;
+use uringmachine_runtime::{OpKey, TaskId};
 
-use super::switch::{self, Failure};
-use super::{thread_call, Core, Resumption};
+use super::operate::Failure;
+use super::wait::Ended;
+use super::{thread_call, Machine};
+use crate::os::fd::{self, Fd};
 use crate::ruby::Raise;
 
 /// What is waited for by the ring for some events of poll(2). Urgent data wakes with the priority band's bit (tcp.c,
@@ -39,19 +42,17 @@ pub fn ready_events(answer: i32) -> i64 {
 }
 
 /// Waits until one of `events` is there, or the descriptor has hung up or failed: the events, or 0 at the deadline.
-pub unsafe fn wait_ready(
-    core: *mut Core,
+pub fn wait_ready(
+    machine: &Machine,
     me: TaskId,
     fd: RawFd,
     events: i64,
     deadline: Option<u64>,
 ) -> Result<i64, Raise> {
-    let wanted = wakes_for(events as u32);
-    let entry = opcode::PollAdd::new(types::Fd(fd), wanted).build();
+    let events = wakes_for(events as u32);
+    let mut poll = Poll { fd, events };
     loop {
-        // SAFETY: a poll points to nothing; the core lives as long as the fiber waits.
-        let result = unsafe { switch::operate(core, me, entry.clone(), deadline) };
-        match result {
+        match machine.operate(me, &mut poll, deadline) {
             Ok(answer) if answer >= 0 => match ready_events(answer) {
                 0 => {}
                 ready => return Ok(ready),
@@ -62,9 +63,7 @@ pub unsafe fn wait_ready(
             Err(Failure::Raise(raise)) => return Err(raise),
             Err(Failure::Scheduled(_)) => continue,
         }
-        // SAFETY: as above.
-        let polled = unsafe { poll_on_thread(core, me, &[(fd, wanted)], deadline) };
-        match polled {
+        match poll_on_thread(machine, me, &[(fd, events)], deadline) {
             Ok(Some(answers)) => match ready_events(answers[0]) {
                 0 => {}
                 ready => return Ok(ready),
@@ -78,67 +77,41 @@ pub unsafe fn wait_ready(
 
 /// poll(2), on a thread: the answers, or `None` at the deadline. The ring's own poll ends when the peer will send no more
 /// (POLLRDHUP), whatever it is for, and would do so again at once (io_uring/poll.c, IO_POLL_UNMASK).
-///
-/// # Safety
-/// Called by the fiber of `me`, on a core that lives as long as it waits.
 #[cold]
-pub unsafe fn poll_on_thread(
-    core: *mut Core,
+pub fn poll_on_thread(
+    machine: &Machine,
     me: TaskId,
     list: &[(RawFd, u32)],
     deadline: Option<u64>,
 ) -> Result<Option<Vec<i32>>, Failure> {
     let mut files = Vec::with_capacity(list.len());
     for (fd, _) in list {
-        files.push(thread_call::duplicate(*fd)?);
+        files.push(Fd(*fd).duplicate()?);
     }
     let mut polls: Vec<libc::pollfd> = (files.iter().zip(list))
-        .map(|(file, (_, events))| libc::pollfd {
-            fd: file.as_raw_fd(),
-            events: *events as i16,
-            revents: 0,
-        })
+        .map(|(file, (_, events))| fd::entry(file.as_raw_fd(), *events as i16))
         .collect();
     let answers = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&answers);
     let job = move || {
-        let timeout = deadline.map(|deadline| {
-            let left = deadline.saturating_sub(clock::now());
-            libc::timespec {
-                tv_sec: (left / 1_000_000_000) as i64,
-                tv_nsec: (left % 1_000_000_000) as i64,
-            }
-        });
-        let timeout = timeout
-            .as_ref()
-            .map_or(std::ptr::null(), std::ptr::from_ref);
-        // SAFETY: the list and the time are this thread's; the files are kept open by it.
-        let count = thread_call::result_of(unsafe {
-            libc::ppoll(
-                polls.as_mut_ptr(),
-                polls.len() as _,
-                timeout,
-                std::ptr::null(),
-            )
-        });
-        if count >= 0 {
-            let revents = polls.iter().map(|poll| i32::from(poll.revents)).collect();
-            *told.lock().unwrap_or_else(PoisonError::into_inner) = revents;
-        }
+        let count = match fd::poll_until(&mut polls, deadline) {
+            Ok(count) => count,
+            Err(errno) => return errno.negative(),
+        };
+        let revents = polls.iter().map(|poll| i32::from(poll.revents)).collect();
+        *told.lock().unwrap_or_else(PoisonError::into_inner) = revents;
+        // They are kept open by the job.
         let _ = &files;
         count
     };
-    // SAFETY: the caller's promise. The close of one of the descriptors ends the wait, though the thread has others.
-    let result = unsafe {
-        for (fd, _) in list {
-            (*core).waits.begin(*fd, me, None);
-        }
-        let result = thread_call::call(core, me, job, || {});
-        for (fd, _) in list {
-            (*core).waits.end(*fd, me);
-        }
-        result
-    };
+    // The close of one of the descriptors ends the wait, though the thread has others.
+    for (fd, _) in list {
+        machine.parts().waits.begin(*fd, me, None);
+    }
+    let result = thread_call::call(machine, me, job, || {});
+    for (fd, _) in list {
+        machine.parts().waits.end(*fd, me);
+    }
     match result? {
         0 => Ok(None),
         count if count > 0 => Ok(Some(std::mem::take(
@@ -164,8 +137,8 @@ pub fn selects(events: u32) -> i32 {
 /// Polls every descriptor until one is ready; false at the deadline. `counts` is what of a poll's answer makes one
 /// ready for its events. One that is answered by what does not count (a hang-up, where only urgent data are of
 /// interest), or that never wakes anybody, is polled no more: it would be answered so for ever.
-pub unsafe fn wait_for_any(
-    core: *mut Core,
+pub fn wait_for_any(
+    machine: &Machine,
     me: TaskId,
     list: &[(i32, u32)],
     deadline: Option<u64>,
@@ -173,34 +146,24 @@ pub unsafe fn wait_for_any(
 ) -> Result<bool, Failure> {
     let mut list = list.to_vec();
     loop {
-        // SAFETY: see `switch`.
-        unsafe {
-            match poll_all(core, me, &list, deadline)? {
-                None => return Ok(false),
-                Some(answers) => {
-                    if list.is_empty() {
-                        return Ok(true);
-                    }
-                    if answers.is_empty() || drop_mistaken(&mut list, &answers, &counts) {
-                        return Ok(true);
-                    }
-                    // What is left and was answered is no news: see `poll_on_thread`.
-                    if answers
-                        .iter()
-                        .any(|answer| list.contains(&(answer.0, answer.1)))
-                    {
-                        let Some(answers) = poll_on_thread(core, me, &list, deadline)? else {
-                            return Ok(false);
-                        };
-                        let answers: Answers = (list.iter().zip(answers))
-                            .filter(|(_, answer)| *answer != 0)
-                            .map(|((fd, events), answer)| (*fd, *events, answer))
-                            .collect();
-                        if drop_mistaken(&mut list, &answers, &counts) {
-                            return Ok(true);
-                        }
-                    }
-                }
+        let Some(answers) = poll_all(machine, me, &list, deadline)? else {
+            return Ok(false);
+        };
+        if list.is_empty() || answers.is_empty() || drop_mistaken(&mut list, &answers, &counts) {
+            return Ok(true);
+        }
+        // What is left and was answered is no news: see `poll_on_thread`.
+        let is_old = |answer: &(i32, u32, i32)| list.contains(&(answer.0, answer.1));
+        if answers.iter().any(is_old) {
+            let Some(answers) = poll_on_thread(machine, me, &list, deadline)? else {
+                return Ok(false);
+            };
+            let answers: Answers = (list.iter().zip(answers))
+                .filter(|(_, answer)| *answer != 0)
+                .map(|((fd, events), answer)| (*fd, *events, answer))
+                .collect();
+            if drop_mistaken(&mut list, &answers, &counts) {
+                return Ok(true);
             }
         }
     }
@@ -231,58 +194,53 @@ fn drop_mistaken(
 type Answers = Vec<(i32, u32, i32)>;
 
 /// Polls until something is answered; `None` at the deadline. Polls that are left are cancelled: they touch no memory.
-unsafe fn poll_all(
-    core: *mut Core,
+fn poll_all(
+    machine: &Machine,
     me: TaskId,
     list: &[(i32, u32)],
     deadline: Option<u64>,
 ) -> Result<Option<Answers>, Failure> {
-    // SAFETY: see `switch`; the list of operations is dropped after the protected wait.
-    unsafe {
-        if let Some(raise) = (*core).take_pending(me) {
-            return Err(raise.into());
-        }
-        let wait = (*core).driver.tasks.begin_wait(me);
-        let mut operations: Vec<(i32, u32, OpKey)> = Vec::with_capacity(list.len());
-        let mut failed = None;
+    let wait = machine.begin_wait(me)?;
+    let mut operations: Vec<(i32, u32, OpKey)> = Vec::with_capacity(list.len());
+    let mut failed = None;
+    {
+        let mut parts = machine.parts();
         for (fd, events) in list {
-            let entry = opcode::PollAdd::new(types::Fd(*fd), wakes_for(*events)).build();
-            match (*core).driver.submit(entry, wait) {
+            let (fd, events) = (*fd, *events);
+            let poll = Poll {
+                fd,
+                events: wakes_for(events),
+            };
+            match parts.driver.start_without_memory(poll, wait.id()) {
                 Ok(op) => {
-                    (*core).waits.begin(*fd, me, Some(op));
-                    operations.push((*fd, *events, op));
+                    parts.waits.begin(fd, me, Some(op));
+                    operations.push((fd, events, op));
                 }
                 Err(error) => failed = error.raw_os_error(),
             }
         }
-        let timer = deadline.map(|deadline| (*core).driver.wake_at(deadline, wait));
-        let result = match failed {
-            None => switch::wait(core, me, None),
-            Some(_) => Ok(Wake::Complete),
-        };
-        let mut answers = Answers::new();
+    }
+    let woken = match failed {
+        None => Some(wait.until(deadline)),
+        Some(_) => None,
+    };
+    let mut answers = Answers::new();
+    {
+        let mut parts = machine.parts();
         for (fd, events, op) in operations {
-            (*core).waits.end(fd, me);
-            match (*core).driver.take(op) {
+            parts.waits.end(fd, me);
+            match parts.driver.take(op) {
                 Some(completion) => answers.push((fd, events, completion.result)),
-                None => drop((*core).driver.abandon(op)),
+                None => drop(parts.driver.abandon(op)),
             }
         }
-        if let Some(timer) = timer {
-            (*core).driver.timers.cancel(timer);
-        }
-        let ended = match (result, failed) {
-            (_, Some(errno)) => Err(Raise::errno(errno).into()),
-            (Ok(Wake::Complete), _) => Ok(Some(answers)),
-            (Ok(Wake::Timeout), _) => Ok(None),
-            (Ok(Wake::Interrupt), _) => match (*core).take_resumption(me) {
-                Some(Resumption::Raise(raise)) => Err(raise.into()),
-                Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
-                None => Ok(Some(answers)),
-            },
-            (Err(state), _) => Err(Raise::Jump(state).into()),
-        };
-        (*core).finish_wait(me);
-        ended
+    }
+    let Some(woken) = woken else {
+        return Err(Raise::errno(failed.unwrap_or(libc::EAGAIN)).into());
+    };
+    match wait.ended(woken)? {
+        Ended::Woken => Ok(Some(answers)),
+        Ended::Deadline => Ok(None),
+        Ended::Scheduled(value) => Err(Failure::Scheduled(value)),
     }
 }

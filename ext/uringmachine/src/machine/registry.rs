@@ -1,208 +1,142 @@
 //! The machines there are in this process, and what concerns several of them.
 
-use std::ffi::{c_int, c_void};
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{closing, owner, Core};
-use crate::ruby::typed_data::DataType;
-use crate::ruby::{self, NIL, VALUE};
+use magnus::gc::{Compactor, Marker};
+use magnus::{DataTypeFunctions, Ruby, TypedData};
 
-/// The machines there are.
-pub static MACHINES: Mutex<Vec<Entry>> = Mutex::new(Vec::new());
+use super::{closing, Machine};
+use crate::ruby::{
+    self, classes, fiber, is_a, keep_for_ever, sync, Outcome, Shared, Value, FALSE, NIL,
+};
 
-pub struct Entry {
-    pub object: VALUE,
-    pub core: *mut Core,
-}
-
-// SAFETY: a core is used under the GVL only, by the collector too.
-unsafe impl Send for Entry {}
+/// The machines there are. They are used with Ruby's lock only, by the collector too.
+static MACHINES: Mutex<Vec<Arc<Machine>>> = Mutex::new(Vec::new());
 
 /// The list, for as long as nothing of Ruby's is called that may make an object: that may have to wait until all
 /// Ractors let the collector run, and one that waits for the list does not. The collector itself looks into the list.
-pub fn machines() -> MutexGuard<'static, Vec<Entry>> {
+pub fn machines() -> MutexGuard<'static, Vec<Arc<Machine>>> {
     MACHINES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The mark of an object that lives for ever: a machine is kept while the kernel may still write to
-/// memory that only the machine marks, whether a program refers to it or not.
-unsafe extern "C" fn mark_busy(_: *mut c_void) {
-    // SAFETY: a fiber, or 0, which is no object.
-    unsafe { rb_sys::rb_gc_mark(FORKER.load(Ordering::Relaxed)) };
-    for Entry { object, core } in machines().iter() {
-        // SAFETY: a core in the list lives until its UM is freed, which takes it off.
-        unsafe {
-            if (**core).driver.has_waited_operations() && !(**core).is_forked() {
-                rb_sys::rb_gc_mark(*object);
+/// An object that lives for ever, and marks what must be kept whether a program refers to it or not: a machine while the
+/// kernel may still write to memory that only the machine marks.
+#[derive(TypedData)]
+#[magnus(class = "UringMachine", mark, compact, free_immediately)]
+struct Root;
+
+impl DataTypeFunctions for Root {
+    fn mark(&self, _: &Marker) {
+        ruby::mark(FORKER.get());
+        for machine in machines().iter() {
+            if machine.is_busy() {
+                ruby::mark(machine.object());
             }
+        }
+    }
+
+    /// A machine that nothing keeps may be moved, as any object: only those that are busy are pinned by a mark. One that
+    /// was found dead and is not freed yet is not moved.
+    fn compact(&self, compactor: &Compactor) {
+        for machine in machines().iter() {
+            machine.set_object(compactor.location(machine.object().to_magnus()).into());
         }
     }
 }
 
-/// A machine that nothing keeps may be moved, as any object: only those that are busy are pinned by a mark.
-unsafe extern "C" fn find_moved(_: *mut c_void) {
-    for entry in machines().iter_mut() {
-        // SAFETY: the object is alive, or was found dead and is not freed yet: then it is not moved.
-        entry.object = unsafe { rb_sys::rb_gc_location(entry.object) };
+/// Makes that object. Called once, when the extension is loaded, after the class is defined.
+pub fn define(ruby: &Ruby) {
+    let root = ruby.obj_wrap(Root);
+    keep_for_ever(magnus::value::ReprValue::as_value(root).into());
+}
+
+impl Machine {
+    /// Whether the kernel may yet write to what the machine marks.
+    fn is_busy(&self) -> bool {
+        !self.is_forked() && self.with_unborrowed(|parts| parts.driver.has_waited_operations())
     }
 }
 
-unsafe extern "C" fn keep(_: *mut c_void) {}
-
-pub static ROOT: DataType =
-    DataType::new::<()>(c"UringMachine root", mark_busy, keep).compacting(find_moved);
-
-/// The UM of this thread, and its core, that a fiber waits in, by itself or in a fiber that it has resumed.
-pub unsafe fn waited_in_by(fiber: VALUE) -> Option<(VALUE, *mut Core)> {
-    // SAFETY: as `mark_busy`; plain accessors.
-    unsafe {
-        let thread = ruby::rb_thread_current();
-        machines()
-            .iter()
-            .map(|entry| (entry.object, entry.core))
-            .find(|(_, core)| {
-                (**core).thread() == thread && (**core).is_usable() && (**core).has_waiting(fiber)
-            })
-    }
+/// The UM of this thread, and its machine, that a fiber waits in, by itself or in a fiber that it has resumed.
+pub fn waited_in_by(fiber: Value) -> Option<(Value, Arc<Machine>)> {
+    let thread = fiber::current_thread();
+    let found = machines().iter().find_map(|machine| {
+        let waits =
+            machine.thread() == thread && machine.is_usable() && machine.parts().has_waiting(fiber);
+        waits.then(|| Arc::clone(machine))
+    })?;
+    Some((found.object(), found))
 }
 
 /// Whether a fiber of this thread was started by a scheduler or a machine.
-pub unsafe fn has_started(fiber: VALUE) -> bool {
-    // SAFETY: as `mark_busy`; plain accessors.
-    unsafe {
-        let thread = ruby::rb_thread_current();
-        machines().iter().any(|entry| {
-            let core = &*entry.core;
-            core.thread() == thread && core.has_started(fiber)
-        })
-    }
+pub fn has_started(fiber: Value) -> bool {
+    let thread = fiber::current_thread();
+    machines()
+        .iter()
+        .any(|machine| machine.thread() == thread && machine.parts().has_started(fiber))
 }
 
-/// How many threads look into cores, and the cores whose UMs the collector has freed meanwhile: one that is looked into
-/// may be among them, if whoever looks makes an object.
-static LOOKS: Mutex<(usize, Vec<Left>)> = Mutex::new((0, Vec::new()));
-
-struct Left(Box<Core>);
-
-// SAFETY: as `Entry`.
-unsafe impl Send for Left {}
-
-fn looks() -> MutexGuard<'static, (usize, Vec<Left>)> {
-    LOOKS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Somebody looks into cores.
-struct Looking;
-
-impl Looking {
-    fn begin() -> Self {
-        looks().0 += 1;
-        Self
-    }
-}
-
-impl Drop for Looking {
-    fn drop(&mut self) {
-        let left = {
-            let mut looks = looks();
-            looks.0 -= 1;
-            if looks.0 > 0 || looks.1.is_empty() {
-                return;
-            }
-            std::mem::take(&mut looks.1)
-        };
-        for Left(core) in left {
-            owner::give_up(core);
-        }
-    }
-}
-
-/// Keeps a core whose UM was freed, if somebody looks into cores; else it is returned.
-pub fn keep_looked_into(core: Box<Core>) -> Option<Box<Core>> {
-    let mut looks = looks();
-    if looks.0 == 0 {
-        return Some(core);
-    }
-    looks.1.push(Left(core));
-    None
-}
-
-/// Calls `look` for each core that this thread may look into: those of its Ractor, whose lock it has, that are in use.
-unsafe fn each_within_reach(mut look: impl FnMut(*mut Core)) {
-    let _looking = Looking::begin();
-    // SAFETY: the cores in the list are alive. It is not locked while `look` runs, which may run the collector: a core
-    // whose UM it frees meanwhile stays until nobody looks any more.
-    unsafe {
-        let thread = ruby::rb_thread_current();
-        let mut ractor = None;
-        let mut place = 0;
-        loop {
-            // Another Ractor's core may be gone as soon as the list is not locked.
-            let (core, owner, home) = match machines().get(place) {
-                Some(entry) => {
-                    let core = &*entry.core;
-                    (entry.core, core.thread(), core.ractor())
-                }
-                None => break,
-            };
-            place += 1;
-            let near = owner == thread || home == *ractor.get_or_insert_with(ruby::current_ractor);
-            if near && (*core).is_usable() {
-                look(core);
-            }
+/// Calls `look` for each machine that this thread may look into: those of its Ractor, whose lock it has, that are in
+/// use. A UM may be collected meanwhile: its machine is held.
+fn each_within_reach(mut look: impl FnMut(&Machine)) {
+    let thread = fiber::current_thread();
+    let mut ractor = None;
+    let mut place = 0;
+    loop {
+        let next = machines().get(place).cloned();
+        let Some(machine) = next else { return };
+        place += 1;
+        let near = machine.thread() == thread
+            || machine.ractor() == *ractor.get_or_insert_with(fiber::current_ractor);
+        if near && machine.is_usable() {
+            look(&machine);
         }
     }
 }
 
 /// Has the machines forget what a descriptor was: it is closed, or another file's by now.
-pub unsafe fn forget(fd: RawFd) {
-    // SAFETY: the cores are alive, and guarded by the GVL.
-    unsafe { each_within_reach(|core| (*core).descriptors.forget(fd)) };
+pub fn forget(fd: RawFd) {
+    each_within_reach(|machine| machine.parts().descriptors.forget(fd));
 }
 
 /// What a descriptor is from now on is an IO's own doing: nobody has lost it.
-pub unsafe fn found(fd: RawFd) {
-    // SAFETY: as `forget`.
-    unsafe { each_within_reach(|core| (*core).lost.retain(|lost| lost.fd != fd)) };
+pub fn found(fd: RawFd) {
+    each_within_reach(|machine| machine.parts().lost.retain(|lost| lost.fd != fd));
 }
 
 /// Whether a close of a descriptor has anything to end, in any machine within reach.
-pub unsafe fn is_in_use(fd: RawFd) -> bool {
+pub fn is_in_use(fd: RawFd) -> bool {
     let mut in_use = false;
-    // SAFETY: as `forget`.
-    unsafe { each_within_reach(|core| in_use = in_use || (*core).uses(fd)) };
+    each_within_reach(|machine| in_use = in_use || machine.parts().uses(fd));
     in_use
 }
 
 /// Before a descriptor is closed, or becomes another file's: has the machines let go of its file, and ends what fibers
 /// do with it.
-pub unsafe fn end_waits(fd: RawFd) -> EndedWaits {
+pub fn end_waits(fd: RawFd) -> EndedWaits {
     let mut ended = EndedWaits::default();
-    // SAFETY: as `forget`.
-    unsafe {
-        each_within_reach(|core| {
-            let own = (*core).thread() == ruby::rb_thread_current();
-            let is_waited_for = !(*core).waits.on(fd).is_empty();
-            if own {
-                if is_waited_for {
-                    closing::end_on(core, fd, closing::closed());
-                    ended.here = true;
-                }
-                (*core).let_go_of(fd);
-            } else {
-                if is_waited_for {
-                    closing::interrupt_on(core, fd, closing::closed());
-                    ended.elsewhere = true;
-                }
-                if (*core).driver.forget_file(fd) {
-                    (*core).notify();
-                }
-                (*core).forget_from_elsewhere(fd);
+    each_within_reach(|machine| {
+        let own = machine.thread() == fiber::current_thread();
+        let is_waited_for = !machine.parts().waits.on(fd).is_empty();
+        if own {
+            if is_waited_for {
+                closing::end_on(machine, fd, closing::closed());
+                ended.here = true;
             }
-        });
-    }
+            machine.let_go_of(fd);
+        } else {
+            if is_waited_for {
+                closing::interrupt_on(machine, fd, closing::closed());
+                ended.elsewhere = true;
+            }
+            let is_registered = machine.parts().driver.forget_file(fd);
+            if is_registered {
+                machine.notify();
+            }
+            machine.forget_from_elsewhere(fd);
+        }
+    });
     ended
 }
 
@@ -226,47 +160,29 @@ impl EndedWaits {
 /// Passes a wake-up on that was given to a fiber which leaves without what it has waited for: to the next that waits for
 /// the same. Whoever is woken looks whether there is anything for it.
 #[cold]
-pub unsafe fn pass_on(blocker: VALUE) {
-    // SAFETY: as `forget`; what raises is stopped.
-    unsafe {
-        if blocker == NIL {
-            return;
-        }
-        if ruby::is_a(blocker, ruby::class(c"Thread::Mutex")) {
-            // Its lock is free, unless somebody was quicker: its unlocking wakes the next, be it a thread.
-            let passed = ruby::protect(|| {
-                if ruby::truthy(rb_sys::rb_mutex_trylock(blocker)) {
-                    rb_sys::rb_mutex_unlock(blocker);
-                }
-                NIL
-            });
-            if passed.is_err() {
-                ruby::take_exception();
-            }
-            return;
-        }
-        let mut done = false;
-        each_within_reach(|core| done = done || (*core).wake_blocked_by(blocker));
+pub fn pass_on(blocker: Value) {
+    if blocker == NIL {
+        return;
     }
+    if is_a(blocker, classes::mutex()) {
+        // Its lock is free, unless somebody was quicker: its unlocking wakes the next, be it a thread.
+        if sync::try_lock(blocker).unwrap_or(false) {
+            let _ = sync::unlock(blocker);
+        }
+        return;
+    }
+    let mut done = false;
+    each_within_reach(|machine| done = done || machine.wake_blocked_by(blocker));
 }
 
-/// The UM of a core that belongs to a thread.
-pub fn object_of(core: *mut Core) -> VALUE {
-    machines()
-        .iter()
-        .find(|entry| entry.core == core)
-        .map_or(NIL, |entry| entry.object)
-}
-
-/// The fiber that forked this process, which is its root fiber now; 0 in one that was not forked.
-pub static FORKER: AtomicU64 = AtomicU64::new(0);
+/// The fiber that forked this process, which is its root fiber now; false in one that was not forked.
+pub static FORKER: Shared = Shared::new();
 
 /// Ends the process if `fiber`, which ends, is the one that forked it: there is no other that could go on.
 /// Ruby would do so too, but with the fiber gone that the scheduler's end runs on, and with status 0.
-/// `result` is what [`ruby::protect`] returned.
-pub unsafe fn end_of_forker(fiber: VALUE, result: &Result<VALUE, c_int>) {
-    if fiber == FORKER.load(Ordering::Relaxed) {
-        // SAFETY: nothing of the frames below is needed any more.
-        unsafe { ruby::ruby_stop(result.err().unwrap_or(0)) };
+pub fn end_of_forker(fiber: Value, result: Outcome) -> Outcome {
+    if FORKER.get() != FALSE && fiber == FORKER.get() {
+        fiber::stop_process(result);
     }
+    result
 }

@@ -1,11 +1,14 @@
 //! Telling of a fiber that failed, as a thread does (thread.c, rb_threadptr_report_on_exception). What cannot be told
 //! harms nobody else.
 
-use std::ffi::c_int;
-
-use crate::machine::poll::wait_ready;
-use crate::machine::{interrupts, switch, Core};
-use crate::ruby::{self, duration, Raise, FALSE, TRUE, VALUE};
+use super::poll::wait_ready;
+use super::{interrupts, Machine};
+use crate::os::fd::Fd;
+use crate::ruby::call::call_with_keywords;
+use crate::ruby::{
+    call, class_of, classes, duration, fiber, io, is_a, is_file, options, string, truthy, Outcome,
+    Raise, Value, FALSE,
+};
 
 /// How long the report waits for room, in nanoseconds; and what a pipe with room takes at once (pipe(7), PIPE_BUF).
 const PATIENCE: u64 = 1_000_000_000;
@@ -13,149 +16,100 @@ const PIECE: usize = 4096;
 
 /// Whether an exception ends more than the fiber it was raised in, whatever is set: `exit`, a signal, a shortage of
 /// memory, and what was raised in the thread from outside.
-pub unsafe fn is_fatal(exception: VALUE) -> bool {
-    // SAFETY: classes are set once Ruby runs.
-    unsafe {
-        let is = |class| rb_sys::rb_obj_is_kind_of(exception, class) == TRUE;
-        is(rb_sys::rb_eSystemExit)
-            || is(rb_sys::rb_eSignal)
-            || is(rb_sys::rb_eNoMemError)
-            || interrupts::is_for_thread(exception)
-    }
+pub fn is_fatal(exception: Value) -> bool {
+    is_a(exception, classes::system_exit())
+        || is_a(exception, classes::signal_exception())
+        || is_a(exception, classes::no_memory_error())
+        || interrupts::is_for_thread(exception)
 }
 
-/// Writes to $stderr what a fiber failed by. What that fails by is lost, but for what ends more than a fiber.
-///
-/// # Safety
-/// Called by the fiber that has failed; the core, if there is one, is alive.
-pub unsafe fn report(core: *mut Core, exception: VALUE) -> Result<(), Raise> {
-    // SAFETY: what raises is protected.
-    unsafe {
-        if !wants_report() {
-            return Ok(());
-        }
-        let told = attempt(core, || describe(exception))?;
-        if !told {
-            attempt(core, || describe_class(exception))?;
-        }
-        Ok(())
+/// Writes to $stderr what a fiber failed by. What that fails by is lost, but for what ends more than a fiber. The machine
+/// is that of the fiber, if it has one.
+pub fn report(machine: Option<&Machine>, exception: Value) -> Result<(), Raise> {
+    if !wants_report() {
+        return Ok(());
     }
+    let told = attempt(machine, || describe(exception))?;
+    if !told {
+        attempt(machine, || describe_class(exception))?;
+    }
+    Ok(())
 }
 
 /// Whether words could be made and written.
-unsafe fn attempt(core: *mut Core, words: impl FnOnce() -> VALUE) -> Result<bool, Raise> {
-    // SAFETY: as `report`.
-    unsafe {
-        let result = match ruby::protect(words) {
-            Ok(text) => write(core, text),
-            Err(state) => Err(switch::unwinding(state)),
-        };
-        match result {
-            Ok(()) => Ok(true),
-            Err(Raise::Exception(error)) if !is_fatal(error) => Ok(false),
-            Err(Raise::Errno(_)) => Ok(false),
-            Err(raise) => Err(raise),
-        }
+fn attempt(machine: Option<&Machine>, words: impl FnOnce() -> Outcome) -> Result<bool, Raise> {
+    match words().and_then(|text| write(machine, text)) {
+        Ok(()) => Ok(true),
+        Err(Raise::Exception(error)) if !is_fatal(error) => Ok(false),
+        Err(Raise::Errno(_)) => Ok(false),
+        Err(raise) => Err(raise),
     }
 }
 
 /// Thread#report_on_exception of the current thread.
-unsafe fn wants_report() -> bool {
-    // SAFETY: a method of Thread that does not raise; protected in case a program replaced it.
-    unsafe {
-        let thread = ruby::rb_thread_current();
-        let wanted = ruby::protect(|| ruby::funcall(thread, ruby::id("report_on_exception"), &[]));
-        match wanted {
-            Ok(wanted) => ruby::truthy(wanted),
-            Err(_) => {
-                ruby::take_exception();
-                true
-            }
-        }
-    }
+fn wants_report() -> bool {
+    let wanted = call(fiber::current_thread(), "report_on_exception", &[]);
+    wanted.map_or(true, truthy)
 }
 
-/// The fiber, and the exception in full. May raise.
-unsafe fn describe(exception: VALUE) -> VALUE {
-    // SAFETY: plain calls of Ruby methods; nothing here needs dropping.
-    unsafe {
-        let text = begin();
-        let highlight = rb_sys::rb_hash_new();
-        rb_sys::rb_hash_aset(highlight, rb_sys::rb_id2sym(ruby::id("highlight")), FALSE);
-        let message = rb_sys::rb_funcallv_kw(
-            exception,
-            ruby::id("full_message"),
-            1,
-            &highlight,
-            rb_sys::RB_PASS_KEYWORDS as c_int,
-        );
-        rb_sys::rb_str_append(text, message)
-    }
+/// The fiber, and the exception in full.
+fn describe(exception: Value) -> Outcome {
+    let text = begin()?;
+    let highlight = options(&[("highlight", FALSE)])?;
+    let message = call_with_keywords(exception, "full_message", &[highlight])?;
+    string::append_string(text, message)?;
+    Ok(text)
 }
 
-/// The fiber, and no more of the exception than its class: it has no words for itself. May raise.
-unsafe fn describe_class(exception: VALUE) -> VALUE {
-    // SAFETY: as above.
-    unsafe {
-        let text = begin();
-        rb_sys::rb_str_append(text, rb_sys::rb_class_name(rb_sys::rb_obj_class(exception)));
-        let end = c" (its message cannot be had)\n";
-        rb_sys::rb_str_cat(text, end.as_ptr(), end.count_bytes() as _)
-    }
+/// The fiber, and no more of the exception than its class: it has no words for itself.
+fn describe_class(exception: Value) -> Outcome {
+    let text = begin()?;
+    string::append_string(text, string::class_name(class_of(exception))?)?;
+    string::append(text, b" (its message cannot be had)\n")?;
+    Ok(text)
 }
 
-unsafe fn begin() -> VALUE {
-    // SAFETY: as above.
-    unsafe {
-        let text = rb_sys::rb_str_dup(rb_sys::rb_any_to_s(ruby::rb_fiber_current()));
-        let middle = c" terminated with exception (report_on_exception is true):\n";
-        rb_sys::rb_str_cat(text, middle.as_ptr(), middle.count_bytes() as _)
-    }
+fn begin() -> Outcome {
+    let text = string::duplicate(string::of_any(fiber::current())?)?;
+    let middle = b" terminated with exception (report_on_exception is true):\n";
+    string::append(text, middle)?;
+    Ok(text)
 }
 
 /// Writes to $stderr, in pieces that do not wait, as long as there is room in time.
-unsafe fn write(core: *mut Core, text: VALUE) -> Result<(), Raise> {
-    // SAFETY: what may raise is protected; the text is a String, kept by this frame.
-    unsafe {
-        let stderr = rb_sys::rb_gv_get(c"$stderr".as_ptr());
-        let say = |piece| {
-            ruby::protect(|| ruby::funcall(stderr, ruby::id("write"), &[piece]))
-                .map_err(|state| switch::unwinding(state))
-        };
-        if !rb_sys::RB_TYPE_P(stderr, rb_sys::ruby_value_type::RUBY_T_FILE) {
-            return say(text).map(drop);
-        }
-        let length = rb_sys::RSTRING_LEN(text) as usize;
-        let mut place = 0;
-        while place < length && has_room(core, stderr)? {
-            let piece = rb_sys::rb_str_substr(text, 0, 0);
-            let bytes = rb_sys::RSTRING_PTR(text).add(place);
-            rb_sys::rb_str_cat(piece, bytes, (length - place).min(PIECE) as _);
-            say(piece)?;
-            place += PIECE;
-        }
-        std::hint::black_box(text);
-        Ok(())
+fn write(machine: Option<&Machine>, text: Value) -> Result<(), Raise> {
+    let stderr = io::standard_error()?;
+    let say = |piece| call(stderr, "write", &[piece]).map(drop);
+    if !is_file(stderr) {
+        return say(text);
     }
+    let bytes = string::copy(text);
+    for bytes in bytes.chunks(PIECE) {
+        if !has_room(machine, stderr)? {
+            break;
+        }
+        let piece = string::empty_like(text)?;
+        string::append(piece, bytes)?;
+        say(piece)?;
+    }
+    Ok(())
 }
 
-unsafe fn has_room(core: *mut Core, io: VALUE) -> Result<bool, Raise> {
-    // SAFETY: called right after the unwinding was stopped; one pollfd.
-    unsafe {
-        let fd = ruby::descriptor(io).map_err(|state| switch::unwinding(state))?;
-        let mut poll = libc::pollfd {
-            fd,
-            events: libc::POLLOUT,
-            revents: 0,
-        };
-        if libc::poll(&mut poll, 1, 0) != 0 {
-            return Ok(true);
+fn has_room(machine: Option<&Machine>, io: Value) -> Result<bool, Raise> {
+    let fd = io::descriptor(io)?;
+    if Fd(fd).events_now(libc::POLLOUT) != 0 {
+        return Ok(true);
+    }
+    match machine.filter(|machine| !machine.is_forked()) {
+        None => {
+            let milliseconds = (PATIENCE / 1_000_000) as i32;
+            Ok(Fd(fd).poll(libc::POLLOUT, milliseconds) != Ok(0))
         }
-        if core.is_null() || (*core).is_forked() {
-            return Ok(libc::poll(&mut poll, 1, (PATIENCE / 1_000_000) as c_int) != 0);
+        Some(machine) => {
+            let me = machine.current_task();
+            let deadline = Some(duration::from_now(PATIENCE));
+            let events = wait_ready(machine, me, fd, i64::from(libc::POLLOUT), deadline)?;
+            Ok(events != 0)
         }
-        let me = (*core).current_task();
-        let deadline = Some(duration::from_now(PATIENCE));
-        wait_ready(core, me, fd, i64::from(libc::POLLOUT), deadline).map(|events| events != 0)
     }
 }

@@ -4,20 +4,21 @@
 //! nothing, when its fiber goes on. The threads of [`crate::off_thread::resolver`] are few; calls that may wait for ever
 //! would use them up.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
-use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal};
+use uringmachine_runtime::memory::{Memory, MemoryMut};
 use uringmachine_runtime::waker::Waker;
 use uringmachine_runtime::{clock, TaskId, WaitId, Wake};
 
-use crate::machine::switch::{self, Failure};
-use crate::machine::{Core, Resumption};
+use super::operate::{Failure, InKernel};
+use super::wait::{Ended, Wait};
+use super::Machine;
+use crate::os::fd::Fd;
 use crate::os::per_process::PerProcess;
+use crate::os::thread::{leave_signals_to_ruby, Thread};
+use crate::os::{self, process};
 use crate::ruby::Raise;
 
 /// Nanoseconds between two signals: one that comes before its thread is in the call is lost.
@@ -71,21 +72,18 @@ impl Call {
 
     fn close_opened(&self, result: i32) {
         if self.opens && result >= 0 {
-            // SAFETY: nobody has been given the descriptor.
-            unsafe { libc::close(result) };
+            let _ = Fd(result).close();
         }
     }
 }
 
 /// A call that a fiber waits for.
 struct Running {
-    core: *mut Core,
+    /// Where the machine is: only to tell whose call it is.
+    machine: usize,
     call: Arc<Call>,
-    thread: libc::pthread_t,
+    thread: Thread,
 }
-
-// SAFETY: the core's address only tells whose call it is.
-unsafe impl Send for Running {}
 
 /// Every call there is. In a child of fork none is.
 static RUNNING: PerProcess<Mutex<Vec<Running>>> = PerProcess::new();
@@ -94,15 +92,19 @@ fn running() -> MutexGuard<'static, Vec<Running>> {
     RUNNING.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn place_of(machine: &Machine) -> usize {
+    std::ptr::from_ref(machine).addr()
+}
+
 /// Has a call on the list while it lives: a fiber that never goes on does not take it off.
 struct Listed(Arc<Call>);
 
 impl Listed {
-    fn new(core: *mut Core, call: &Arc<Call>, thread: &JoinHandle<()>) -> Self {
+    fn new(machine: &Machine, call: &Arc<Call>, thread: &Thread) -> Self {
         running().push(Running {
-            core,
+            machine: place_of(machine),
             call: Arc::clone(call),
-            thread: thread.as_pthread_t(),
+            thread: thread.clone(),
         });
         Self(Arc::clone(call))
     }
@@ -114,26 +116,26 @@ impl Drop for Listed {
     }
 }
 
-/// Gives up the calls that fibers of a core wait for which go on no more: their threads end, and with them the
+/// Gives up the calls that fibers of a machine wait for which go on no more: their threads end, and with them the
 /// descriptors that these have.
-pub fn give_up_all(core: *mut Core) {
+pub fn give_up_all(machine: &Machine) {
     let mut left = Vec::new();
     running().retain_mut(|entry| {
-        if entry.core == core {
-            left.push((Arc::clone(&entry.call), entry.thread));
+        let is_its = entry.machine == place_of(machine);
+        if is_its {
+            left.push((Arc::clone(&entry.call), entry.thread.clone()));
         }
-        entry.core != core
+        !is_its
     });
     for _ in 0..ATTEMPTS {
         left.retain(|(call, thread)| {
             call.given_up.store(true, Ordering::Release);
             call.file().take();
             if call.forsake() {
-                // SAFETY: the handle is on the frame of a fiber that is never run again.
-                unsafe { libc::pthread_detach(*thread) };
+                thread.let_go();
                 return false;
             }
-            interrupt(*thread);
+            thread.interrupt();
             true
         });
         if left.is_empty() {
@@ -149,44 +151,31 @@ const ATTEMPTS: usize = 20;
 /// Makes a system call on a thread and waits for its end; returns its result, or -errno. `job` is repeated
 /// when a signal interrupts it. A call that won the race against an exception keeps its result, but if that
 /// cannot be returned, `undo` is called.
-///
-/// # Safety
-/// Called by the fiber of `me`, on a core that lives as long as it waits.
-pub unsafe fn call(
-    core: *mut Core,
+pub fn call(
+    machine: &Machine,
     me: TaskId,
     mut job: impl FnMut() -> i32 + Send + 'static,
     undo: impl FnOnce(),
 ) -> Result<i32, Failure> {
-    // SAFETY: the caller's promise.
-    unsafe { call_with(core, me, How::default(), move |_| job(), |_| undo()) }
+    call_with(machine, me, How::default(), move |_| job(), |_| undo())
 }
 
 /// As [`call`], of a call that is made though the fiber is to raise: it is interrupted then, and that is raised after it.
-///
-/// # Safety
-/// As [`call`].
-pub unsafe fn call_anyway(
-    core: *mut Core,
+pub fn call_anyway(
+    machine: &Machine,
     me: TaskId,
     mut job: impl FnMut() -> i32 + Send + 'static,
 ) -> Result<i32, Failure> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let how = How {
-            anyway: true,
-            ..How::default()
-        };
-        call_with(core, me, how, move |_| job(), |_| {})
-    }
+    let how = How {
+        anyway: true,
+        ..How::default()
+    };
+    call_with(machine, me, how, move |_| job(), |_| {})
 }
 
 /// As [`call`], for a call whose result is a new descriptor, which is closed if nobody can be given it.
-///
-/// # Safety
-/// As [`call`].
-pub unsafe fn open(
-    core: *mut Core,
+pub fn open(
+    machine: &Machine,
     me: TaskId,
     mut job: impl FnMut() -> i32 + Send + 'static,
 ) -> Result<i32, Failure> {
@@ -198,17 +187,13 @@ pub unsafe fn open(
         result
     };
     let undo = |_| {
-        // SAFETY: nobody has been given the descriptor.
-        unsafe { libc::close(opened.load(Ordering::Acquire)) };
+        let _ = Fd(opened.load(Ordering::Acquire)).close();
     };
-    // SAFETY: the caller's promise.
-    unsafe {
-        let how = How {
-            opens: true,
-            ..How::default()
-        };
-        call_with(core, me, how, job, undo)
-    }
+    let how = How {
+        opens: true,
+        ..How::default()
+    };
+    call_with(machine, me, how, job, undo)
 }
 
 /// How a call is made.
@@ -232,8 +217,8 @@ impl How {
 }
 
 /// As [`call`].
-unsafe fn call_with(
-    core: *mut Core,
+fn call_with(
+    machine: &Machine,
     me: TaskId,
     how: How,
     mut job: impl FnMut(RawFd) -> i32 + Send + 'static,
@@ -245,238 +230,229 @@ unsafe fn call_with(
         anyway,
     } = how;
     let number = file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-    // SAFETY: see `switch`; what this frame owns is dropped, since the waits are protected.
-    unsafe {
-        let Some(waker) = (*core).driver.waker().cloned() else {
-            return Ok(-libc::EBADF);
-        };
-        let mut first = None;
-        if let Some(raise) = (*core).take_pending(me) {
-            if !anyway {
-                return Err(raise.into());
-            }
-            first = Some(raise);
+    let waker = machine.parts().driver.waker().cloned();
+    let Some(waker) = waker else {
+        return Ok(-libc::EBADF);
+    };
+    let mut first = machine.take_pending(me);
+    if !anyway {
+        if let Some(raise) = first {
+            return Err(raise.into());
         }
-        let call = Arc::new(Call {
-            given_up: AtomicBool::new(false),
-            opens,
-            file: Mutex::new(file.map(Arc::new)),
-            state: Mutex::new(State {
-                result: None,
-                unwanted: false,
-                wait: (*core).driver.tasks.begin_wait(me),
-            }),
-        });
-        let worker = Arc::clone(&call);
-        let spawned = std::thread::Builder::new()
-            .name("um-call".into())
-            .stack_size(128 * 1024)
-            .spawn(move || {
-                leave_signals_to_ruby();
-                // It stays open while the call runs, also if it is given up.
-                let file = worker.file().clone();
-                let mut result = job(number);
-                while result == -libc::EINTR && !worker.given_up.load(Ordering::Acquire) {
-                    result = job(number);
-                }
-                // What the job owns goes before anybody learns of its end.
-                drop(job);
-                drop(file);
-                worker.end(result, &waker);
-            });
-        let thread = match spawned {
-            Ok(thread) => thread,
-            Err(error) => {
-                (*core).finish_wait(me);
-                if let Some(raise) = first {
-                    (*core).keep_raise(me, raise)?;
-                }
-                return Ok(-error.raw_os_error().unwrap_or(libc::EAGAIN));
-            }
-        };
-        let listed = Listed::new(core, &call, &thread);
-        let mut waited = Ok(Wake::Interrupt);
-        if first.is_none() {
-            waited = switch::wait(core, me, None);
-            first = waited.err().map(|state| switch::unwinding(state));
-        }
-        let (result, second) = finish(core, me, &call, &thread);
-        drop(listed);
-        let ended = match (first, second) {
-            (None, None) if result >= 0 || matches!(waited, Ok(Wake::Complete)) => {
-                if !matches!(waited, Ok(Wake::Complete)) {
-                    (*core).drop_values(me);
-                }
-                Ok(result)
-            }
-            (None, None) => match (*core).take_resumption(me) {
-                Some(Resumption::Raise(raise)) => Err(Failure::Raise(raise)),
-                Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
-                None => Ok(-libc::EINTR),
-            },
-            (first, second) => {
-                if result >= 0 {
-                    undo(number);
-                }
-                Err(Failure::Raise(match first {
-                    Some(first) => switch::first_of(core, me, first, second),
-                    None => second.unwrap_or_else(|| Raise::errno(libc::EINTR)),
-                }))
-            }
-        };
-        // The thread may not have let go of the call yet.
-        drop(call.file().take());
-        (*core).finish_wait(me);
-        ended
     }
+    let mut wait = machine.begin_wait_anyway(me);
+    let call = Arc::new(Call {
+        given_up: AtomicBool::new(false),
+        opens,
+        file: Mutex::new(file.map(Arc::new)),
+        state: Mutex::new(State {
+            result: None,
+            unwanted: false,
+            wait: wait.id(),
+        }),
+    });
+    let worker = Arc::clone(&call);
+    let spawned = std::thread::Builder::new()
+        .name("um-call".into())
+        .stack_size(128 * 1024)
+        .spawn(move || {
+            leave_signals_to_ruby();
+            // It stays open while the call runs, also if it is given up.
+            let file = worker.file().clone();
+            let mut result = job(number);
+            while result == -libc::EINTR && !worker.given_up.load(Ordering::Acquire) {
+                result = job(number);
+            }
+            // What the job owns goes before anybody learns of its end.
+            drop(job);
+            drop(file);
+            worker.end(result, &waker);
+        });
+    let thread = match spawned {
+        Ok(thread) => Thread::new(thread),
+        Err(error) => {
+            if let Some(raise) = first {
+                machine.parts().keep_raise(me, raise)?;
+            }
+            return Ok(-error.raw_os_error().unwrap_or(libc::EAGAIN));
+        }
+    };
+    let listed = Listed::new(machine, &call, &thread);
+    let mut woken = Ok(Wake::Interrupt);
+    if first.is_none() {
+        woken = match wait.suspend() {
+            Ok(wake) => Ok(wake),
+            Err(raise) => {
+                first = Some(raise);
+                Ok(Wake::Interrupt)
+            }
+        };
+    }
+    let is_over = first.is_none() && matches!(woken, Ok(Wake::Complete));
+    let (result, second) = finish(machine, me, &mut wait, &call, &thread);
+    drop(listed);
+    let ended = match (first, second) {
+        (None, None) if result >= 0 || is_over => {
+            if !is_over {
+                machine.parts().drop_values(me);
+            }
+            Ok(result)
+        }
+        (None, None) => match wait.ended(woken) {
+            Ok(Ended::Scheduled(value)) => Err(Failure::Scheduled(value)),
+            Ok(_) => Ok(-libc::EINTR),
+            Err(raise) => Err(raise.into()),
+        },
+        (first, second) => {
+            if result >= 0 {
+                undo(number);
+            }
+            Err(Failure::Raise(match first {
+                Some(first) => machine.first_of(me, first, second),
+                None => second.unwrap_or_else(|| Raise::errno(libc::EINTR)),
+            }))
+        }
+    };
+    // The thread may not have let go of the call yet.
+    drop(call.file().take());
+    ended
 }
 
 /// The result of a call; one that still runs is given up, and waited for whatever is raised meanwhile.
-unsafe fn finish(
-    core: *mut Core,
+fn finish(
+    machine: &Machine,
     me: TaskId,
+    wait: &mut Wait,
     call: &Call,
-    thread: &JoinHandle<()>,
+    thread: &Thread,
 ) -> (i32, Option<Raise>) {
     let mut second = None;
-    // SAFETY: see `switch`.
-    unsafe {
-        loop {
-            if (*core).is_forked() {
-                // The thread is the parent's.
-                return (-libc::EINTR, second);
-            }
-            let wait = {
-                let mut state = call.state();
-                if let Some(result) = state.result {
-                    (*core).waiter(me).draining = false;
-                    return (result, second);
-                }
-                state.wait = (*core).driver.tasks.begin_wait(me);
-                state.wait
-            };
-            (*core).waiter(me).draining = true;
-            call.given_up.store(true, Ordering::Release);
-            interrupt(thread.as_pthread_t());
-            let timer = (*core)
-                .driver
-                .wake_at(clock::now().saturating_add(AGAIN), wait);
-            if let Err(state) = switch::wait(core, me, None) {
-                second = Some(switch::unwinding(state));
-            }
-            (*core).driver.timers.cancel(timer);
+    loop {
+        if machine.is_forked() {
+            // The thread is the parent's.
+            return (-libc::EINTR, second);
         }
-    }
-}
-
-/// Interrupts a thread's system call by the signal that Ruby interrupts its own threads with: its handler
-/// does nothing, and lets no call go on (thread_pthread.c, `null_func`).
-fn interrupt(thread: libc::pthread_t) {
-    // SAFETY: the struct is filled by the call. The thread is neither joined nor detached, so its handle is
-    // valid.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        if libc::sigaction(libc::SIGVTALRM, std::ptr::null(), &mut action) == 0
-            && !matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
-            && action.sa_flags & libc::SA_RESTART == 0
         {
-            libc::pthread_kill(thread, libc::SIGVTALRM);
+            let mut state = call.state();
+            if let Some(result) = state.result {
+                machine.parts().waiter(me).draining = false;
+                return (result, second);
+            }
+            state.wait = wait.renew();
         }
-    }
-}
-
-/// Every signal but the one that interrupts is for Ruby's threads.
-fn leave_signals_to_ruby() {
-    let mut signals = SigSet::all();
-    signals.remove(Signal::SIGVTALRM);
-    // It fails for numbers that are none only.
-    let _ = signals.thread_set_mask();
-}
-
-/// The result of a system call, or -errno.
-pub fn result_of(result: i32) -> i32 {
-    if result >= 0 {
-        return result;
-    }
-    -Errno::last_raw()
-}
-
-/// A descriptor of the same open file for a call on a thread: the number it was made from may be closed
-/// meanwhile, and given to another file.
-pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Raise> {
-    // SAFETY: fcntl takes any number; what it returns is new and nobody else's.
-    unsafe {
-        match libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) {
-            -1 => Err(Raise::errno(Errno::last_raw())),
-            new => Ok(OwnedFd::from_raw_fd(new)),
+        machine.parts().waiter(me).draining = true;
+        call.given_up.store(true, Ordering::Release);
+        thread.interrupt();
+        if let Err(raise) = wait.until(Some(clock::now().saturating_add(AGAIN))) {
+            second = Some(raise);
         }
     }
 }
 
 /// Makes a call on a descriptor that may take long, off the machine's thread.
-///
-/// # Safety
-/// As [`call`].
-pub unsafe fn call_on(
-    core: *mut Core,
+pub fn call_on(
+    machine: &Machine,
     me: TaskId,
     fd: RawFd,
     job: impl Fn(RawFd) -> i32 + Send + 'static,
 ) -> Result<i32, Failure> {
-    let file = duplicate(fd)?;
-    // SAFETY: the caller's promise.
-    unsafe { call_with(core, me, How::on(file), job, |_| {}) }
+    let file = Fd(fd).duplicate()?;
+    call_with(machine, me, How::on(file), job, |_| {})
 }
 
-/// flock(2), with the lock given back if nobody can be told of it.
-///
-/// # Safety
-/// As [`call`].
-pub unsafe fn flock(
-    core: *mut Core,
-    me: TaskId,
-    fd: RawFd,
-    operation: i32,
-) -> Result<i32, Failure> {
-    let file = duplicate(fd)?;
-    // SAFETY: flock points to nothing.
-    let lock = |file, operation| result_of(unsafe { libc::flock(file, operation) });
-    let unlock = |file| {
-        lock(file, libc::LOCK_UN);
-    };
-    // SAFETY: the caller's promise.
-    unsafe {
-        call_with(
-            core,
-            me,
-            How::on(file),
-            move |file| lock(file, operation),
-            unlock,
-        )
+/// Memory that a thread works on while its fiber keeps it.
+#[derive(Clone, Copy)]
+pub struct Lent {
+    pointer: *mut u8,
+    length: u32,
+}
+
+// SAFETY: the thread is over before the memory goes: see `with_memory`.
+#[allow(unsafe_code)]
+unsafe impl Send for Lent {}
+
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Memory for Lent {
+    fn pointer(&self) -> *const u8 {
+        self.pointer
+    }
+
+    fn length(&self) -> u32 {
+        self.length
     }
 }
 
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl MemoryMut for Lent {
+    fn pointer_mut(&mut self) -> *mut u8 {
+        self.pointer
+    }
+}
+
+/// Makes a call on a descriptor that reads or writes memory, off the machine's thread. `moved` is the count, also when the
+/// fiber is to raise; else the result is that, or -errno.
+pub fn with_memory(
+    machine: &Machine,
+    me: TaskId,
+    fd: RawFd,
+    memory: &mut impl MemoryMut,
+    moved: &mut usize,
+    attempt: fn(RawFd, &mut Lent) -> os::Result<usize>,
+) -> Result<i32, Failure> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    let (pointer, length) = (memory.pointer_mut(), memory.length());
+    // The memory is borrowed until this returns, which is when the thread is over, or is the parent process's; a panic in
+    // between ends the process.
+    let in_use = InKernel;
+    let lent = Lent { pointer, length };
+    let result = call_on(machine, me, fd, move |fd| {
+        let mut lent = lent;
+        match attempt(fd, &mut lent) {
+            Ok(count) => {
+                counted.store(count, Ordering::Release);
+                i32::try_from(count).unwrap_or(i32::MAX)
+            }
+            Err(errno) => errno.negative(),
+        }
+    });
+    std::mem::forget(in_use);
+    *moved = count.load(Ordering::Acquire);
+    result
+}
+
+/// flock(2), with the lock given back if nobody can be told of it.
+pub fn flock(machine: &Machine, me: TaskId, fd: RawFd, operation: i32) -> Result<i32, Failure> {
+    let file = Fd(fd).duplicate()?;
+    let lock = |file, operation| match Fd(file).lock(operation) {
+        Ok(()) => 0,
+        Err(errno) => errno.negative(),
+    };
+    let unlock = |file| {
+        lock(file, libc::LOCK_UN);
+    };
+    call_with(
+        machine,
+        me,
+        How::on(file),
+        move |file| lock(file, operation),
+        unlock,
+    )
+}
+
 /// waitid(2), whose options say WNOWAIT: a change that is not told is not taken.
-///
-/// # Safety
-/// As [`call`].
-pub unsafe fn wait_id(
-    core: *mut Core,
+pub fn wait_id(
+    machine: &Machine,
     me: TaskId,
     id_type: libc::idtype_t,
     id: u32,
     options: i32,
 ) -> Result<i32, Failure> {
-    // SAFETY: the caller's promise; the siginfo is the thread's own.
-    unsafe {
-        call(
-            core,
-            me,
-            move || {
-                let mut info: libc::siginfo_t = std::mem::zeroed();
-                result_of(libc::waitid(id_type, id, &mut info, options))
-            },
-            || {},
-        )
-    }
+    let job = move || match process::wait(id_type, id, options) {
+        Ok(_) => 0,
+        Err(errno) => errno.negative(),
+    };
+    call(machine, me, job, || {})
 }

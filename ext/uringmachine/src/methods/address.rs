@@ -4,11 +4,11 @@ use crate::machine::caller::Caller;
 use crate::off_thread::resolver;
 use crate::os::socket_address::{family, fit, parse, unresolved, Address};
 use crate::ruby::arguments::{self, Arguments};
-use crate::ruby::{self, Raise, NIL};
+use crate::ruby::{string, Raise, NIL};
 
 /// The addresses that arguments (host, port) mean for a socket, at least one: a path for a UNIX socket; an
 /// address, or a name to be looked up, for others.
-pub unsafe fn read(
+pub fn read(
     caller: &Caller,
     fd: i32,
     arguments: &Arguments,
@@ -17,8 +17,7 @@ pub unsafe fn read(
     let host = arguments::string(arguments.get(place), "host")?;
     let family = family(fd)?;
     if family == libc::AF_UNIX {
-        // SAFETY: the bytes are copied before Ruby runs again.
-        return Ok(vec![Address::unix(unsafe { ruby::string_bytes(&host) })?]);
+        return Ok(vec![Address::unix(&string::copy(host))?]);
     }
     let port = match arguments.optional(place + 1) {
         None => return Err(arguments::wrong_type(NIL, "port", "an Integer")),
@@ -29,8 +28,7 @@ pub unsafe fn read(
     let text = name.to_str().unwrap_or_default();
     let addresses = match parse(text, port) {
         Some(address) => vec![address],
-        // SAFETY: within a method, on the machine's own thread.
-        None => unsafe { resolver::resolve(caller.core, caller.me, name.clone()) }?
+        None => resolver::resolve(caller.machine, caller.me, name.clone())?
             .iter()
             .filter_map(|address| parse(address, port))
             .collect(),

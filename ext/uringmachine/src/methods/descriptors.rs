@@ -1,19 +1,18 @@
 //! Descriptors that come in pairs, and those that are registered with the ring.
 
-use std::ffi::c_int;
+use std::os::fd::{IntoRawFd, RawFd};
 
 use magnus::{Error, RClass};
 
-use crate::machine::caller::{machine_method, number, Answer, Caller};
-use crate::os::direct;
+use crate::machine::caller::{machine_method, Answer, Caller};
+use crate::os::{fd, socket};
 use crate::ruby::arguments::Arguments;
 use crate::ruby::method::function;
-use crate::ruby::{self, Outcome, Raise};
+use crate::ruby::{self, number, Outcome, Raise};
 
 /// Two descriptors as a method returns them.
-unsafe fn pair(fds: [c_int; 2]) -> Outcome {
-    // SAFETY: two small numbers, copied.
-    Ok(unsafe { rb_sys::rb_assoc_new(number(fds[0]), number(fds[1])) })
+fn pair(fds: [RawFd; 2]) -> Outcome {
+    ruby::array_of(&fds.map(number))
 }
 
 /// Makes a pipe. Both ends are close-on-exec.
@@ -24,12 +23,8 @@ unsafe fn pair(fds: [c_int; 2]) -> Outcome {
 /// @example
 ///   reader, writer = UM.pipe
 fn pipe(_: Arguments) -> Outcome {
-    // SAFETY: the call fills the array.
-    unsafe {
-        let mut fds = [0; 2];
-        direct(libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC))?;
-        pair(fds)
-    }
+    let (reader, writer) = fd::pipe()?;
+    pair([reader.into_raw_fd(), writer.into_raw_fd()])
 }
 
 /// Makes two sockets that are connected to each other. Both are close-on-exec.
@@ -43,15 +38,10 @@ fn pipe(_: Arguments) -> Outcome {
 /// @example
 ///   left, right = UM.socketpair(UM::AF_UNIX, UM::SOCK_STREAM, 0)
 fn socketpair(arguments: Arguments) -> Outcome {
-    // SAFETY: the call fills the array.
-    unsafe {
-        let domain = arguments.int(0, "domain")?;
-        let kind = arguments.int(1, "type")? | libc::SOCK_CLOEXEC;
-        let protocol = arguments.int(2, "protocol")?;
-        let mut fds = [0; 2];
-        direct(libc::socketpair(domain, kind, protocol, fds.as_mut_ptr()))?;
-        pair(fds)
-    }
+    let domain = arguments.int(0, "domain")?;
+    let kind = arguments.int(1, "type")? | libc::SOCK_CLOEXEC;
+    let protocol = arguments.int(2, "protocol")?;
+    pair(socket::pair(domain, kind, protocol)?)
 }
 
 /// Registers the file of a descriptor with the ring: operations on that descriptor need no look-up from now on,
@@ -70,20 +60,15 @@ fn socketpair(arguments: Arguments) -> Outcome {
 /// @example
 ///   machine.register_file(fd) { |fd| machine.write(fd, "tick\n") while machine.sleep(1) }
 fn register_file(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: the block may raise, stopped here.
-    unsafe {
-        let fd = arguments.fd(0, "fd")?;
-        let core = caller.core;
-        if let Err(error) = (*core).driver.register_file(fd) {
-            return Err(Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)).into());
-        }
-        if rb_sys::rb_block_given_p() == 0 {
-            return Ok(arguments.get(0));
-        }
-        let result = ruby::protect(|| rb_sys::rb_yield(arguments.get(0)));
-        (*core).driver.unregister_file(fd);
-        Ok(result.map_err(Raise::Jump)?)
+    let fd = arguments.fd(0, "fd")?;
+    let registered = caller.machine.parts().driver.register_file(fd);
+    registered.map_err(|error| Raise::of(&error, libc::EINVAL))?;
+    if !ruby::block_given() {
+        return Ok(arguments.get(0));
     }
+    let result = ruby::yield_(arguments.get(0));
+    caller.machine.parts().driver.unregister_file(fd);
+    Ok(result?)
 }
 
 /// Takes a file out of the ring that `register_file` has put there.
@@ -94,11 +79,9 @@ fn register_file(caller: Caller, arguments: Arguments) -> Answer {
 /// @example
 ///   machine.unregister_file(fd) #=> true
 fn unregister_file(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: see `switch`.
-    unsafe {
-        let fd = arguments.fd(0, "fd")?;
-        Ok(ruby::boolean((*caller.core).driver.unregister_file(fd)))
-    }
+    let fd = arguments.fd(0, "fd")?;
+    let was_registered = caller.machine.parts().driver.unregister_file(fd);
+    Ok(ruby::boolean(was_registered))
 }
 
 /// Defines the methods.

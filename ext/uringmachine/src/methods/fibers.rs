@@ -1,23 +1,28 @@
 //! Fibers of a machine: how they start, are scheduled, hand over and end.
 
-use std::ffi::c_int;
 use std::sync::atomic::Ordering;
 
 use magnus::prelude::*;
-use magnus::rb_sys::AsRawValue;
-use magnus::{method, Error, Module, RClass, Ruby, Value};
+use magnus::{method, Error, Module, RClass, Ruby};
 use uringmachine_runtime::tasks::State;
-use uringmachine_runtime::Wake;
+use uringmachine_runtime::{TaskId, Wake};
 
 use crate::classes::queue;
 use crate::machine::caller::{machine_method, Answer, Caller};
+use crate::machine::owner::Um;
 use crate::machine::spun::{
     done_variable, end, listeners_variable, result_variable, ANY_LISTENERS, KILL,
 };
-use crate::machine::{self, interrupts, owner, registry, switch, Pending, Resumption};
-use crate::ruby::arguments::Arguments;
-use crate::ruby::method::{as_value, settle};
-use crate::ruby::{self, Outcome, Raise, NIL, TRUE, VALUE};
+use crate::machine::switch::take_starting;
+use crate::machine::{registry, Machine, Parts, Pending, Waiter};
+use crate::ruby::arguments::{wrong_type, Arguments};
+use crate::ruby::call::{call_super, catch_unwinding, keyword_given};
+use crate::ruby::fiber::{self, Body};
+use crate::ruby::this::This;
+use crate::ruby::{
+    array, block, block_given, call, classes, collections, inherits, is_a, keep_until_here,
+    set_variable, truthy, values, variable, yield_, Outcome, Raise, Value, NIL, TRUE,
+};
 
 /// Makes a fiber of this machine, to be run when the current one waits or hands over.
 ///
@@ -36,105 +41,65 @@ use crate::ruby::{self, Outcome, Raise, NIL, TRUE, VALUE};
 ///   fiber = machine.spin { machine.sleep(0.01); :done }
 ///   machine.join(fiber) #=> :done
 fn spin(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: see `switch`.
-    unsafe {
-        if rb_sys::rb_block_given_p() == 0 {
-            return Err(Raise::argument("no block given (spin)").into());
-        }
-        let block = rb_sys::rb_block_proc();
-        let class = arguments.optional(1).unwrap_or(NIL);
-        let fiber_class = ruby::class(c"Fiber");
-        let fiber = if class == NIL || class == fiber_class {
-            ruby::rb_fiber_new(run_spun, block)
-        } else {
-            if !ruby::is_a(class, rb_sys::rb_cClass)
-                || rb_sys::rb_class_inherited_p(class, fiber_class) != TRUE
-            {
-                return Err(crate::ruby::arguments::wrong_type(
-                    class,
-                    "klass",
-                    "Fiber or a subclass of it",
-                )
-                .into());
-            }
-            new_of_class(class, block)?
-        };
-        let value = arguments.optional(0).unwrap_or(NIL);
-        let core = caller.core;
-        let task = (*core).add(fiber, true);
-        let waiter = (*core).waiter(task);
-        waiter.spun = true;
-        waiter.fresh = true;
-        waiter.yielding = true;
-        waiter.pending.push_back(Pending::Value(value));
-        let wait = (*core).driver.tasks.begin_wait(task);
-        (*core).driver.tasks.wake(wait, Wake::Interrupt);
-        Ok(fiber)
+    if !block_given() {
+        return Err(Raise::argument("no block given (spin)").into());
     }
+    let class = arguments.optional(1).unwrap_or(NIL);
+    let fiber = if class == NIL || class == classes::fiber() {
+        fiber::new::<Spun>()?.1
+    } else if is_a(class, classes::class()) && inherits(class, classes::fiber()) {
+        fiber::new_of_class::<Spun>(class, block()?)?
+    } else {
+        return Err(wrong_type(class, "klass", "Fiber or a subclass of it").into());
+    };
+    let value = arguments.optional(0).unwrap_or(NIL);
+    let mut parts = caller.machine.parts();
+    let task = parts.insert(fiber, true);
+    let waiter = parts.waiter(task);
+    waiter.spun = true;
+    waiter.yielding = true;
+    make_ready(&mut parts, task, Pending::Value(value));
+    Ok(fiber)
 }
 
-/// `klass.new(blocking: false) { … }`
-unsafe fn new_of_class(class: VALUE, block: VALUE) -> Outcome {
-    // SAFETY: what may raise is protected.
-    unsafe {
-        ruby::protect(|| {
-            let options = rb_sys::rb_hash_new();
-            let key = rb_sys::rb_id2sym(ruby::id("blocking"));
-            rb_sys::rb_hash_aset(options, key, ruby::FALSE);
-            rb_sys::rb_block_call_kw(
-                class,
-                ruby::id("new"),
-                1,
-                &options,
-                Some(run_spun),
-                block,
-                rb_sys::RB_PASS_KEYWORDS as c_int,
-            )
-        })
-        .map_err(Raise::Jump)
-    }
+/// Has a fiber that this machine has not run yet be run with a value.
+fn make_ready(parts: &mut Parts, task: TaskId, pending: Pending) {
+    let waiter = parts.waiter(task);
+    waiter.fresh = true;
+    waiter.pending.push_back(pending);
+    let wait = parts.driver.tasks.begin_wait(task);
+    parts.driver.tasks.wake(wait, Wake::Interrupt);
 }
 
-/// The body of a spun fiber: `block` with its end attended to.
-unsafe extern "C" fn run_spun(
-    first: VALUE,
-    block: VALUE,
-    argc: c_int,
-    argv: *const VALUE,
-    _none: VALUE,
-) -> VALUE {
-    // SAFETY: the machine that spun the fiber marks itself while its fibers wait; a fiber that a
-    // program has resumed by itself runs without one.
-    unsafe {
-        let core = machine::take_starting();
-        let fiber = ruby::rb_fiber_current();
-        let value = if argc > 0 { *argv } else { first };
-        let first = if core.is_null() {
-            None
-        } else {
-            let me = (*core).current;
-            (*core).driver.tasks.end_wait(me);
-            (*core).waiter(me).yielding = false;
-            (*core).take_pending(me)
-        };
+/// A fiber that the machine has spun begins: its task, which waits no more.
+fn begin(machine: &Machine) -> TaskId {
+    let mut parts = machine.parts();
+    let me = parts.fibers.current;
+    parts.driver.tasks.end_wait(me);
+    parts.waiter(me).yielding = false;
+    me
+}
+
+/// The body of a spun fiber: its block, with its end attended to. One that a program has resumed by itself runs without a
+/// machine.
+struct Spun;
+
+impl Body for Spun {
+    fn run(block: Value, argument: Value) -> Outcome {
+        let fiber = fiber::current();
+        let um = This::<Um>::find(take_starting());
+        let machine = um.as_ref().and_then(|um| um.find_machine());
+        let first = machine.and_then(|machine| {
+            let me = begin(machine);
+            machine.take_pending(me)
+        });
         let result = match first {
             Some(Raise::Unwind) => Ok(NIL),
             Some(raise) => Err(raise),
-            None => {
-                let arguments = [value];
-                let result = ruby::protect(|| {
-                    interrupts::catch_unwinding(|| {
-                        rb_sys::rb_proc_call_with_block(block, 1, arguments.as_ptr(), NIL)
-                    })
-                });
-                registry::end_of_forker(fiber, &result);
-                result.map_err(|state| switch::unwinding(state))
-            }
+            None => registry::end_of_forker(fiber, catch_unwinding(block, &[argument])),
         };
-        match end(core, fiber, result) {
-            Ok(()) => NIL,
-            Err(raise) => raise.leave(),
-        }
+        end(machine.map(|machine| &**machine), fiber, result)?;
+        Ok(NIL)
     }
 }
 
@@ -150,30 +115,23 @@ unsafe extern "C" fn run_spun(
 ///   machine.schedule(fiber, nil)
 ///   machine.join(fiber) #=> 42
 fn run(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: see `switch`.
-    unsafe {
-        let fiber = read_fiber(arguments.get(0))?;
-        if rb_sys::rb_block_given_p() == 0 {
-            return Err(Raise::argument("no block given (run)").into());
-        }
-        let result =
-            ruby::protect(|| rb_sys::rb_yield(NIL)).map_err(|state| switch::unwinding(state));
-        end(std::ptr::null_mut(), fiber, result)?;
-        let me = (*caller.core).current_task();
-        loop {
-            switch::switch_away(caller.core, me)?;
-        }
+    let fiber = read_fiber(arguments.get(0))?;
+    if !block_given() {
+        return Err(Raise::argument("no block given (run)").into());
+    }
+    end(None, fiber, yield_(NIL))?;
+    let machine = caller.machine;
+    let me = machine.current_task();
+    loop {
+        machine.switch_away(me)?;
     }
 }
 
-fn read_fiber(value: VALUE) -> Result<VALUE, Raise> {
-    // SAFETY: a type check.
-    if unsafe { ruby::rb_obj_is_fiber(value) } == TRUE {
+fn read_fiber(value: Value) -> Result<Value, Raise> {
+    if fiber::is_fiber(value) {
         Ok(value)
     } else {
-        Err(crate::ruby::arguments::wrong_type(
-            value, "fiber", "a Fiber",
-        ))
+        Err(wrong_type(value, "fiber", "a Fiber"))
     }
 }
 
@@ -192,52 +150,49 @@ fn read_fiber(value: VALUE) -> Result<VALUE, Raise> {
 /// @raise [TypeError] if fiber is no fiber
 /// @example
 ///   machine.schedule(fiber, RuntimeError.new("Cancel!"))
-fn schedule(ruby: &Ruby, this: Value, fiber: Value, value: Value) -> Result<Value, Error> {
-    let (this, fiber, value) = (this.as_raw(), fiber.as_raw(), value.as_raw());
-    settle(ruby, || {
-        // SAFETY: the GVL, which is held, guards a core's tasks.
-        unsafe {
-            let fiber = read_fiber(fiber)?;
-            let core = owner::core(this)?;
-            if (*core).is_forked() {
-                owner::own_core(this)?;
-            }
-            if !ruby::truthy(ruby::rb_fiber_alive_p(fiber)) {
-                return Ok(this);
-            }
-            let pending = if ruby::is_a(value, rb_sys::rb_eException) {
-                Pending::Exception(value)
-            } else {
-                Pending::Value(value)
-            };
-            let task = match (*core).find_waiting(fiber) {
-                Some(task) => task,
-                None if fiber == ruby::rb_fiber_current() => (*core).add(fiber, false),
-                None => {
-                    // It has never run here, or has switched away for good until now.
-                    let task = (*core).add(fiber, false);
-                    let waiter = (*core).waiter(task);
-                    waiter.fresh = true;
-                    waiter.pending.push_back(pending);
-                    let wait = (*core).driver.tasks.begin_wait(task);
-                    (*core).driver.tasks.wake(wait, Wake::Interrupt);
-                    (*core).notify();
-                    return Ok(this);
-                }
-            };
-            let is_value = matches!(pending, Pending::Value(_));
-            match (*core).driver.tasks.state(task) {
-                // The wait that the value was for has ended by itself.
-                Some(State::Ready(_)) if is_value && !(*core).waiter(task).yielding => {}
-                Some(State::Waiting) => {
-                    (*core).interrupt(task, pending);
-                    (*core).notify();
-                }
-                _ => (*core).waiter(task).pending.push_back(pending),
-            }
-            Ok(this)
+fn schedule(this: This<Um>, fiber: Value, value: Value) -> Result<This<Um>, Raise> {
+    let fiber = read_fiber(fiber)?;
+    let machine = this.machine()?;
+    if machine.is_forked() {
+        this.own()?;
+    }
+    if fiber::is_alive(fiber) {
+        schedule_in(machine, fiber, value);
+    }
+    Ok(this)
+}
+
+fn schedule_in(machine: &Machine, fiber: Value, value: Value) {
+    let pending = if is_a(value, classes::exception()) {
+        Pending::Exception(value)
+    } else {
+        Pending::Value(value)
+    };
+    let known = machine.parts().find_waiting(fiber);
+    let task = match known {
+        Some(task) => task,
+        None if fiber == fiber::current() => machine.add(fiber, false),
+        None => {
+            // It has never run here, or has switched away for good until now.
+            let task = machine.add(fiber, false);
+            make_ready(&mut machine.parts(), task, pending);
+            machine.notify();
+            return;
         }
-    })
+    };
+    let (state, is_yielding) = {
+        let mut parts = machine.parts();
+        (parts.driver.tasks.state(task), parts.waiter(task).yielding)
+    };
+    match state {
+        // The wait that the value was for has ended by itself.
+        Some(State::Ready(_)) if !pending.is_raised() && !is_yielding => {}
+        Some(State::Waiting) => {
+            machine.interrupt(task, pending);
+            machine.notify();
+        }
+        _ => machine.parts().defer(task, pending),
+    }
 }
 
 /// Hands over to the next runnable fiber and waits to be scheduled. The machine does not keep a fiber that
@@ -248,8 +203,7 @@ fn schedule(ruby: &Ruby, this: Value, fiber: Value, value: Value) -> Result<Valu
 /// @example
 ///   machine.switch #=> the value given to machine.schedule
 fn switch_(caller: Caller, _: Arguments) -> Answer {
-    // SAFETY: see `switch`.
-    unsafe { Ok(switch::switch_away(caller.core, caller.me)?) }
+    Ok(caller.machine.switch_away(caller.me)?)
 }
 
 /// Hands over to the next runnable fiber and waits to be scheduled, as one of the machine's pending fibers.
@@ -258,9 +212,8 @@ fn switch_(caller: Caller, _: Arguments) -> Answer {
 /// @return [Object] the value it is scheduled with
 /// @example
 ///   machine.yield #=> the value given to machine.schedule
-fn yield_(caller: Caller, _: Arguments) -> Answer {
-    // SAFETY: see `switch`.
-    unsafe { Ok(switch::await_schedule(caller.core, caller.me)?) }
+fn yield_fiber(caller: Caller, _: Arguments) -> Answer {
+    Ok(caller.machine.await_schedule(caller.me)?)
 }
 
 /// Lets every other runnable fiber run once.
@@ -270,29 +223,24 @@ fn yield_(caller: Caller, _: Arguments) -> Answer {
 /// @example
 ///   machine.snooze
 fn snooze(caller: Caller, _: Arguments) -> Answer {
-    // SAFETY: see `switch`.
-    unsafe {
-        if let Some(Resumption::Value(value)) = peek_value(&caller) {
-            return Ok(value);
-        }
-        switch::yield_now(caller.core, caller.me)?;
-        Ok(NIL)
+    if let Some(value) = take_value(&caller) {
+        return Ok(value);
     }
+    caller.machine.yield_now(caller.me)?;
+    Ok(NIL)
 }
 
 /// A value the fiber was scheduled with while it ran.
-unsafe fn peek_value(caller: &Caller) -> Option<Resumption> {
-    // SAFETY: the core is alive while one of its fibers runs.
-    unsafe {
-        let waiter = (*caller.core).waiter(caller.me);
-        match waiter.pending.front() {
-            Some(Pending::Value(value)) => {
-                let value = *value;
-                waiter.pending.pop_front();
-                Some(Resumption::Value(value))
-            }
-            _ => None,
+fn take_value(caller: &Caller) -> Option<Value> {
+    let mut parts = caller.machine.parts();
+    let pending = &mut parts.waiter(caller.me).pending;
+    match pending.front() {
+        Some(Pending::Value(value)) => {
+            let value = *value;
+            pending.pop_front();
+            Some(value)
         }
+        _ => None,
     }
 }
 
@@ -302,17 +250,11 @@ unsafe fn peek_value(caller: &Caller) -> Option<Resumption> {
 /// @return [nil]
 /// @example
 ///   Thread.new { machine.wakeup }
-fn wakeup(ruby: &Ruby, this: Value) -> Result<Value, Error> {
-    let this = this.as_raw();
-    settle(ruby, || {
-        // SAFETY: the type is checked.
-        unsafe {
-            if let Some(waker) = (*owner::core(this)?).driver.waker() {
-                waker.wake();
-            }
-            Ok(NIL)
-        }
-    })
+fn wakeup(this: This<Um>) -> Result<(), Raise> {
+    if let Some(waker) = this.machine()?.parts().driver.waker() {
+        waker.wake();
+    }
+    Ok(())
 }
 
 /// The fibers that `spin` has made and that have not ended.
@@ -321,11 +263,8 @@ fn wakeup(ruby: &Ruby, this: Value) -> Result<Value, Error> {
 /// @return [Set<Fiber>] a set of the caller's own
 /// @example
 ///   machine.fiber_set.size #=> 0
-fn fiber_set(ruby: &Ruby, this: Value) -> Result<Value, Error> {
-    // SAFETY: see `collect`.
-    settle(ruby, || unsafe {
-        collect(this.as_raw(), |_, waiter| waiter.spun)
-    })
+fn fiber_set(this: This<Um>) -> Outcome {
+    collect(&this, |_, waiter| waiter.spun)
 }
 
 /// The fibers that wait for an operation to complete, or for time to pass.
@@ -334,34 +273,20 @@ fn fiber_set(ruby: &Ruby, this: Value) -> Result<Value, Error> {
 /// @return [Set<Fiber>] a set of the caller's own
 /// @example
 ///   machine.pending_fibers.size #=> 0
-fn pending_fibers(ruby: &Ruby, this: Value) -> Result<Value, Error> {
-    // SAFETY: see `collect`.
-    settle(ruby, || unsafe {
-        collect(this.as_raw(), |state, _| state == State::Waiting)
-    })
+fn pending_fibers(this: This<Um>) -> Outcome {
+    collect(&this, |state, _| state == State::Waiting)
 }
 
-unsafe fn collect(this: VALUE, wanted: impl Fn(State, &machine::Waiter) -> bool) -> Outcome {
-    // SAFETY: the type is checked; the list keeps the fibers while the set is made.
-    unsafe {
-        let core = owner::core(this)?;
-        let list = rb_sys::rb_ary_new();
-        let fibers: Vec<VALUE> = (*core)
-            .driver
-            .tasks
-            .iter()
-            // A child of fork has none of its parent's.
-            .filter(|(_, state, waiter)| waiter.fiber != NIL && wanted(*state, waiter))
-            .map(|(_, _, waiter)| waiter.fiber)
-            .collect();
-        ruby::protect(|| {
-            for fiber in &fibers {
-                rb_sys::rb_ary_push(list, *fiber);
-            }
-            ruby::funcall(list, ruby::id("to_set"), &[])
-        })
-        .map_err(Raise::Jump)
+fn collect(um: &Um, wanted: impl Fn(State, &Waiter) -> bool) -> Outcome {
+    let list = array()?;
+    // A child of fork has none of its parent's.
+    for fiber in um
+        .machine()?
+        .fibers_that(|state, waiter| waiter.fiber != NIL && wanted(state, waiter))
+    {
+        collections::push(list, fiber)?;
     }
+    call(list, "to_set", &[])
 }
 
 /// Has the fiber pushed to a queue when it ends, or now if it has. For a fiber of `spin`, of any machine.
@@ -373,29 +298,16 @@ unsafe fn collect(this: VALUE, wanted: impl Fn(State, &machine::Waiter) -> bool)
 /// @example
 ///   fiber.add_done_listener(queue)
 ///   machine.shift(queue) #=> fiber
-fn add_done_listener(ruby: &Ruby, fiber: Value, queue: Value) -> Result<Value, Error> {
-    let (fiber, queue) = (fiber.as_raw(), queue.as_raw());
-    settle(ruby, || {
-        // SAFETY: without a call that gives up the GVL between the look and the entry.
-        unsafe {
-            queue::check(queue)?;
-            if ruby::truthy(rb_sys::rb_attr_get(fiber, done_variable()))
-                || !ruby::truthy(ruby::rb_fiber_alive_p(fiber))
-            {
-                queue::push(queue, fiber);
-                return Ok(fiber);
-            }
-            ANY_LISTENERS.store(true, Ordering::Relaxed);
-            let variable = listeners_variable();
-            let mut listeners = rb_sys::rb_attr_get(fiber, variable);
-            if listeners == NIL {
-                listeners = rb_sys::rb_ary_new();
-                rb_sys::rb_ivar_set(fiber, variable, listeners);
-            }
-            rb_sys::rb_ary_push(listeners, queue);
-            Ok(fiber)
-        }
-    })
+fn add_done_listener(fiber: Value, queue: Value) -> Outcome {
+    queue::check(queue)?;
+    // Without a call that gives up the lock between the look and the entry.
+    if truthy(variable(fiber, done_variable())) || !fiber::is_alive(fiber) {
+        queue::push(queue, fiber);
+        return Ok(fiber);
+    }
+    ANY_LISTENERS.store(true, Ordering::Relaxed);
+    collections::push_to_variable(fiber, listeners_variable(), queue)?;
+    Ok(fiber)
 }
 
 /// @method Fiber#result
@@ -403,11 +315,7 @@ fn add_done_listener(ruby: &Ruby, fiber: Value, queue: Value) -> Result<Value, E
 /// @example
 ///   fiber.result #=> 42
 fn result(fiber: Value) -> Value {
-    let fiber = fiber.as_raw();
-    as_value({
-        // SAFETY: a plain accessor.
-        unsafe { rb_sys::rb_attr_get(fiber, result_variable()) }
-    })
+    variable(fiber, result_variable())
 }
 
 /// @method Fiber#done?
@@ -416,11 +324,7 @@ fn result(fiber: Value) -> Value {
 /// @example
 ///   fiber.done? #=> true
 fn is_done(fiber: Value) -> Value {
-    let fiber = fiber.as_raw();
-    as_value({
-        // SAFETY: a plain accessor.
-        unsafe { rb_sys::rb_attr_get(fiber, done_variable()) }
-    })
+    variable(fiber, done_variable())
 }
 
 /// @method Fiber#done_listeners
@@ -428,11 +332,7 @@ fn is_done(fiber: Value) -> Value {
 /// @example
 ///   fiber.done_listeners #=> nil
 fn done_listeners(fiber: Value) -> Value {
-    let fiber = fiber.as_raw();
-    as_value({
-        // SAFETY: a plain accessor.
-        unsafe { rb_sys::rb_attr_get(fiber, listeners_variable()) }
-    })
+    variable(fiber, listeners_variable())
 }
 
 /// Notes that the fiber has ended. For programs that run their fibers themselves.
@@ -441,12 +341,9 @@ fn done_listeners(fiber: Value) -> Value {
 /// @return [true]
 /// @example
 ///   fiber.mark_as_done
-fn mark_as_done(fiber: Value) -> Value {
-    let fiber = fiber.as_raw();
-    as_value({
-        // SAFETY: an instance variable of a fiber, which is never frozen by Ruby; else FrozenError.
-        unsafe { rb_sys::rb_ivar_set(fiber, done_variable(), TRUE) }
-    })
+fn mark_as_done(fiber: Value) -> Outcome {
+    set_variable(fiber, done_variable(), TRUE)?;
+    Ok(TRUE)
 }
 
 /// Sets the fiber's result. For programs that run their fibers themselves.
@@ -456,30 +353,27 @@ fn mark_as_done(fiber: Value) -> Value {
 /// @return [Object] value
 /// @example
 ///   fiber.set_result(42)
-fn set_result(fiber: Value, value: Value) -> Value {
-    let (fiber, value) = (fiber.as_raw(), value.as_raw());
-    as_value({
-        // SAFETY: as above.
-        unsafe { rb_sys::rb_ivar_set(fiber, result_variable(), value) }
-    })
+fn set_result(fiber: Value, value: Value) -> Outcome {
+    set_variable(fiber, result_variable(), value)?;
+    Ok(value)
 }
 
 /// Fiber#raise and Fiber#kill transfer to a fiber that waits in a machine: whoever called them would be switched
 /// away from for good, were it not in the run queue.
-unsafe extern "C" fn call_aside(argc: c_int, argv: *const Value, fiber: Value) -> Value {
-    let (argv, fiber) = (argv.cast::<VALUE>(), fiber.as_raw());
-    // SAFETY: Ruby passes `argc` arguments, and keywords are passed on; see `switch`.
-    unsafe {
-        let (machine, core) = match registry::waited_in_by(fiber) {
-            Some(found) if fiber != ruby::rb_fiber_current() => found,
-            _ => return as_value(rb_sys::rb_call_super(argc, argv)),
-        };
-        as_value(ruby::method(|| {
-            let outcome = switch::step_aside(core, || rb_sys::rb_call_super(argc, argv));
+fn call_aside(fiber: Value, arguments: &[magnus::Value]) -> Outcome {
+    let has_keywords = keyword_given();
+    let go_on = || call_super(values(arguments), has_keywords);
+    if fiber == fiber::current() {
+        return go_on();
+    }
+    match registry::waited_in_by(fiber) {
+        None => go_on(),
+        Some((um, machine)) => {
+            let outcome = machine.step_aside(go_on);
             // The fiber may have been the last that referred to its machine.
-            std::hint::black_box(machine);
+            keep_until_here(um);
             outcome
-        }))
+        }
     }
 }
 
@@ -488,7 +382,7 @@ pub fn define(class: RClass) -> Result<(), Error> {
     machine_method!(class, "spin", 0..=2, spin);
     machine_method!(class, "run", 1..=1, run);
     machine_method!(class, "switch", 0..=0, switch_);
-    machine_method!(class, "yield", 0..=0, yield_);
+    machine_method!(class, "yield", 0..=0, yield_fiber);
     machine_method!(class, "snooze", 0..=0, snooze);
     class.define_method("schedule", method!(schedule, 2))?;
     class.define_method("wakeup", method!(wakeup, 0))?;
@@ -509,12 +403,10 @@ pub fn define(class: RClass) -> Result<(), Error> {
     fiber.include_module(module)?;
 
     let kill: Value = fiber.funcall("instance_method", (ruby.to_symbol("kill"),))?;
-    ruby.gc_register_mark_object(kill);
-    KILL.store(kill.as_raw(), Ordering::Relaxed);
+    KILL.keep(kill);
     let module = ruby.module_new();
     for name in ["raise", "kill"] {
-        let function = call_aside as unsafe extern "C" fn(c_int, *const Value, Value) -> Value;
-        module.define_method(name, function)?;
+        module.define_method(name, method!(call_aside, -1))?;
     }
     fiber.prepend_module(module)?;
     Ok(())

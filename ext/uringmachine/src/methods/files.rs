@@ -1,21 +1,23 @@
 //! open, statx, splice, fsync and their kin: files by descriptor.
 
 use std::ffi::{CStr, CString};
+use std::os::fd::IntoRawFd;
 
 use magnus::{Error, RClass};
 use uringmachine_runtime::operations::{
-    Fadvise, Fallocate, Fsync, Ftruncate, Open, Splice, Statx, Tee, HERE,
+    Fadvise, Fallocate, Fsync, Ftruncate, Open, Splice, Statx, Tee, Write, CURRENT, HERE,
 };
-use uringmachine_runtime::{opcode, types};
 
 use crate::lending;
-use crate::machine::caller::{count, machine_method, number, Answer, Caller};
+use crate::machine::caller::{count, machine_method, Answer, Caller};
 use crate::machine::inflow::Flow;
-use crate::machine::switch::Failure;
+use crate::machine::operate::Failure;
 use crate::machine::thread_call;
 use crate::off_thread::quick_open;
+use crate::os::fd::Fd;
+use crate::os::{self, file, Errno};
 use crate::ruby::arguments::{self, Arguments};
-use crate::ruby::{self, Raise, NIL, VALUE};
+use crate::ruby::{self, collections, number, symbol, Outcome, Raise, NIL};
 
 /// Permissions that may be left out.
 pub fn mode(arguments: &Arguments, place: usize, default: u32) -> Result<libc::mode_t, Raise> {
@@ -55,35 +57,29 @@ fn at_most(arguments: &Arguments, place: usize, name: &str) -> Result<u32, Raise
 ///   fd = machine.open("log", UM::O_CREAT | UM::O_WRONLY | UM::O_APPEND, 0600)
 ///   machine.open("data", UM::O_RDONLY) { |fd| machine.read(fd, buffer, 8192) }
 fn open(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: the path is on this frame until the kernel is done with it.
-    unsafe {
-        let fd = {
-            let path = arguments.path(0, "path")?;
-            let flags = arguments.int(1, "flags")? | libc::O_CLOEXEC;
-            let mode = mode(&arguments, 2, 0o666)?;
-            // The ring tries with O_NONBLOCK first, and takes the answer: a FIFO would be opened, or
-            // refused by ENXIO, without its peer (io_uring/openclose.c).
-            let at_once =
-                flags & libc::O_NONBLOCK != 0 || quick_open::opens_at_once(path.as_ptr(), flags);
-            if !at_once && waits_for_others(&path) {
-                open_on_thread(&caller, path, flags, mode)?
-            } else {
-                caller.descriptor(Open {
-                    directory: HERE,
-                    path,
-                    flags,
-                    mode,
-                    on_thread: !at_once,
-                })?
-            }
-        };
-        if rb_sys::rb_block_given_p() == 0 {
-            return Ok(number(fd));
-        }
-        let result = ruby::protect(|| rb_sys::rb_yield(number(fd)));
-        caller.close(fd);
-        Ok(result.map_err(Raise::Jump)?)
+    let path = arguments.path(0, "path")?;
+    let flags = arguments.int(1, "flags")? | libc::O_CLOEXEC;
+    let mode = mode(&arguments, 2, 0o666)?;
+    // The ring tries with O_NONBLOCK first, and takes the answer: a FIFO would be opened, or
+    // refused by ENXIO, without its peer (io_uring/openclose.c).
+    let at_once = flags & libc::O_NONBLOCK != 0 || quick_open::opens_at_once(&path, flags);
+    let fd = if !at_once && waits_for_others(&path) {
+        open_on_thread(&caller, path, flags, mode)?
+    } else {
+        caller.descriptor(Open {
+            directory: HERE,
+            path,
+            flags,
+            mode,
+            on_thread: !at_once,
+        })?
+    };
+    if !ruby::block_given() {
+        return Ok(number(fd));
     }
+    let result = ruby::yield_(number(fd));
+    caller.close(fd);
+    Ok(result?)
 }
 
 /// Whether a path is of a file whose open(2) may wait for ever: a FIFO without a peer, a device such as a serial line
@@ -92,32 +88,25 @@ fn open(caller: Caller, arguments: Arguments) -> Answer {
 fn waits_for_others(path: &CStr) -> bool {
     /// Those of null, zero, random and their kin.
     const MEMORY_DEVICES: u32 = 1;
-    // SAFETY: the path ends with NUL; the struct may be all zero, and is filled by the call.
-    unsafe {
-        let mut status: libc::statx = std::mem::zeroed();
-        let how = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
-        let (here, wanted) = (libc::AT_FDCWD, libc::STATX_TYPE);
-        libc::statx(here, path.as_ptr(), how, wanted, &mut status) == 0
-            && match u32::from(status.stx_mode) & libc::S_IFMT {
-                libc::S_IFIFO => true,
-                libc::S_IFCHR => status.stx_rdev_major != MEMORY_DEVICES,
-                _ => false,
-            }
-    }
+    file::look(path, libc::STATX_TYPE).is_ok_and(|status| match file::type_of(&status) {
+        libc::S_IFIFO => true,
+        libc::S_IFCHR => status.stx_rdev_major != MEMORY_DEVICES,
+        _ => false,
+    })
 }
 
 /// Opens a file on a thread of its own.
-unsafe fn open_on_thread(
+fn open_on_thread(
     caller: &Caller,
     path: CString,
     flags: i32,
     mode: libc::mode_t,
 ) -> Result<i32, Failure> {
-    // SAFETY: see `switch`; the path is the job's own.
-    unsafe {
-        let open = move || thread_call::result_of(libc::open(path.as_ptr(), flags, mode));
-        count(thread_call::open(caller.core, caller.me, open)?)
-    }
+    let open = move || match file::open(&path, flags, mode) {
+        Ok(fd) => fd.into_raw_fd(),
+        Err(errno) => errno.negative(),
+    };
+    count(thread_call::open(caller.machine, caller.me, open)?)
 }
 
 /// Tells what a file is.
@@ -154,15 +143,12 @@ fn statx(caller: Caller, arguments: Arguments) -> Answer {
         return Err(Raise::argument(text).into());
     }
     let (_, answered) = caller.run(Statx::new(dirfd, path, flags, mask))?;
-    let status = *answered.status();
-    drop(answered);
-    // SAFETY: a Hash is made of numbers, with nothing here to drop.
-    Ok(unsafe { to_hash(&status) })
+    Ok(to_hash(answered.status())?)
 }
 
 /// What statx tells, by name.
-unsafe fn to_hash(status: &libc::statx) -> VALUE {
-    let device = |major, minor| libc::makedev(major, minor);
+fn to_hash(status: &libc::statx) -> Outcome {
+    let device = file::device;
     let numbers = [
         ("dev", device(status.stx_dev_major, status.stx_dev_minor)),
         ("ino", status.stx_ino),
@@ -182,20 +168,15 @@ unsafe fn to_hash(status: &libc::statx) -> VALUE {
         ("ctime", &status.stx_ctime),
         ("mtime", &status.stx_mtime),
     ];
-    // SAFETY: nothing here needs dropping, should there be no memory.
-    unsafe {
-        let hash = rb_sys::rb_hash_new();
-        let set =
-            |name, value| rb_sys::rb_hash_aset(hash, rb_sys::rb_id2sym(ruby::id(name)), value);
-        for (name, value) in numbers {
-            set(name, rb_sys::rb_ull2inum(value));
-        }
-        for (name, time) in times {
-            let seconds = time.tv_sec as f64 + f64::from(time.tv_nsec) / 1e9;
-            set(name, rb_sys::rb_float_new(seconds));
-        }
-        hash
+    let hash = collections::hash()?;
+    for (name, value) in numbers {
+        collections::set(hash, symbol(name), ruby::unsigned(value)?)?;
     }
+    for (name, time) in times {
+        let seconds = time.tv_sec as f64 + f64::from(time.tv_nsec) / 1e9;
+        collections::set(hash, symbol(name), ruby::float(seconds)?)?;
+    }
+    Ok(hash)
 }
 
 /// Moves bytes from one descriptor to another within the kernel. One of them must be a pipe.
@@ -215,64 +196,65 @@ unsafe fn to_hash(status: &libc::statx) -> VALUE {
 /// @example
 ///   machine.splice(file, pipe_writer, 65_536, 4096)
 fn splice(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: a splice points to nothing.
-    unsafe {
-        let from = types::Fd(arguments.fd(0, "in_fd")?);
-        let to = types::Fd(arguments.fd(1, "out_fd")?);
-        let len = at_most(&arguments, 2, "len")?;
-        let from_at = arguments.file_offset(3, "in_offset")? as i64;
-        let to_at = arguments.file_offset(4, "out_offset")? as i64;
-        let flags = splice_flags(&arguments, 5)?;
-        if from_at < 0 {
-            if let Some(flow) = caller.kept(from.0)? {
-                return write_kept(&caller, &flow, (to, to_at), len, false).map(number);
-            }
+    let (from, to) = (arguments.fd(0, "in_fd")?, arguments.fd(1, "out_fd")?);
+    let length = at_most(&arguments, 2, "len")?;
+    let place = |place, name| match arguments.file_offset(place, name)? {
+        CURRENT => Ok::<_, Raise>(None),
+        offset => Ok(Some(offset)),
+    };
+    let (from_offset, to_offset) = (place(3, "in_offset")?, place(4, "out_offset")?);
+    let flags = splice_flags(&arguments, 5)?;
+    if from_offset.is_none() {
+        if let Some(flow) = caller.kept(from)? {
+            let to = (to, to_offset.unwrap_or(CURRENT));
+            return write_kept(&caller, &flow, to, length, false).map(number);
         }
-        let splice = Splice {
-            from: from.0,
-            from_offset: u64::try_from(from_at).ok(),
-            to: to.0,
-            to_offset: u64::try_from(to_at).ok(),
-            length: len,
-            flags,
-        };
-        caller
-            .after_work(to.0, || caller.result(splice))
-            .map(number)
     }
+    let splice = Splice {
+        from,
+        from_offset,
+        to,
+        to_offset,
+        length,
+        flags,
+    };
+    caller.after_work(to, || caller.result(splice)).map(number)
 }
 
 /// Writes what has come from a descriptor before, and was not handed over, to another one: once. `stays` leaves it
 /// there.
-unsafe fn write_kept(
+fn write_kept(
     caller: &Caller,
     flow: &Flow,
-    (to, at): (types::Fd, i64),
+    (to, offset): (i32, u64),
     most: u32,
     stays: bool,
 ) -> Result<i32, Failure> {
-    // SAFETY: the bytes are copied to this frame, which `operate` does not leave before the kernel is done.
-    unsafe {
-        let inflow = flow.get();
-        let bytes = (*inflow).bytes.as_slice();
+    let bytes = {
+        let mut inflow = flow.get();
+        let bytes = inflow.bytes.as_slice();
         let bytes = bytes[..bytes.len().min(most as usize)].to_vec();
         if bytes.is_empty() {
-            let ended = (*inflow).ended.filter(|_| most > 0);
+            let ended = inflow.ended.filter(|_| most > 0);
             if !stays && ended.is_some() {
-                (*inflow).ended = None;
+                inflow.ended = None;
             }
             return count(ended.unwrap_or(0));
         }
-        let entry = opcode::Write::new(to, bytes.as_ptr(), bytes.len() as u32)
-            .offset(at as u64)
-            .build();
-        let written = caller.in_turn(to.0, || caller.operate(entry))?;
-        if !stays {
-            let left = (*inflow).bytes.len();
-            (*inflow).consume(left.min(written as usize));
-        }
-        Ok(written)
+        bytes
+    };
+    let write = Write {
+        fd: to,
+        memory: bytes,
+        offset,
+    };
+    let written = caller.in_turn(to, || caller.result(write))?;
+    if !stays {
+        let mut inflow = flow.get();
+        let left = inflow.bytes.len();
+        inflow.consume(left.min(written as usize));
     }
+    Ok(written)
 }
 
 /// Flags of splice(2) and tee(2), which share a word with the ring's own.
@@ -302,23 +284,19 @@ fn splice_flags(arguments: &Arguments, place: usize) -> Result<u32, Raise> {
 /// @example
 ///   machine.tee(reader, log_writer, 65_536)
 fn tee(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: a tee points to nothing.
-    unsafe {
-        let from = types::Fd(arguments.fd(0, "in_fd")?);
-        let to = types::Fd(arguments.fd(1, "out_fd")?);
-        let len = at_most(&arguments, 2, "len")?;
-        let flags = splice_flags(&arguments, 3)?;
-        if let Some(flow) = caller.kept(from.0)? {
-            return write_kept(&caller, &flow, (to, -1), len, true).map(number);
-        }
-        let tee = Tee {
-            from: from.0,
-            to: to.0,
-            length: len,
-            flags,
-        };
-        caller.after_work(to.0, || caller.result(tee)).map(number)
+    let (from, to) = (arguments.fd(0, "in_fd")?, arguments.fd(1, "out_fd")?);
+    let length = at_most(&arguments, 2, "len")?;
+    let flags = splice_flags(&arguments, 3)?;
+    if let Some(flow) = caller.kept(from)? {
+        return write_kept(&caller, &flow, (to, CURRENT), length, true).map(number);
     }
+    let tee = Tee {
+        from,
+        to,
+        length,
+        flags,
+    };
+    caller.after_work(to, || caller.result(tee)).map(number)
 }
 
 /// fsync and fdatasync.
@@ -372,22 +350,31 @@ fn fdatasync(caller: Caller, arguments: Arguments) -> Answer {
 /// @example
 ///   machine.ftruncate(fd, 0) #=> 0
 fn ftruncate(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: neither way points to anything.
-    unsafe {
-        let fd = arguments.fd(0, "fd")?;
-        let length = arguments.length(1, "length")?;
-        if (*caller.core).driver.features().ftruncate {
-            let ftruncate = Ftruncate { fd, length };
-            return caller
-                .after_work(fd, || caller.result(ftruncate))
-                .map(number);
-        }
-        caller.after_work(fd, || Ok(()))?;
-        let result = thread_call::call_on(caller.core, caller.me, fd, move |fd| {
-            thread_call::result_of(libc::ftruncate64(fd, length as i64))
-        });
-        count(result?).map(number)
+    let fd = arguments.fd(0, "fd")?;
+    let length = arguments.length(1, "length")?;
+    let by_ring = caller.machine.parts().driver.features().ftruncate;
+    if by_ring {
+        let ftruncate = Ftruncate { fd, length };
+        return caller
+            .after_work(fd, || caller.result(ftruncate))
+            .map(number);
     }
+    caller.after_work(fd, || Ok(()))?;
+    on_thread(&caller, fd, move |fd| Fd(fd).truncate(length as i64))
+}
+
+/// Does something to a file that takes long, on a thread.
+fn on_thread(
+    caller: &Caller,
+    fd: i32,
+    job: impl Fn(i32) -> os::Result<()> + Send + 'static,
+) -> Answer {
+    let job = move |fd| match job(fd) {
+        Ok(()) => 0,
+        Err(errno) => errno.negative(),
+    };
+    let result = thread_call::call_on(caller.machine, caller.me, fd, job)?;
+    count(result).map(number)
 }
 
 /// Gives a file room on its disk, or takes it away.
@@ -443,13 +430,9 @@ fn fadvise(caller: Caller, arguments: Arguments) -> Answer {
         };
         return caller.result(fadvise).map(number);
     }
-    // SAFETY: the call points to nothing.
-    let result = unsafe {
-        thread_call::call_on(caller.core, caller.me, fd, move |fd| {
-            -libc::posix_fadvise64(fd, offset as i64, len, advice)
-        })
-    };
-    count(result?).map(number)
+    on_thread(&caller, fd, move |fd| {
+        Fd(fd).advise(offset as i64, len, advice)
+    })
 }
 
 /// Locks a file, or unlocks it. Only this fiber waits for the lock: a thread does. A wait that is ended
@@ -465,15 +448,15 @@ fn fadvise(caller: Caller, arguments: Arguments) -> Answer {
 /// @example
 ///   machine.flock(fd, File::LOCK_EX) #=> 0
 fn flock(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: flock points to nothing.
-    unsafe {
-        let fd = arguments.fd(0, "fd")?;
-        let operation = arguments.int(1, "operation")?;
-        let result = thread_call::result_of(libc::flock(fd, operation | libc::LOCK_NB));
-        if result != -libc::EWOULDBLOCK || operation & libc::LOCK_NB != 0 {
-            return count(result).map(number);
+    let fd = arguments.fd(0, "fd")?;
+    let operation = arguments.int(1, "operation")?;
+    match Fd(fd).lock(operation | libc::LOCK_NB) {
+        Ok(()) => Ok(number(0)),
+        Err(Errno(libc::EWOULDBLOCK)) if operation & libc::LOCK_NB == 0 => {
+            let result = thread_call::flock(caller.machine, caller.me, fd, operation)?;
+            count(result).map(number)
         }
-        count(thread_call::flock(caller.core, caller.me, fd, operation)?).map(number)
+        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -1,13 +1,14 @@
 //! What a machine tells about itself: metrics, profile mode, submit.
 
-use magnus::rb_sys::AsRawValue;
-use magnus::{method, Error, Module, Object, RClass, Ruby, Value};
+use magnus::{method, Error, Module, Object, RClass};
 
-use crate::machine::caller::{machine_method, number, Answer, Caller};
-use crate::machine::{owner, Profile};
-use crate::ruby::arguments::Arguments;
-use crate::ruby::method::settle;
-use crate::ruby::{self, Raise, NIL};
+use crate::machine::caller::{machine_method, Answer, Caller};
+use crate::machine::owner::Um;
+use crate::machine::Profile;
+use crate::os::thread::cpu_time;
+use crate::ruby::arguments::{self, Arguments};
+use crate::ruby::this::This;
+use crate::ruby::{self, collections, number, string, symbol, Outcome, Raise, Value, NIL};
 
 /// What the machine has done and has at hand.
 ///
@@ -19,72 +20,51 @@ use crate::ruby::{self, Raise, NIL};
 /// @return [Hash{Symbol => Integer, Float}]
 /// @example
 ///   machine.metrics[:total_ops] #=> 0
-fn metrics(ruby: &Ruby, this: Value) -> Result<Value, Error> {
-    let this = this.as_raw();
-    settle(ruby, || {
-        // SAFETY: the type is checked; what is called does not raise.
-        unsafe {
-            let core = owner::core(this)?;
-            let counts = (*core).driver.counts();
-            let timers = (*core).driver.timers.len();
-            let hash = rb_sys::rb_hash_new();
-            let set = |name, value: u64| {
-                let key = rb_sys::rb_id2sym(ruby::id(name));
-                rb_sys::rb_hash_aset(hash, key, rb_sys::rb_ull2inum(value));
-            };
-            set("size", owner::size_of(this));
-            set("total_ops", counts.operations);
-            set("total_switches", (*core).switches);
-            set("total_waits", counts.sleeps);
-            set("ops_pending", (counts.in_flight + timers) as u64);
-            set("ops_unsubmitted", counts.unsubmitted as u64);
-            set("ops_runqueue", (*core).driver.tasks.queue_len() as u64);
-            set("ops_free", counts.free as u64);
-            set("ops_transient", counts.orphans as u64);
-            set("buffers_allocated", counts.buffers as u64);
-            set("buffers_free", counts.buffers as u64);
-            set("segments_free", 0);
-            set("buffer_space_allocated", counts.buffer_space as u64);
-            set("buffer_space_commited", counts.buffer_space as u64);
-            set("total_fixed_ops", (*core).fixed);
-            if let Some(profile) = (*core).profile {
-                let set = |name, nanoseconds: u64| {
-                    let key = rb_sys::rb_id2sym(ruby::id(name));
-                    let seconds = rb_sys::rb_float_new(nanoseconds as f64 / 1e9);
-                    rb_sys::rb_hash_aset(hash, key, seconds);
-                };
-                set(
-                    "time_total_cpu",
-                    cpu_time().saturating_sub(profile.cpu_start),
-                );
-                set("time_total_wait", profile.waited);
-            }
-            Ok(hash)
-        }
-    })
-}
-
-/// Nanoseconds of CPU time of this thread.
-fn cpu_time() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
+fn metrics(this: This<Um>) -> Outcome {
+    let machine = this.machine()?;
+    let (numbers, profile) = {
+        let mut parts = machine.parts();
+        let counts = parts.driver.counts();
+        let timers = parts.driver.timers.len();
+        let numbers = [
+            ("size", u64::from(this.size.get())),
+            ("total_ops", counts.operations),
+            ("total_switches", parts.turns.switches),
+            ("total_waits", counts.sleeps),
+            ("ops_pending", (counts.in_flight + timers) as u64),
+            ("ops_unsubmitted", counts.unsubmitted as u64),
+            ("ops_runqueue", parts.driver.tasks.queue_len() as u64),
+            ("ops_free", counts.free as u64),
+            ("ops_transient", counts.orphans as u64),
+            ("buffers_allocated", counts.buffers as u64),
+            ("buffers_free", counts.buffers as u64),
+            ("segments_free", 0),
+            ("buffer_space_allocated", counts.buffer_space as u64),
+            ("buffer_space_commited", counts.buffer_space as u64),
+            ("total_fixed_ops", parts.fixed),
+        ];
+        (numbers, parts.profile)
     };
-    // SAFETY: `time` is a valid place for the answer; the clock always exists on Linux.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    let hash = collections::hash()?;
+    for (name, number) in numbers {
+        collections::set(hash, symbol(name), ruby::unsigned(number)?)?;
+    }
+    if let Some(profile) = profile {
+        let cpu = cpu_time().saturating_sub(profile.cpu_start);
+        for (name, nanoseconds) in [("time_total_cpu", cpu), ("time_total_wait", profile.waited)] {
+            let seconds = ruby::float(nanoseconds as f64 / 1e9)?;
+            collections::set(hash, symbol(name), seconds)?;
+        }
+    }
+    Ok(hash)
 }
 
 /// @method UringMachine#profile_mode?
 /// @return [Boolean] whether times are counted
 /// @example
 ///   machine.profile_mode? #=> false
-fn is_profile_mode(ruby: &Ruby, this: Value) -> Result<Value, Error> {
-    let this = this.as_raw();
-    settle(ruby, || {
-        // SAFETY: the type is checked.
-        unsafe { Ok(ruby::boolean((*owner::core(this)?).profile.is_some())) }
-    })
+fn is_profile_mode(this: This<Um>) -> Outcome {
+    Ok(ruby::boolean(this.machine()?.parts().profile.is_some()))
 }
 
 /// Turns the counting of times on or off. Turning it on starts at zero.
@@ -94,23 +74,17 @@ fn is_profile_mode(ruby: &Ruby, this: Value) -> Result<Value, Error> {
 /// @return [Boolean] value
 /// @example
 ///   machine.profile_mode = true
-fn set_profile_mode(ruby: &Ruby, this: Value, value: Value) -> Result<Value, Error> {
-    let (this, value) = (this.as_raw(), value.as_raw());
-    settle(ruby, || {
-        // SAFETY: the type is checked.
-        unsafe {
-            let core = owner::core(this)?;
-            if !ruby::truthy(value) {
-                (*core).profile = None;
-            } else if (*core).profile.is_none() {
-                (*core).profile = Some(Profile {
-                    cpu_start: cpu_time(),
-                    waited: 0,
-                });
-            }
-            Ok(value)
-        }
-    })
+fn set_profile_mode(this: This<Um>, value: Value) -> Outcome {
+    let mut parts = this.machine()?.parts();
+    if !ruby::truthy(value) {
+        parts.profile = None;
+    } else if parts.profile.is_none() {
+        parts.profile = Some(Profile {
+            cpu_start: cpu_time(),
+            waited: 0,
+        });
+    }
+    Ok(value)
 }
 
 /// Has the machine look at the ring at every switch, instead of every so often.
@@ -120,15 +94,9 @@ fn set_profile_mode(ruby: &Ruby, this: Value, value: Value) -> Result<Value, Err
 /// @return [Boolean] value
 /// @example
 ///   machine.test_mode = true
-fn set_test_mode(ruby: &Ruby, this: Value, value: Value) -> Result<Value, Error> {
-    let (this, value) = (this.as_raw(), value.as_raw());
-    settle(ruby, || {
-        // SAFETY: the type is checked.
-        unsafe {
-            (*owner::core(this)?).set_eager(ruby::truthy(value));
-            Ok(value)
-        }
-    })
+fn set_test_mode(this: This<Um>, value: Value) -> Outcome {
+    this.machine()?.set_eager(ruby::truthy(value));
+    Ok(value)
 }
 
 /// Submits what is queued, without waiting. Waiting submits too; this is for `close_async`,
@@ -139,15 +107,11 @@ fn set_test_mode(ruby: &Ruby, this: Value, value: Value) -> Result<Value, Error>
 /// @example
 ///   machine.submit #=> 0
 fn submit(caller: Caller, _: Arguments) -> Answer {
-    // SAFETY: see `switch`.
-    unsafe {
-        let count = (*caller.core).driver.counts().unsubmitted;
-        (*caller.core)
-            .driver
-            .poll()
-            .map_err(|error| Raise::errno(error.raw_os_error().unwrap_or(libc::EINVAL)))?;
-        Ok(number(count as i32))
-    }
+    let mut parts = caller.machine.parts();
+    let count = parts.driver.counts().unsubmitted;
+    let submitted = parts.driver.poll();
+    submitted.map_err(|error| Raise::of(&error, libc::EINVAL))?;
+    Ok(number(count as i32))
 }
 
 /// Prints a line to standard error, at once.
@@ -158,17 +122,10 @@ fn submit(caller: Caller, _: Arguments) -> Answer {
 /// @raise [TypeError] if text is no String
 /// @example
 ///   UM.debug("here")
-fn debug(ruby: &Ruby, _class: Value, text: Value) -> Result<Value, Error> {
-    let text = text.as_raw();
-    settle(ruby, || {
-        // SAFETY: the type is checked.
-        unsafe {
-            let text = crate::ruby::arguments::string(text, "text")?;
-            let text = String::from_utf8_lossy(ruby::string_bytes(&text));
-            eprintln!("{text}");
-            Ok(NIL)
-        }
-    })
+fn debug(_class: Value, text: Value) -> Outcome {
+    let text = string::copy(arguments::string(text, "text")?);
+    eprintln!("{}", String::from_utf8_lossy(&text));
+    Ok(NIL)
 }
 
 /// The version of the running kernel: a hundred times its first number, plus its second.

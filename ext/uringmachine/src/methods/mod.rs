@@ -3,15 +3,19 @@
 //! Each doc comment holds the method's documentation for Ruby users, in YARD's words, from `@method`
 //! on; `script/docs` makes docs/api.md of them.
 
+#![forbid(unsafe_code)]
+
 mod address;
 mod descriptors;
 mod fibers;
 mod files;
 mod introspection;
+mod passed_descriptors;
 mod paths;
 pub mod processes;
 mod readiness;
 mod sending;
+mod socket_options;
 mod sockets;
 pub mod streams;
 mod time;
@@ -27,10 +31,12 @@ pub fn define(class: RClass) -> Result<(), Error> {
     fibers::define(class)?;
     files::define(class)?;
     introspection::define(class)?;
+    passed_descriptors::define(class)?;
     paths::define(class)?;
     processes::define(class)?;
     readiness::define(class)?;
     sending::define(class)?;
+    socket_options::define(class)?;
     sockets::define(class)?;
     streams::define(class)?;
     time::define(class)?;

@@ -3,8 +3,9 @@
 use magnus::{Error, RClass};
 use uringmachine_runtime::operations::{Link, Mkdir, Rename, Symlink, Unlink, HERE};
 
-use crate::machine::caller::{machine_method, number, Answer, Caller};
+use crate::machine::caller::{machine_method, Answer, Caller};
 use crate::ruby::arguments::Arguments;
+use crate::ruby::number;
 
 /// Renames a file or a directory, within a file system. A file of the new name is replaced.
 ///

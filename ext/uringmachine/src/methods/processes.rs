@@ -2,13 +2,12 @@
 
 use magnus::{Error, RClass};
 
-use crate::machine::caller::{machine_method, number, Answer, Caller};
+use crate::machine::caller::{machine_method, Answer, Caller};
 use crate::machine::child::{take, Wanted};
-use crate::os::direct;
-use crate::os::process::{descriptor, has_ended, send_signal};
+use crate::os::process;
 use crate::ruby::arguments::{self, Arguments};
 use crate::ruby::method::function;
-use crate::ruby::{self, Outcome, Raise, NIL};
+use crate::ruby::{self, number, Outcome, Raise, NIL};
 
 /// Waits for a change of a child process, and takes it. Processes that Ruby started are waited for no more
 /// then: `$?` is not set.
@@ -29,21 +28,15 @@ use crate::ruby::{self, Outcome, Raise, NIL};
 /// @example
 ///   machine.waitid(UM::P_PID, pid, UM::WEXITED) #=> [4711, 0, 1]
 fn waitid(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: a siginfo of a child's change has these fields.
-    unsafe {
-        let wanted = Wanted::new(&arguments)?;
-        loop {
-            let found = wanted.look(0)?;
-            if found.is_none() && wanted.may_wait() {
-                wanted.wait(&caller)?;
-                continue;
-            }
-            let (pid, status, code) = found.map_or((0, 0, 0), |info| {
-                (info.si_pid(), info.si_status(), info.si_code)
-            });
-            let numbers = [number(pid), number(status), number(code)];
-            return Ok(rb_sys::rb_ary_new_from_values(3, numbers.as_ptr()));
+    let wanted = Wanted::new(&arguments)?;
+    loop {
+        let found = wanted.look(0)?;
+        if found.is_none() && wanted.may_wait() {
+            wanted.wait(&caller)?;
+            continue;
         }
+        let numbers = found.map_or([0; 3], |change| [change.pid, change.status, change.code]);
+        return Ok(ruby::array_of(&numbers.map(number))?);
     }
 }
 
@@ -61,24 +54,21 @@ fn waitid(caller: Caller, arguments: Arguments) -> Answer {
 /// @example
 ///   machine.waitid_status(UM::P_PID, pid, UM::WEXITED).success? #=> true
 fn waitid_status(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: a siginfo of a child's change has a pid.
-    unsafe {
-        let wanted = Wanted::new(&arguments)?;
-        if wanted.options & libc::WNOWAIT != 0 {
-            return Err(Raise::argument("options can't have UM::WNOWAIT").into());
-        }
-        loop {
-            match wanted.look(libc::WNOWAIT)? {
-                Some(info) => {
-                    // Somebody else may be quicker: then it waits again.
-                    let status = take(info.si_pid(), wanted.options)?;
-                    if status != NIL {
-                        return Ok(status);
-                    }
+    let wanted = Wanted::new(&arguments)?;
+    if wanted.options & libc::WNOWAIT != 0 {
+        return Err(Raise::argument("options can't have UM::WNOWAIT").into());
+    }
+    loop {
+        match wanted.look(libc::WNOWAIT)? {
+            Some(change) => {
+                // Somebody else may be quicker: then it waits again.
+                let status = take(change.pid, wanted.options)?;
+                if status != NIL {
+                    return Ok(status);
                 }
-                None if wanted.may_wait() => wanted.wait(&caller)?,
-                None => return Ok(NIL),
             }
+            None if wanted.may_wait() => wanted.wait(&caller)?,
+            None => return Ok(NIL),
         }
     }
 }
@@ -96,12 +86,7 @@ fn waitid_status(caller: Caller, arguments: Arguments) -> Answer {
 ///   fd = UM.pidfd_open(pid)
 ///   machine.waitid(UM::P_PIDFD, fd, UM::WEXITED)
 fn pidfd_open(arguments: Arguments) -> Outcome {
-    // SAFETY: the call points to nothing.
-    unsafe {
-        let pid = arguments.int(0, "pid")?;
-        let result = libc::syscall(libc::SYS_pidfd_open, pid, 0);
-        Ok(number(descriptor(result)?))
-    }
+    Ok(number(process::open(arguments.int(0, "pid")?)?))
 }
 
 /// Sends a signal to a process by its descriptor: never to another one that has got the same number since.
@@ -124,7 +109,7 @@ fn pidfd_send_signal(arguments: Arguments) -> Outcome {
         None => 0,
         Some(_) => arguments.unsigned(2, "flags")?,
     };
-    send_signal(fd, signal, flags)?;
+    process::send_signal(fd, signal, flags)?;
     Ok(arguments.get(0))
 }
 
@@ -140,7 +125,7 @@ fn pidfd_send_signal(arguments: Arguments) -> Outcome {
 /// @example
 ///   UM.pidfd_ended?(fd) #=> false
 fn has_pidfd_ended(arguments: Arguments) -> Outcome {
-    Ok(ruby::boolean(has_ended(arguments.fd(0, "fd")?)?))
+    Ok(ruby::boolean(process::has_ended(arguments.fd(0, "fd")?)?))
 }
 
 /// Makes this process the parent of its descendants whose own parents end, or ends that.
@@ -154,16 +139,12 @@ fn has_pidfd_ended(arguments: Arguments) -> Outcome {
 /// @example
 ///   UM.pr_set_child_subreaper(true)
 fn pr_set_child_subreaper(arguments: Arguments) -> Outcome {
-    // SAFETY: the call points to nothing.
-    unsafe {
-        let value = arguments.get(0);
-        if value != ruby::TRUE && value != ruby::FALSE {
-            return Err(arguments::wrong_type(value, "value", "true or false"));
-        }
-        let on = libc::c_ulong::from(value == ruby::TRUE);
-        direct(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, on))?;
-        Ok(value)
+    let value = arguments.get(0);
+    if value != ruby::TRUE && value != ruby::FALSE {
+        return Err(arguments::wrong_type(value, "value", "true or false"));
     }
+    process::set_child_subreaper(value == ruby::TRUE)?;
+    Ok(value)
 }
 
 /// Defines the methods.

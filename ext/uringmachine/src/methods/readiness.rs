@@ -4,13 +4,13 @@ use std::ffi::c_int;
 
 use magnus::{Error, RClass};
 use uringmachine_runtime::operations::Poll;
-use uringmachine_runtime::types;
 
-use crate::machine::caller::{machine_method, number, Answer, Caller};
+use crate::machine::caller::{machine_method, Answer, Caller};
+use crate::machine::operate::Failure;
 use crate::machine::poll::{poll_on_thread, selects, wait_for_any, wakes_for, NEVER_WAKES};
-use crate::machine::switch::Failure;
+use crate::os::fd;
 use crate::ruby::arguments::{self, Arguments};
-use crate::ruby::{self, Raise, VALUE};
+use crate::ruby::{self, collections, number, Outcome, Raise, NIL};
 
 /// Waits until a descriptor is ready: at once, if bytes have come before that nobody was given.
 ///
@@ -25,31 +25,24 @@ use crate::ruby::{self, Raise, VALUE};
 /// @example
 ///   machine.poll(fd, UM::POLLIN) #=> 1, which is UM::POLLIN
 fn poll(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: a poll points to nothing.
-    unsafe {
-        let fd = types::Fd(arguments.fd(0, "fd")?);
-        let mask = arguments.unsigned(1, "mask")?;
-        if mask & READS != 0 && caller.kept(fd.0)?.is_some() {
-            return Ok(number((mask & READS) as i32));
+    let fd = arguments.fd(0, "fd")?;
+    let mask = arguments.unsigned(1, "mask")?;
+    if mask & READS != 0 && caller.kept(fd)?.is_some() {
+        return Ok(number((mask & READS) as i32));
+    }
+    let events = wakes_for(mask);
+    let mut answer = match caller.result(Poll { fd, events }) {
+        Err(Failure::Raise(Raise::Errno(errno))) if -errno == NEVER_WAKES => 0,
+        answer => answer?,
+    };
+    loop {
+        // What was added to be woken is nothing that was asked for.
+        let asked = answer & (mask as i32 | i32::from(ALWAYS | libc::POLLNVAL));
+        if asked != 0 {
+            return Ok(number(asked));
         }
-        let wanted = wakes_for(mask);
-        let poll = Poll {
-            fd: fd.0,
-            events: wanted,
-        };
-        let mut answer = match caller.result(poll) {
-            Err(Failure::Raise(Raise::Errno(errno))) if -errno == NEVER_WAKES => 0,
-            answer => answer?,
-        };
-        loop {
-            // What was added to be woken is nothing that was asked for.
-            let asked = answer & (mask as i32 | i32::from(ALWAYS | libc::POLLNVAL));
-            if asked != 0 {
-                return Ok(number(asked));
-            }
-            let answers = poll_on_thread(caller.core, caller.me, &[(fd.0, wanted)], None)?;
-            answer = answers.map_or(0, |answers| answers[0]);
-        }
+        let answers = poll_on_thread(caller.machine, caller.me, &[(fd, events)], None)?;
+        answer = answers.map_or(0, |answers| answers[0]);
     }
 }
 
@@ -76,32 +69,25 @@ const ALWAYS: libc::c_short = libc::POLLERR | libc::POLLHUP;
 /// @example
 ///   machine.select([first, second], [], []) #=> [[second], [], []]
 fn select(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: see `switch`.
-    unsafe {
-        let sets = read_sets(&arguments)?;
-        let ready = wait_for_ready(&caller, &sets)?;
-        Ok(to_arrays(ready)?)
-    }
+    let sets = read_sets(&arguments)?;
+    let ready = wait_for_ready(&caller, &sets)?;
+    Ok(to_arrays(&ready)?)
 }
 
 /// The descriptors of each set.
 type Sets = [Vec<c_int>; 3];
 
-unsafe fn read_sets(arguments: &Arguments) -> Result<Sets, Raise> {
+fn read_sets(arguments: &Arguments) -> Result<Sets, Raise> {
     let mut sets = Sets::default();
     for (place, name) in ["rfds", "wfds", "efds"].into_iter().enumerate() {
         let Some(list) = arguments.optional(place) else {
             continue;
         };
-        // SAFETY: the type is checked; nothing of Ruby's runs that could shorten the array.
-        unsafe {
-            if !ruby::is_array(list) {
-                return Err(arguments::wrong_type(list, name, "an Array"));
-            }
-            for index in 0..rb_sys::RARRAY_LEN(list) {
-                let fd = rb_sys::rb_ary_entry(list, index as _);
-                sets[place].push(arguments::int(fd, name)?);
-            }
+        if !ruby::is_array(list) {
+            return Err(arguments::wrong_type(list, name, "an Array"));
+        }
+        for fd in collections::entries(list) {
+            sets[place].push(arguments::int(fd, name)?);
         }
     }
     Ok(sets)
@@ -109,7 +95,7 @@ unsafe fn read_sets(arguments: &Arguments) -> Result<Sets, Raise> {
 
 /// Waits by polls of the ring, then asks poll(2) which are ready: all that are, not only the first, and
 /// none that has been taken by another fiber meanwhile.
-unsafe fn wait_for_ready(caller: &Caller, sets: &Sets) -> Result<Sets, Failure> {
+fn wait_for_ready(caller: &Caller, sets: &Sets) -> Result<Sets, Failure> {
     let wanted: Vec<(c_int, u32)> = (sets.iter().zip(EVENTS))
         .flat_map(|(fds, events)| fds.iter().map(move |fd| (*fd, events as u32)))
         .collect();
@@ -120,19 +106,15 @@ unsafe fn wait_for_ready(caller: &Caller, sets: &Sets) -> Result<Sets, Failure> 
         // What was read ahead can be read at once.
         let mut kept = Vec::new();
         for fd in &sets[0] {
-            // SAFETY: see `switch`.
-            if unsafe { caller.again().kept(*fd)? }.is_some() {
+            if caller.again().kept(*fd)?.is_some() {
                 kept.push(*fd);
             }
         }
         if kept.is_empty() {
-            // SAFETY: see `switch`.
-            unsafe {
-                let caller = caller.again();
-                wait_for_any(caller.core, caller.me, &wanted, None, |events| {
-                    selects(events) | i32::from(ALWAYS)
-                })?;
-            }
+            let caller = caller.again();
+            wait_for_any(caller.machine, caller.me, &wanted, None, |events| {
+                selects(events) | i32::from(ALWAYS)
+            })?;
         }
         let mut ready = Sets::default();
         for (place, fds) in sets.iter().enumerate() {
@@ -152,15 +134,8 @@ unsafe fn wait_for_ready(caller: &Caller, sets: &Sets) -> Result<Sets, Failure> 
 
 /// Those of some descriptors that are ready now.
 fn ready_now(fds: &[c_int], events: libc::c_short) -> Result<Vec<c_int>, Raise> {
-    let mut polls: Vec<libc::pollfd> = fds
-        .iter()
-        .map(|fd| libc::pollfd {
-            fd: *fd,
-            events,
-            revents: 0,
-        })
-        .collect();
-    crate::os::poll_now(&mut polls)?;
+    let mut polls: Vec<_> = fds.iter().map(|fd| fd::entry(*fd, events)).collect();
+    fd::poll_now(&mut polls)?;
     // poll(2) ignores negative numbers.
     if polls
         .iter()
@@ -175,22 +150,13 @@ fn ready_now(fds: &[c_int], events: libc::c_short) -> Result<Vec<c_int>, Raise> 
         .collect())
 }
 
-unsafe fn to_arrays(sets: Sets) -> Result<VALUE, Raise> {
-    // SAFETY: the arrays are on this frame; what may raise is stopped here.
-    let result = unsafe {
-        ruby::protect(|| {
-            let arrays = rb_sys::rb_ary_new_capa(3);
-            for set in &sets {
-                let array = rb_sys::rb_ary_new_capa(set.len() as _);
-                rb_sys::rb_ary_push(arrays, array);
-                for fd in set {
-                    rb_sys::rb_ary_push(array, number(*fd));
-                }
-            }
-            arrays
-        })
-    };
-    result.map_err(Raise::Jump)
+fn to_arrays(sets: &Sets) -> Outcome {
+    let mut arrays = [NIL; 3];
+    for (array, set) in arrays.iter_mut().zip(sets) {
+        let numbers: Vec<_> = set.iter().copied().map(number).collect();
+        *array = ruby::array_of(&numbers)?;
+    }
+    ruby::array_of(&arrays)
 }
 
 /// Defines the methods.

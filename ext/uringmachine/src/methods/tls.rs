@@ -1,16 +1,16 @@
 //! ssl_read and its kin, and what UM::TLS::Socket in lib/uringmachine/tls.rb is made of.
 
-use magnus::rb_sys::AsRawValue;
+#![forbid(unsafe_code)]
+
+use magnus::value::ReprValue;
 use magnus::{Error, Module, RClass};
 
 use super::transfer;
-use crate::lending::Destination;
 use crate::machine::caller::{answer, machine_method, Answer, Caller};
-use crate::machine::registry;
-use crate::machine::switch::{self, Failure};
+use crate::machine::operate::Failure;
 use crate::ruby::arguments::{self, Arguments};
 use crate::ruby::method::function;
-use crate::ruby::{self, Outcome, Raise, FALSE, NIL, TRUE, VALUE};
+use crate::ruby::{self, string, symbol, Outcome, Raise, Value, NIL};
 use crate::tls::{self, Connection, Wait};
 
 /// Puts an SSLSocket on the ring: its own methods (connect, accept, read, gets, write, close and so on)
@@ -32,17 +32,14 @@ use crate::tls::{self, Connection, Wait};
 ///   machine.ssl_set_bio(ssl_socket)
 ///   ssl_socket.connect
 fn ssl_set_bio(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: see `switch`.
-    unsafe {
-        let kernel = match arguments.optional(1) {
-            None => None,
-            Some(options) if ruby::is_hash(options) => arguments::keywords(options, ["kernel"])?[0],
-            Some(other) => return Err(arguments::wrong_type(other, "kernel", "a keyword").into()),
-        };
-        let this = registry::object_of(caller.core);
-        tls::set_bio(this, arguments.get(0), kernel.is_some_and(ruby::truthy))?;
-        Ok(this)
-    }
+    let kernel = match arguments.optional(1) {
+        None => None,
+        Some(options) if ruby::is_hash(options) => arguments::keywords(options, ["kernel"])?[0],
+        Some(other) => return Err(arguments::wrong_type(other, "kernel", "a keyword").into()),
+    };
+    let this = caller.machine.object();
+    tls::set_bio(this, arguments.get(0), kernel.is_some_and(ruby::truthy))?;
+    Ok(this)
 }
 
 /// Reads from a TLS connection into a buffer: it returns as soon as there is something. Any number of
@@ -66,37 +63,24 @@ fn ssl_set_bio(caller: Caller, arguments: Arguments) -> Answer {
 ///   buffer = +""
 ///   machine.ssl_read(ssl_socket, buffer, 8192) #=> 5
 fn ssl_read(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: see `switch`.
-    unsafe {
-        let connection = Connection::find(arguments.get(0))?;
-        let maxlen = transfer::length(&arguments, 2, "maxlen")?;
-        let buffer = arguments.get(1);
-        let count = read_into(&caller, &connection, buffer, maxlen, Wait::Forever)?;
-        Ok(ruby::fixnum(count as i64))
-    }
+    let connection = Connection::find(arguments.get(0))?;
+    let maxlen = transfer::length(&arguments, 2, "maxlen")?;
+    let buffer = arguments.get(1);
+    let count = read_into(&caller, &connection, buffer, maxlen, Wait::Forever)?;
+    Ok(ruby::fixnum(count as i64))
 }
 
-unsafe fn read_into(
+fn read_into(
     caller: &Caller,
     connection: &Connection,
-    buffer: VALUE,
+    buffer: Value,
     maxlen: Option<usize>,
     wait: Wait,
 ) -> Result<usize, Failure> {
-    // SAFETY: the destination keeps the memory in place until it is finished, and the core marks its
-    // object.
-    unsafe {
-        let core = caller.core;
-        let destination = Destination::new(core, buffer, maxlen, 0, "buffer")?;
-        let hold = (*core).lending.holds.insert(vec![destination.held()]);
-        let (pointer, length) = (destination.pointer, destination.length);
-        let fixed = destination.fixed;
-        let result = connection.read(caller, pointer, length, fixed, wait);
-        let finished = destination.finish(core, result.as_ref().ok().copied());
-        (*core).lending.holds.remove(hold);
-        finished?;
-        result
-    }
+    let mut room = caller.room(buffer, maxlen, 0, "buffer")?;
+    let count = connection.read(caller, &mut room, wait)?;
+    room.finish(count)?;
+    Ok(count)
 }
 
 /// Writes from a buffer to a TLS connection, all of it. Returns when the kernel has the bytes.
@@ -117,37 +101,29 @@ unsafe fn read_into(
 /// @example
 ///   machine.ssl_write(ssl_socket, "Hello, world!\n") #=> 14
 fn ssl_write(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: see `switch`.
-    unsafe {
-        let connection = Connection::find(arguments.get(0))?;
-        let len = transfer::length_or_all(&arguments, 2, "len")?.filter(|len| *len != 0);
-        let buffers = &arguments.all()[1..2];
-        let wait = Wait::Forever;
-        let written = tls::write_counted(&caller, &connection, buffers, len, wait)?;
-        Ok(ruby::fixnum(written as i64))
-    }
+    let connection = Connection::find(arguments.get(0))?;
+    let len = transfer::length_or_all(&arguments, 2, "len")?.filter(|len| *len != 0);
+    let buffers = &arguments.all()[1..2];
+    let written = tls::write_counted(&caller, &connection, buffers, len, Wait::Forever)?;
+    Ok(ruby::fixnum(written as i64))
 }
 
 /// Runs a function of UM::TLS with the machine for its first argument, an SSLSocket on the ring.
 fn on_ring(
     arguments: Arguments,
-    body: impl FnOnce(Caller, Connection, Arguments) -> Result<VALUE, Failure>,
+    body: impl FnOnce(Caller, Connection, Arguments) -> Answer,
 ) -> Outcome {
-    // SAFETY: the connection and the machine are those of the argument, which is on the caller's frame.
-    unsafe {
-        let connection = find(&arguments)?;
-        let machine = tls::machine_of(arguments.get(0))?;
-        let caller = Caller::new(machine)?;
-        let result = answer(body(caller, connection, arguments));
-        std::hint::black_box(machine);
-        result
-    }
+    let connection = find(&arguments)?;
+    let machine = tls::machine_of(arguments.get(0))?;
+    let caller = Caller::new(&machine)?;
+    let result = answer(body(caller, connection, arguments));
+    machine.keep();
+    result
 }
 
-unsafe fn find(arguments: &Arguments) -> Result<Connection, Raise> {
-    // SAFETY: the type is checked.
-    let connection = unsafe { Connection::find(arguments.get(0))? };
-    if connection.wire.is_null() {
+fn find(arguments: &Arguments) -> Result<Connection, Raise> {
+    let connection = Connection::find(arguments.get(0))?;
+    if !connection.is_on_ring() {
         return Err(Raise::misuse(
             "ssl_socket is not on the ring: see ssl_set_bio",
         ));
@@ -158,13 +134,10 @@ unsafe fn find(arguments: &Arguments) -> Result<Connection, Raise> {
 /// UM::TLS.read(ssl_socket, buffer, length): the count, 0 at the end.
 fn read(arguments: Arguments) -> Outcome {
     on_ring(arguments, |caller, connection, arguments| {
-        // SAFETY: see `switch`.
-        unsafe {
-            let length = transfer::length(&arguments, 2, "length")?;
-            let buffer = arguments.get(1);
-            let count = read_into(&caller, &connection, buffer, length, Wait::Timeout)?;
-            Ok(ruby::fixnum(count as i64))
-        }
+        let length = transfer::length(&arguments, 2, "length")?;
+        let buffer = arguments.get(1);
+        let count = read_into(&caller, &connection, buffer, length, Wait::Timeout)?;
+        Ok(ruby::fixnum(count as i64))
     })
 }
 
@@ -172,157 +145,110 @@ fn read(arguments: Arguments) -> Outcome {
 /// also when it raises: those bytes go out with the next call.
 fn write(arguments: Arguments) -> Outcome {
     on_ring(arguments, |caller, connection, arguments| {
-        // SAFETY: see `switch`.
-        unsafe {
-            let string = arguments::string(arguments.get(1), "string")?;
-            let buffers = &arguments.all()[1..2];
-            let mut accepted = 0;
-            let result = tls::write_some(
-                &caller,
-                &connection,
-                buffers,
-                None,
-                Wait::Timeout,
-                &mut accepted,
-            );
-            let dropped = ruby::protect(|| rb_sys::rb_str_drop_bytes(string, accepted as _));
-            result?;
-            dropped.map_err(Raise::Jump)?;
-            Ok(NIL)
-        }
+        let text = arguments::string(arguments.get(1), "string")?;
+        let buffers = &arguments.all()[1..2];
+        let wait = Wait::Timeout;
+        let mut accepted = 0;
+        let result = tls::write_some(&caller, &connection, buffers, None, wait, &mut accepted);
+        let dropped = string::drop_first(text, accepted as usize);
+        result?;
+        dropped?;
+        Ok(NIL)
     })
 }
 
 /// UM::TLS.write_counted(ssl_socket, string): writes all of a String; how much of it OpenSSL has accepted.
 fn write_counted(arguments: Arguments) -> Outcome {
     on_ring(arguments, |caller, connection, arguments| {
-        // SAFETY: see `switch`.
-        unsafe {
-            let buffers = &arguments.all()[1..2];
-            let wait = Wait::Timeout;
-            let written = tls::write_counted(&caller, &connection, buffers, None, wait)?;
-            Ok(ruby::fixnum(written as i64))
-        }
+        let buffers = &arguments.all()[1..2];
+        let written = tls::write_counted(&caller, &connection, buffers, None, Wait::Timeout)?;
+        Ok(ruby::fixnum(written as i64))
     })
 }
 
 /// UM::TLS.drive(ssl_socket) { stock method that does not wait }: calls it until it wants nothing more, and
 /// does what it wants by the ring. What it returns.
 fn drive(arguments: Arguments) -> Outcome {
-    on_ring(arguments, |caller, connection, _| {
-        // SAFETY: see `switch`.
-        unsafe {
-            loop {
-                let wanted = step(&connection)?;
-                if wanted == wait_readable() {
-                    connection.exchange(&caller, Wait::Timeout)?;
-                    continue;
-                }
-                if wanted == wait_writable() {
-                    connection.make_room(&caller, Wait::Timeout)?;
-                    continue;
-                }
-                connection.flush(&caller, Wait::Timeout)?;
-                return Ok(wanted);
-            }
+    on_ring(arguments, |caller, connection, _| loop {
+        let wanted = step(&connection)?;
+        if wanted == wait_readable() {
+            connection.exchange(&caller, Wait::Timeout)?;
+            continue;
         }
+        if wanted == wait_writable() {
+            connection.make_room(&caller, Wait::Timeout)?;
+            continue;
+        }
+        connection.flush(&caller, Wait::Timeout)?;
+        return Ok(wanted);
     })
 }
 
 /// UM::TLS.attempt(ssl_socket) { the same }: calls it until it wants what can't be done without waiting.
 fn attempt(arguments: Arguments) -> Outcome {
-    // SAFETY: see `switch`.
-    unsafe {
-        let connection = find(&arguments)?;
-        loop {
-            let wanted = step(&connection)?;
-            connection.send_now();
-            if wanted != wait_readable() || !connection.receive_now()? {
-                return Ok(wanted);
-            }
+    let connection = find(&arguments)?;
+    loop {
+        let wanted = step(&connection)?;
+        connection.send_now();
+        if wanted != wait_readable() || !connection.receive_now()? {
+            return Ok(wanted);
         }
     }
 }
 
-unsafe fn step(connection: &Connection) -> Outcome {
-    // SAFETY: the block may raise, stopped here.
-    unsafe {
-        connection.claim()?;
-        let result = ruby::protect(|| rb_sys::rb_yield(NIL));
-        connection.unclaim();
-        result.map_err(|state| {
-            let raise = switch::unwinding(state);
-            // Tells the peer why.
-            connection.send_now();
-            raise
-        })
+fn step(connection: &Connection) -> Outcome {
+    connection.claim()?;
+    let result = ruby::yield_(NIL);
+    connection.unclaim();
+    if result.is_err() {
+        // Tells the peer why.
+        connection.send_now();
     }
+    result
 }
 
-fn wait_readable() -> VALUE {
-    // SAFETY: a Symbol of a name that is interned for good.
-    unsafe { rb_sys::rb_id2sym(ruby::id("wait_readable")) }
+fn wait_readable() -> Value {
+    symbol("wait_readable")
 }
 
-fn wait_writable() -> VALUE {
-    // SAFETY: as above.
-    unsafe { rb_sys::rb_id2sym(ruby::id("wait_writable")) }
+fn wait_writable() -> Value {
+    symbol("wait_writable")
 }
 
 /// UM::TLS.takes_now?(ssl_socket): whether a write would not have to wait.
 fn takes_now(arguments: Arguments) -> Outcome {
-    // SAFETY: see `switch`.
-    unsafe {
-        Ok(if find(&arguments)?.takes_now()? {
-            TRUE
-        } else {
-            FALSE
-        })
-    }
+    Ok(ruby::boolean(find(&arguments)?.takes_now()?))
 }
 
 /// UM::TLS.kernel_sends?(ssl_socket): whether bytes that are written to its IO are encrypted by the kernel.
 fn kernel_sends(arguments: Arguments) -> Outcome {
-    // SAFETY: see `switch`.
-    unsafe {
-        let connection = Connection::find(arguments.get(0))?;
-        Ok(ruby::boolean(connection.kernel_sends()))
-    }
+    let connection = Connection::find(arguments.get(0))?;
+    Ok(ruby::boolean(connection.kernel_sends()))
 }
 
 /// UM::TLS.kernel_receives?(ssl_socket): whether bytes that are read from its IO come decrypted by the kernel.
 fn kernel_receives(arguments: Arguments) -> Outcome {
-    // SAFETY: see `switch`.
-    unsafe {
-        let connection = Connection::find(arguments.get(0))?;
-        Ok(ruby::boolean(connection.kernel_receives()))
-    }
+    let connection = Connection::find(arguments.get(0))?;
+    Ok(ruby::boolean(connection.kernel_receives()))
 }
 
 /// UM::TLS.holds_bytes?(ssl_socket): whether OpenSSL has bytes that came from the descriptor.
 fn holds_bytes(arguments: Arguments) -> Outcome {
-    // SAFETY: see `switch`.
-    unsafe { Ok(ruby::boolean(find(&arguments)?.holds_bytes())) }
+    Ok(ruby::boolean(find(&arguments)?.holds_bytes()))
 }
 
 /// UM::TLS.check_peer(ssl_socket): raises Errno::EPIPE if the peer has reset a connection that the kernel encrypts,
 /// for what writes to the descriptor itself.
 fn check_peer(arguments: Arguments) -> Outcome {
-    // SAFETY: see `switch`.
-    unsafe {
-        let connection = find(&arguments)?;
-        connection.check_peer(connection.descriptor()?)?;
-        Ok(NIL)
-    }
+    let connection = find(&arguments)?;
+    connection.check_peer(connection.descriptor()?)?;
+    Ok(NIL)
 }
 
 /// UM::TLS.abandon(ssl_socket): has the fibers raise that wait for its descriptor.
 fn abandon(arguments: Arguments) -> Outcome {
-    // SAFETY: see `switch`.
-    unsafe {
-        find(&arguments)?.abandon();
-        Ok(NIL)
-    }
+    find(&arguments)?.abandon();
+    Ok(NIL)
 }
 
 /// Defines the methods, and the module behind UM::TLS::Socket.
@@ -343,6 +269,6 @@ pub fn define(class: RClass) -> Result<(), Error> {
     function!(module, "check_peer", 1..=1, check_peer);
     function!(module, "abandon", 1..=1, abandon);
     let socket = module.define_module("Socket")?;
-    tls::set_socket_module(socket.as_raw());
+    tls::set_socket_module(socket.as_value().into());
     Ok(())
 }

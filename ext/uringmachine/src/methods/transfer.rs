@@ -1,18 +1,20 @@
 //! read, write and their kin: bytes between descriptors and memory.
 
 use magnus::{Error, RClass};
-use uringmachine_runtime::lines::{Work, Write};
+use uringmachine_runtime::lines::{self, Work};
+use uringmachine_runtime::memory::{Memory, MemoryMut, SingleMut};
+use uringmachine_runtime::operations::{Close, Read, RecvMsg, Write, CURRENT};
 use uringmachine_runtime::position::catch_up;
-use uringmachine_runtime::{opcode, types};
 
-use crate::lending::{self, Destination, Source};
-use crate::machine::caller::{count, machine_method, number, Answer, Caller};
+use crate::lending;
+use crate::machine::caller::{count, machine_method, Answer, Caller, Destination};
 use crate::machine::inflow;
-use crate::machine::switch::{self, Failure, Yields};
+use crate::machine::operate::{Failure, Yields};
 use crate::machine::write_all::{write_all, Sink};
+use crate::os::fd::Fd;
 use crate::os::socket_address::Address;
-use crate::ruby::arguments::Arguments;
-use crate::ruby::{self, Raise};
+use crate::ruby::arguments::{self, Arguments};
+use crate::ruby::{self, classes, number, Raise};
 
 /// A length argument that may be nil: at most so many bytes.
 pub fn length(arguments: &Arguments, place: usize, name: &str) -> Result<Option<usize>, Raise> {
@@ -54,44 +56,34 @@ pub fn length_or_all(
 ///   machine.read(fd, buffer, 8192) #=> 5
 ///   machine.read(fd, buffer, 8192, -1) # appends
 fn read(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: `fill` keeps the memory in place.
-    unsafe {
-        let fd = types::Fd(arguments.fd(0, "fd")?);
-        let maxlen = length(&arguments, 2, "maxlen")?;
-        let offset = match arguments.optional(3) {
-            None => 0,
-            Some(value) => crate::ruby::arguments::long(value, "buffer_offset")?,
-        };
-        let position = arguments.file_offset(4, "file_offset")?;
-        let buffer = arguments.get(1);
-        let room = || Destination::new(caller.core, buffer, maxlen, offset, "buffer");
-        if position == crate::ruby::arguments::CURRENT && !caller.reads_plainly(fd.0) {
-            caller.told(fd.0)?;
-            if let Some(flow) = caller.kept(fd.0)? {
-                return caller.fill_from(&flow, room()?, false, None).map(number);
-            }
-            if (*caller.core).is_of_messages(fd.0) {
-                match receive(&caller, fd.0, room()?, 0, None) {
-                    // It is another file's by now.
-                    Err(Failure::Raise(Raise::Errno(libc::ENOTSOCK))) => {
-                        (*caller.core).forget_messages(fd.0);
-                    }
-                    result => return result.map(number),
+    let fd = arguments.fd(0, "fd")?;
+    let maxlen = length(&arguments, 2, "maxlen")?;
+    let place = match arguments.optional(3) {
+        None => 0,
+        Some(value) => arguments::long(value, "buffer_offset")?,
+    };
+    let offset = arguments.file_offset(4, "file_offset")?;
+    let room = || caller.room(arguments.get(1), maxlen, place, "buffer");
+    if offset == CURRENT && !caller.reads_plainly(fd) {
+        caller.told(fd)?;
+        if let Some(flow) = caller.kept(fd)? {
+            return caller.fill_from(&flow, room()?, false, None).map(number);
+        }
+        if caller.machine.is_of_messages(fd) {
+            match receive(&caller, fd, room()?, 0) {
+                // It is another file's by now.
+                Err(Failure::Raise(Raise::Errno(libc::ENOTSOCK))) => {
+                    caller.machine.forget_messages(fd);
                 }
+                result => return result.map(number),
             }
         }
-        let destination = room()?;
-        let fixed = destination.fixed;
-        let count = caller.fill(destination, |pointer, length| match fixed {
-            Some(index) => opcode::ReadFixed::new(fd, pointer, length, index)
-                .offset(position)
-                .build(),
-            None => opcode::Read::new(fd, pointer, length)
-                .offset(position)
-                .build(),
-        })?;
-        Ok(number(count))
     }
+    let memory = room()?;
+    caller.count_registered(&memory);
+    let (count, read) = caller.run(Read { fd, memory, offset })?;
+    read.memory.finish(count as usize)?;
+    Ok(number(count))
 }
 
 /// Writes from a buffer to a descriptor, once: it may write less than was asked for. What others have begun to write
@@ -109,40 +101,27 @@ fn read(caller: Caller, arguments: Arguments) -> Answer {
 /// @example
 ///   machine.write(UM::STDOUT_FILENO, "Hello, world!\n") #=> 14
 fn write(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: `give` keeps the memory in place.
-    unsafe {
-        let fd = types::Fd(arguments.fd(0, "fd")?);
-        let len = length_or_all(&arguments, 2, "len")?;
-        let position = arguments.file_offset(3, "file_offset")?;
-        let source = Source::new(caller.core, arguments.get(1), len, "buffer")?;
-        if source.length == 0 && !(*caller.core).is_of_messages(fd.0) {
-            source.release(caller.core);
-            return Ok(number(0));
-        }
-        let fixed = source.fixed;
-        let count = caller.give(source, |pointer, length| {
-            let entry = match fixed {
-                Some(index) => opcode::WriteFixed::new(fd, pointer, length, index)
-                    .offset(position)
-                    .build(),
-                None => opcode::Write::new(fd, pointer, length)
-                    .offset(position)
-                    .build(),
-            };
-            if position == crate::ruby::arguments::CURRENT {
-                caller.in_turn(fd.0, || {
-                    let count = caller.operate(entry)?;
-                    if (count as u32) < length {
-                        catch_up(fd.0, count as usize);
-                    }
-                    Ok(count)
-                })
-            } else {
-                caller.after_work(fd.0, || caller.operate(entry))
-            }
-        })?;
-        Ok(number(count))
+    let fd = arguments.fd(0, "fd")?;
+    let len = length_or_all(&arguments, 2, "len")?;
+    let offset = arguments.file_offset(3, "file_offset")?;
+    let memory = caller.source(arguments.get(1), len, "buffer")?;
+    if memory.size() == 0 && !caller.machine.is_of_messages(fd) {
+        return Ok(number(0));
     }
+    caller.count_registered(&memory);
+    let write = Write { fd, memory, offset };
+    if offset != CURRENT {
+        return caller.after_work(fd, || caller.result(write)).map(number);
+    }
+    let length = write.memory.length();
+    let count = caller.in_turn(fd, || {
+        let count = caller.result(write)?;
+        if (count as u32) < length {
+            catch_up(fd, count as usize);
+        }
+        Ok(count)
+    })?;
+    Ok(number(count))
 }
 
 /// Writes several buffers to a descriptor, all of them, in as many writes as it takes. Nothing that other fibers of
@@ -161,66 +140,57 @@ fn write(caller: Caller, arguments: Arguments) -> Answer {
 /// @example
 ///   machine.writev(fd, "HTTP/1.1 200 OK\r\n", "\r\n", body) #=> 42
 fn writev(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: `write_all` keeps the memory in place.
-    unsafe {
-        let fd = arguments.fd(0, "fd")?;
-        let mut buffers = &arguments.all()[1..];
-        let mut position = None;
-        if let Some((last, others)) = buffers.split_last() {
-            if ruby::is_a(*last, rb_sys::rb_cInteger) {
-                position = Some(arguments.file_offset(buffers.len(), "file_offset")?);
-                buffers = others;
-            }
+    let fd = arguments.fd(0, "fd")?;
+    let mut buffers = &arguments.all()[1..];
+    let mut position = None;
+    if let Some((last, others)) = buffers.split_last() {
+        if ruby::is_a(*last, classes::integer()) {
+            position = Some(arguments.file_offset(buffers.len(), "file_offset")?);
+            buffers = others;
         }
-        let position = position.filter(|at| *at != crate::ruby::arguments::CURRENT);
-        let total = write_all(&caller, fd, buffers, Sink::Write(position))?;
-        Ok(ruby::fixnum(total as i64))
     }
+    let position = position.filter(|at| *at != CURRENT);
+    let total = write_all(&caller, fd, buffers, Sink::Write(position))?;
+    Ok(ruby::fixnum(total as i64))
 }
 
 /// Receives a message, or what has come of a stream, into a buffer. A message that is longer is an error, unless the
 /// flags say that the caller reckons with it (MSG_TRUNC, MSG_PEEK).
-pub unsafe fn receive(
+pub fn receive(caller: &Caller, fd: i32, room: Destination, flags: i32) -> Result<i32, Failure> {
+    let (count, ..) = receive_message(caller, fd, room, (), flags)?;
+    Ok(count)
+}
+
+/// As [`receive`], with the sender's address.
+pub fn receive_from(
     caller: &Caller,
     fd: i32,
-    destination: Destination,
+    room: Destination,
     flags: i32,
-    address: Option<&mut Address>,
-) -> Result<i32, Failure> {
-    // SAFETY: piece and message are on this frame, which `fill_part` does not leave before the kernel is done.
-    unsafe {
-        let mut piece: libc::iovec = std::mem::zeroed();
-        let mut message: libc::msghdr = std::mem::zeroed();
-        let mut address = address;
-        if let Some(address) = &mut address {
-            message.msg_namelen = address.length();
-            message.msg_name = address.as_mut_ptr().cast();
-        }
-        message.msg_iov = &raw mut piece;
-        message.msg_iovlen = 1;
-        let (piece, message) = (&raw mut piece, &raw mut message);
-        let discards = flags & libc::MSG_TRUNC != 0 && inflow::discards_truncated(fd);
-        let count = caller.fill_part(
-            destination,
-            |pointer, length| {
-                (*piece).iov_base = pointer.cast();
-                (*piece).iov_len = length as usize;
-                opcode::RecvMsg::new(types::Fd(fd), message)
-                    .flags(flags as u32)
-                    .build()
-            },
-            |count| if discards { 0 } else { count },
-        )?;
-        if (*message).msg_flags & libc::MSG_TRUNC != 0
-            && flags & (libc::MSG_TRUNC | libc::MSG_PEEK) == 0
-        {
-            return Err(Raise::errno(libc::EMSGSIZE).into());
-        }
-        if let Some(address) = address {
-            *address.length_mut() = (*message).msg_namelen;
-        }
-        Ok(count)
+) -> Result<(i32, Address), Failure> {
+    let (count, address, length) = receive_message(caller, fd, room, Address::room(), flags)?;
+    Ok((count, Address::told(&address, length)))
+}
+
+fn receive_message<A: MemoryMut>(
+    caller: &Caller,
+    fd: i32,
+    room: Destination,
+    address: A,
+    flags: i32,
+) -> Result<(i32, A, usize), Failure> {
+    let discards = flags & libc::MSG_TRUNC != 0 && inflow::discards_truncated(fd);
+    caller.count_registered(&room);
+    let message = RecvMsg::with(fd, SingleMut::new(room), address, (), flags);
+    let (count, message) = caller.run(message)?;
+    let is_cut = message.message_flags() & libc::MSG_TRUNC != 0;
+    let length = message.address_length();
+    let room = message.pieces.into_memory();
+    room.finish(if discards { 0 } else { count as usize })?;
+    if is_cut && flags & (libc::MSG_TRUNC | libc::MSG_PEEK) == 0 {
+        return Err(Raise::errno(libc::EMSGSIZE).into());
     }
+    Ok((count, message.address, length))
 }
 
 /// Writes without waiting: all of the bytes, after what was given before, and before whatever is asked for later. They
@@ -238,20 +208,17 @@ pub unsafe fn receive(
 /// @example
 ///   machine.write_async(log_fd, "done\n")
 fn write_async(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: the machine owns the copy until it is written.
-    unsafe {
-        let fd = arguments.fd(0, "fd")?;
-        let buffer = arguments.get(1);
-        let len = length_or_all(&arguments, 2, "len")?;
-        let position = arguments.file_offset(3, "file_offset")?;
-        let bytes = lending::copy_of(buffer, len, "buffer")?;
-        let is_message = (*caller.core).is_of_messages(fd);
-        if !bytes.is_empty() || is_message {
-            let write = Write::new(bytes, position, is_message);
-            (*caller.core).driver.add_work(fd, Work::Write(write));
-        }
-        Ok(buffer)
+    let fd = arguments.fd(0, "fd")?;
+    let buffer = arguments.get(1);
+    let len = length_or_all(&arguments, 2, "len")?;
+    let position = arguments.file_offset(3, "file_offset")?;
+    let bytes = lending::copy_of(buffer, len, "buffer")?;
+    let is_message = caller.machine.is_of_messages(fd);
+    if !bytes.is_empty() || is_message {
+        let write = Work::Write(lines::Write::new(bytes, position, is_message));
+        caller.machine.parts().driver.add_work(fd, write);
     }
+    Ok(buffer)
 }
 
 /// Closes a descriptor, and returns when it is closed: after what was given to `write_async` before is written.
@@ -266,48 +233,43 @@ fn write_async(caller: Caller, arguments: Arguments) -> Answer {
 /// @example
 ///   machine.close(fd)
 fn close(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: a close points to nothing.
-    unsafe {
-        let fd = arguments.fd(0, "fd")?;
-        if (*caller.core).waiter(caller.me).is_to_raise() {
-            // At its next wait, which this is not. The ring closes it after what was submitted before.
-            caller.close(fd);
-            return Ok(arguments.get(0));
-        }
-        (*caller.core).end_operations_on(fd);
-        if (*caller.core).driver.has_work(fd) {
-            match caller.wait_for_turn(fd) {
-                Ok(()) => {}
-                // Another fiber has closed it.
-                Err(Failure::Raise(Raise::Errno(libc::EBADF))) => {
-                    return Err(Raise::errno(libc::EBADF).into());
-                }
-                Err(failure) => {
-                    (*caller.core).driver.add_work(fd, Work::Close);
-                    return Err(failure);
-                }
+    let (machine, fd) = (caller.machine, arguments.fd(0, "fd")?);
+    let is_to_raise = machine.parts().waiter(caller.me).is_to_raise();
+    if is_to_raise {
+        // At its next wait, which this is not. The ring closes it after what was submitted before.
+        caller.close(fd);
+        return Ok(arguments.get(0));
+    }
+    machine.end_operations_on(fd);
+    let has_work = machine.parts().driver.has_work(fd);
+    if has_work {
+        match caller.wait_for_turn(fd) {
+            Ok(()) => {}
+            // Another fiber has closed it.
+            Err(Failure::Raise(Raise::Errno(libc::EBADF))) => {
+                return Err(Raise::errno(libc::EBADF).into());
+            }
+            Err(failure) => {
+                machine.parts().driver.add_work(fd, Work::Close);
+                return Err(failure);
             }
         }
-        let told = caller.told(fd);
-        close_now(&caller.again(), fd)?;
-        told?;
-        Ok(arguments.get(0))
     }
+    let told = caller.told(fd);
+    close_now(&caller.again(), fd)?;
+    told?;
+    Ok(arguments.get(0))
 }
 
-unsafe fn close_now(caller: &Caller, fd: i32) -> Result<(), Failure> {
-    // SAFETY: a close points to nothing.
-    unsafe {
-        let (core, me) = (caller.core, caller.me);
-        (*core).driver.forget_line(fd);
-        let entry = opcode::Close::new(types::Fd(fd)).build();
-        let mut seen = 0;
-        let closed = switch::operate_noting(core, me, entry, None, Yields::Count, &mut seen);
-        if closed.is_err() && seen == -libc::ECANCELED {
-            libc::close(fd);
-        }
-        count(closed?).map(drop)
+fn close_now(caller: &Caller, fd: i32) -> Result<(), Failure> {
+    let (machine, me) = (caller.machine, caller.me);
+    machine.parts().driver.forget_line(fd);
+    let mut seen = 0;
+    let closed = machine.operate_noting(me, &mut Close { fd }, None, Yields::Count, &mut seen);
+    if closed.is_err() && seen == -libc::ECANCELED {
+        let _ = Fd(fd).close();
     }
+    count(closed?).map(drop)
 }
 
 /// Has a descriptor closed without waiting for it, after what was given to `write_async` and `shutdown_async` before.
@@ -321,13 +283,10 @@ unsafe fn close_now(caller: &Caller, fd: i32) -> Result<(), Failure> {
 /// @example
 ///   machine.close_async(fd)
 fn close_async(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: a close points to nothing.
-    unsafe {
-        let fd = arguments.fd(0, "fd")?;
-        (*caller.core).end_operations_on(fd);
-        (*caller.core).driver.add_work(fd, Work::Close);
-        Ok(arguments.get(0))
-    }
+    let fd = arguments.fd(0, "fd")?;
+    caller.machine.end_operations_on(fd);
+    caller.machine.parts().driver.add_work(fd, Work::Close);
+    Ok(arguments.get(0))
 }
 
 /// Defines the methods.

@@ -1,15 +1,13 @@
 //! inotify: watching files. lib/uringmachine/watched_tree.rb watches trees with it.
 
-use std::mem::size_of;
-
 use magnus::{Error, RClass};
-use uringmachine_runtime::{opcode, types};
+use uringmachine_runtime::operations::Read;
 
-use crate::machine::caller::{machine_method, number, Answer, Caller};
-use crate::os::direct;
+use crate::machine::caller::{machine_method, Answer, Caller};
+use crate::os::inotify::{self, Event, Events};
 use crate::ruby::arguments::Arguments;
 use crate::ruby::method::function;
-use crate::ruby::{self, Outcome, Raise, NIL, VALUE};
+use crate::ruby::{self, collections, fixnum, number, string, Outcome, NIL};
 
 /// Makes an inotify descriptor, which files are watched by. It is close-on-exec.
 ///
@@ -19,8 +17,7 @@ use crate::ruby::{self, Outcome, Raise, NIL, VALUE};
 /// @example
 ///   fd = UM.inotify_init
 fn inotify_init(_: Arguments) -> Outcome {
-    // SAFETY: the call points to nothing.
-    unsafe { Ok(number(direct(libc::inotify_init1(libc::IN_CLOEXEC))?)) }
+    Ok(number(inotify::init()?))
 }
 
 /// Has a file or a directory watched, but not what is in the directories of that directory.
@@ -36,14 +33,10 @@ fn inotify_init(_: Arguments) -> Outcome {
 /// @example
 ///   wd = UM.inotify_add_watch(fd, "/etc", UM::IN_CLOSE_WRITE)
 fn inotify_add_watch(arguments: Arguments) -> Outcome {
-    // SAFETY: the path outlives the call.
-    unsafe {
-        let fd = arguments.fd(0, "fd")?;
-        let path = arguments.path(1, "path")?;
-        let mask = arguments.unsigned(2, "mask")?;
-        let result = libc::inotify_add_watch(fd, path.as_ptr(), mask);
-        Ok(number(direct(result)?))
-    }
+    let fd = arguments.fd(0, "fd")?;
+    let path = arguments.path(1, "path")?;
+    let mask = arguments.unsigned(2, "mask")?;
+    Ok(number(inotify::add(fd, &path, mask)?))
 }
 
 /// Ends a watch. An event with UM::IN_IGNORED says when nothing comes of it any more.
@@ -58,12 +51,9 @@ fn inotify_add_watch(arguments: Arguments) -> Outcome {
 /// @example
 ///   UM.inotify_rm_watch(fd, wd)
 fn inotify_rm_watch(arguments: Arguments) -> Outcome {
-    // SAFETY: the call points to nothing.
-    unsafe {
-        let fd = arguments.fd(0, "fd")?;
-        let wd = arguments.int(1, "wd")?;
-        Ok(number(direct(libc::inotify_rm_watch(fd, wd))?))
-    }
+    let fd = arguments.fd(0, "fd")?;
+    inotify::remove(fd, arguments.int(1, "wd")?)?;
+    Ok(number(0))
 }
 
 /// Room for many events: one has at most 272 bytes.
@@ -82,57 +72,31 @@ const ROOM: usize = 4096;
 /// @example
 ///   machine.inotify_get_events(fd) #=> [{wd: 1, mask: 256, name: "new.txt"}]
 fn inotify_get_events(caller: Caller, arguments: Arguments) -> Answer {
-    // SAFETY: the bytes are on this frame until the kernel is done with them.
-    unsafe {
-        let fd = types::Fd(arguments.fd(0, "fd")?);
-        let mut bytes = [0_u8; ROOM];
-        let entry = opcode::Read::new(fd, bytes.as_mut_ptr(), ROOM as u32).build();
-        let count = caller.operate(entry)? as usize;
-        Ok(to_events(&bytes[..count])?)
+    let fd = arguments.fd(0, "fd")?;
+    let mut bytes = [0_u8; ROOM];
+    let count = caller.result(Read {
+        fd,
+        memory: &mut bytes[..],
+        offset: 0,
+    })?;
+    let events = ruby::array()?;
+    for event in Events::new(&bytes[..count as usize]) {
+        collections::push(events, to_hash(event)?)?;
     }
+    Ok(events)
 }
 
-/// The events that bytes of an inotify descriptor tell of. Bytes of something else end it early.
-unsafe fn to_events(mut bytes: &[u8]) -> Outcome {
-    const HEADER: usize = size_of::<libc::inotify_event>();
-    // SAFETY: the header is read unaligned, from bytes that are there; what may raise is stopped here.
-    unsafe {
-        ruby::protect(|| {
-            let [wd, mask, name] =
-                ["wd", "mask", "name"].map(|key| rb_sys::rb_id2sym(ruby::id(key)));
-            let events = rb_sys::rb_ary_new();
-            while bytes.len() >= HEADER {
-                let header = bytes
-                    .as_ptr()
-                    .cast::<libc::inotify_event>()
-                    .read_unaligned();
-                let Some(padded) = bytes.get(HEADER..HEADER + header.len as usize) else {
-                    break;
-                };
-                bytes = &bytes[HEADER + padded.len()..];
-                let event = rb_sys::rb_hash_new();
-                rb_sys::rb_ary_push(events, event);
-                rb_sys::rb_hash_aset(event, wd, number(header.wd));
-                rb_sys::rb_hash_aset(event, mask, ruby::fixnum(i64::from(header.mask)));
-                rb_sys::rb_hash_aset(event, name, to_name(padded));
-            }
-            events
-        })
-        .map_err(Raise::Jump)
-    }
-}
-
-/// The name before the zero bytes, in the encoding of file names.
-unsafe fn to_name(padded: &[u8]) -> VALUE {
-    let length = (padded.iter().position(|byte| *byte == 0)).unwrap_or(padded.len());
-    if length == 0 {
-        return NIL;
-    }
-    // SAFETY: the bytes are copied.
-    unsafe {
-        let encoding = rb_sys::rb_filesystem_encoding();
-        rb_sys::rb_enc_str_new(padded.as_ptr().cast(), length as _, encoding)
-    }
+/// An event, with its name in the encoding of file names.
+fn to_hash(event: Event) -> Outcome {
+    let name = match event.name {
+        [] => NIL,
+        name => string::file_name(name)?,
+    };
+    ruby::options(&[
+        ("wd", number(event.watch)),
+        ("mask", fixnum(i64::from(event.mask))),
+        ("name", name),
+    ])
 }
 
 /// Defines the methods.

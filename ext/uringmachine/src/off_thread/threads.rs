@@ -12,7 +12,8 @@ use std::time::Duration;
 use uringmachine_runtime::waker::Waker;
 use uringmachine_runtime::{clock, TaskId, WaitId};
 
-use crate::machine::{switch, Core, Pending};
+use crate::machine::wait::Wait;
+use crate::machine::{Machine, Pending};
 use crate::ruby::Raise;
 
 /// Threads that are started as soon as there is work for them.
@@ -305,97 +306,89 @@ const AGAIN: u64 = 1_000_000;
 
 /// Has a thread do something and waits for it. A job that has done its work is done, whatever is to be raised
 /// meanwhile: that is raised at the fiber's next wait.
-///
-/// # Safety
-/// Called by the fiber of `me`, on a core that lives as long as it waits.
-pub unsafe fn run<W: Work>(
+pub fn run<W: Work>(
     pool: &Arc<Pool<W>>,
-    core: *mut Core,
+    machine: &Machine,
     me: TaskId,
     work: W,
     mut leaving: Leaving,
 ) -> Result<(), Raise> {
-    // SAFETY: see `switch`; what this frame owns is dropped, since the waits are protected.
-    unsafe {
-        let stays = matches!(leaving, Leaving::Never);
-        if !stays {
-            if let Some(raise) = (*core).take_pending(me) {
-                return Err(raise);
+    let stays = matches!(leaving, Leaving::Never);
+    if !stays {
+        machine.raise_pending(me)?;
+    }
+    let waker = machine.parts().driver.waker().cloned();
+    let waker = waker.ok_or(Raise::errno(libc::EBADF))?;
+    let wait = machine.begin_wait_anyway(me);
+    let ticket = Arc::new(Ticket {
+        waker,
+        state: Mutex::new(TicketState {
+            wait: wait.id(),
+            end: None,
+        }),
+    });
+    let job = Job {
+        work,
+        ticket: Arc::clone(&ticket),
+    };
+    let mut fiber = Fiber {
+        machine,
+        me,
+        wait,
+        raise: None,
+    };
+    machine.parts().waiter(me).draining = stays;
+    let mut outlook = pool.enqueue(job);
+    let mut interrupted = false;
+    let mut refusal = None;
+    let end = loop {
+        let mut deadline = None;
+        match outlook {
+            Outlook::Served if interrupted => deadline = Some(clock::now() + AGAIN),
+            Outlook::Served => {}
+            Outlook::Look(time) => deadline = Some(time),
+            Outlook::Start => {
+                if let Err(raise) = fiber.start_thread(pool) {
+                    pool.leave(Place::Fresh);
+                    refusal = Some(raise);
+                }
+                outlook = pool.look(&ticket, refusal.is_some());
+                continue;
+            }
+            Outlook::Refused => {
+                if pool.withdraw(&ticket) {
+                    fiber.raise = Some(refusal.take().unwrap_or_else(crowded));
+                    break End::Cut;
+                }
             }
         }
-        let Some(waker) = (*core).driver.waker().cloned() else {
-            return Err(Raise::errno(libc::EBADF));
-        };
-        let wait = (*core).driver.tasks.begin_wait(me);
-        let ticket = Arc::new(Ticket {
-            waker,
-            state: Mutex::new(TicketState { wait, end: None }),
-        });
-        let job = Job {
-            work,
-            ticket: Arc::clone(&ticket),
-        };
-        let mut fiber = Fiber {
-            core,
-            me,
-            wait,
-            raise: None,
-        };
-        (*core).waiter(me).draining = stays;
-        let mut outlook = pool.enqueue(job);
-        let mut interrupted = false;
-        let mut refusal = None;
-        let end = loop {
-            let mut deadline = None;
-            match outlook {
-                Outlook::Served if interrupted => deadline = Some(clock::now() + AGAIN),
-                Outlook::Served => {}
-                Outlook::Look(time) => deadline = Some(time),
-                Outlook::Start => {
-                    if let Err(raise) = fiber.start_thread(pool) {
-                        pool.leave(Place::Fresh);
-                        refusal = Some(raise);
-                    }
-                    outlook = pool.look(&ticket, refusal.is_some());
-                    continue;
-                }
-                Outlook::Refused => {
-                    if pool.withdraw(&ticket) {
-                        fiber.raise = Some(refusal.take().unwrap_or_else(crowded));
-                        break End::Cut;
-                    }
-                }
-            }
-            fiber.wait(deadline);
-            if let Some(end) = ticket.end() {
-                break end;
-            }
-            // A child of fork has nobody to do it.
-            if (*core).is_forked() {
+        fiber.wait(deadline);
+        if let Some(end) = ticket.end() {
+            break end;
+        }
+        // A child of fork has nobody to do it.
+        if machine.is_forked() {
+            break End::Cut;
+        }
+        outlook = if !stays && fiber.is_to_raise() {
+            if pool.withdraw(&ticket) {
                 break End::Cut;
             }
-            outlook = if !stays && fiber.is_to_raise() {
-                if pool.withdraw(&ticket) {
-                    break End::Cut;
-                }
-                let Leaving::AfterInterrupting(interrupt) = &mut leaving else {
-                    break End::Cut;
-                };
-                (*core).waiter(me).draining = true;
-                interrupted = ticket.interrupt(interrupt);
-                Outlook::Served
-            } else {
-                pool.look(&ticket, refusal.is_some())
+            let Leaving::AfterInterrupting(interrupt) = &mut leaving else {
+                break End::Cut;
             };
-            if let Some(end) = fiber.wait_anew(&ticket) {
-                break end;
-            }
+            machine.parts().waiter(me).draining = true;
+            interrupted = ticket.interrupt(interrupt);
+            Outlook::Served
+        } else {
+            pool.look(&ticket, refusal.is_some())
         };
-        (*core).waiter(me).draining = false;
-        let ended = fiber.leave(end);
-        (*core).finish_wait(me);
-        ended
-    }
+        if let Some(end) = fiber.wait_anew(&ticket) {
+            break end;
+        }
+    };
+    machine.parts().waiter(me).draining = false;
+    fiber.leave(end)
 }
 
 /// The error of a job that no thread can be had for.
@@ -407,81 +400,66 @@ fn crowded() -> Raise {
 }
 
 /// The waits of a fiber for a job.
-struct Fiber {
-    core: *mut Core,
+struct Fiber<'a> {
+    machine: &'a Machine,
     me: TaskId,
-    wait: WaitId,
-    /// What has been raised in it.
+    wait: Wait<'a>,
+    /// What it is to raise.
     raise: Option<Raise>,
 }
 
-impl Fiber {
-    /// Starts a thread. What a signal's handler waits for meanwhile is no concern of this wait.
-    unsafe fn start_thread<W: Work>(&self, pool: &Arc<Pool<W>>) -> Result<(), Raise> {
-        let core = self.core;
-        // SAFETY: see `switch`; the thread's start is protected.
-        unsafe {
-            (*core).waiter(self.me).inside = true;
-            let started = W::start_thread(pool);
-            (*core).waiter(self.me).inside = false;
-            (*core).end_interruptions(self.me);
-            (*core).current = self.me;
-            started
+impl Fiber<'_> {
+    /// Starts a thread, in the middle of the wait: Ruby may switch meanwhile.
+    fn start_thread<W: Work>(&self, pool: &Arc<Pool<W>>) -> Result<(), Raise> {
+        let machine = self.machine;
+        machine.parts().waiter(self.me).inside = true;
+        let started = W::start_thread(pool);
+        machine.parts().waiter(self.me).inside = false;
+        machine.end_interruptions(self.me);
+        machine.goes_on(self.me);
+        started
+    }
+
+    /// Waits until something ends that; what is raised meanwhile is kept.
+    fn wait(&mut self, deadline: Option<u64>) {
+        if let Err(next) = self.wait.until(deadline) {
+            self.raise = Some(match self.raise.take() {
+                Some(first) => self.machine.first_of(self.me, first, Some(next)),
+                None => next,
+            });
         }
     }
 
-    unsafe fn wait(&mut self, deadline: Option<u64>) {
-        let core = self.core;
-        // SAFETY: see `switch`.
-        unsafe {
-            let timer = deadline.map(|deadline| (*core).driver.wake_at(deadline, self.wait));
-            if let Err(state) = switch::wait(core, self.me, None) {
-                let next = switch::unwinding(state);
-                self.raise = Some(match self.raise.take() {
-                    Some(first) => switch::first_of(core, self.me, first, Some(next)),
-                    None => next,
-                });
-            }
-            if let Some(timer) = timer {
-                (*core).driver.timers.cancel(timer);
-            }
-        }
+    /// Begins the wait anew, unless the job is over.
+    fn wait_anew(&mut self, ticket: &Ticket) -> Option<End> {
+        let id = self.wait.renew();
+        let mut state = lock(&ticket.state);
+        state.wait = id;
+        state.end
     }
 
-    unsafe fn wait_anew(&mut self, ticket: &Ticket) -> Option<End> {
-        // SAFETY: as above.
-        unsafe {
-            self.wait = (*self.core).driver.tasks.begin_wait(self.me);
-            let mut state = lock(&ticket.state);
-            state.wait = self.wait;
-            state.end
-        }
+    fn is_to_raise(&self) -> bool {
+        self.raise.is_some() || self.machine.parts().waiter(self.me).is_to_raise()
     }
 
-    unsafe fn is_to_raise(&self) -> bool {
-        // SAFETY: as above.
-        self.raise.is_some() || unsafe { (*self.core).waiter(self.me).is_to_raise() }
-    }
-
-    unsafe fn leave(self, end: End) -> Result<(), Raise> {
-        let core = self.core;
-        // SAFETY: as above.
-        unsafe {
-            match (end, self.raise) {
-                (End::Done, Some(Raise::Exception(exception))) => {
-                    let pending = &mut (*core).waiter(self.me).pending;
-                    pending.push_front(Pending::Exception(exception));
-                    Ok(())
-                }
-                (End::Done, None) => {
-                    (*core).drop_values(self.me);
-                    Ok(())
-                }
-                (_, Some(raise)) => Err(raise),
-                (End::Cut, None) => Err((*core)
-                    .take_pending(self.me)
-                    .unwrap_or_else(|| Raise::errno(libc::EINTR))),
+    /// What the fiber raises: of a job that is done, at its next wait.
+    fn leave(self, end: End) -> Result<(), Raise> {
+        let machine = self.machine;
+        match (end, self.raise) {
+            (End::Done, Some(Raise::Exception(exception))) => {
+                let mut parts = machine.parts();
+                let pending = &mut parts.waiter(self.me).pending;
+                pending.push_front(Pending::Exception(exception));
+                Ok(())
             }
+            (End::Done, None) => {
+                machine.parts().drop_values(self.me);
+                Ok(())
+            }
+            (_, Some(raise)) => Err(raise),
+            (End::Cut, None) => Err(machine
+                .take_pending(self.me)
+                .unwrap_or_else(|| Raise::errno(libc::EINTR))),
         }
     }
 }

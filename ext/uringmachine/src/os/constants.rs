@@ -1,6 +1,6 @@
 //! UM's constants: the numbers of the kernel's interface that the machine's methods take and return.
 
-use crate::ruby::VALUE;
+use magnus::{Error, Module, RClass};
 
 macro_rules! constants {
     ($($(#[$doc:meta])* [$($name:ident)*])*) => {
@@ -124,12 +124,6 @@ const MORE: &[(&str, i64)] = &[
 ];
 
 /// Defines the constants.
-pub unsafe fn define(class: VALUE) {
-    for (name, number) in CONSTANTS.iter().chain(MORE) {
-        // SAFETY: the names are constants' names; the numbers are small.
-        unsafe {
-            let id = crate::ruby::id(name);
-            rb_sys::rb_const_set(class, id, rb_sys::rb_ll2inum(*number));
-        }
-    }
+pub fn define(class: RClass) -> Result<(), Error> {
+    (CONSTANTS.iter().chain(MORE)).try_for_each(|(name, number)| class.const_set(*name, *number))
 }

@@ -1,7 +1,12 @@
 //! Which file systems keep their files on this machine, so that a call that only touches the page
 //! cache does not wait for a network.
 
+use std::ffi::CStr;
 use std::os::fd::RawFd;
+
+use nix::sys::statfs::{fstatfs, statfs, Statfs};
+
+use super::fd::Fd;
 
 const BTRFS: i64 = 0x9123_683e;
 const EXT: i64 = 0xef53;
@@ -13,20 +18,17 @@ const TMPFS: i64 = 0x0102_1994;
 const XFS: i64 = 0x5846_5342;
 const ZFS: i64 = 0x2fc1_2fc1;
 
+/// A file system's number (statfs(2), `f_type`).
+fn number(status: &Statfs) -> i64 {
+    status.filesystem_type().0 & 0xffff_ffff
+}
+
 /// Whether opening a file of a path's file system waits for nothing but this machine. Only file systems
 /// that are known to be so.
-///
-/// # Safety
-/// The path ends with NUL.
-pub unsafe fn opens_locally(path: *const libc::c_char) -> bool {
-    // SAFETY: an all-zero statfs is valid, and the call fills it or fails.
-    let magic = unsafe {
-        let mut status: libc::statfs = std::mem::zeroed();
-        (libc::statfs(path, &mut status) == 0).then_some(status.f_type)
-    };
-    magic.is_some_and(|magic| {
+pub fn is_local(path: &CStr) -> bool {
+    statfs(path).is_ok_and(|status| {
         matches!(
-            magic & 0xffff_ffff,
+            number(&status),
             BTRFS | EXT | F2FS | OVERLAY | PROC | SYSFS | TMPFS | XFS | ZFS
         )
     })
@@ -35,15 +37,14 @@ pub unsafe fn opens_locally(path: *const libc::c_char) -> bool {
 /// Whether a write to an open file ends in the page cache of this machine: not where O_DIRECT or O_SYNC
 /// has it wait for the disk.
 pub fn writes_to_cache(fd: RawFd) -> bool {
-    // SAFETY: an all-zero statfs is valid, and the call fills it or fails; fcntl takes any descriptor.
-    unsafe {
-        let flags = libc::fcntl(fd, libc::F_GETFL);
-        let mut status: libc::statfs = std::mem::zeroed();
-        flags & (libc::O_DIRECT | libc::O_DSYNC | libc::O_SYNC) == 0
-            && libc::fstatfs(fd, &mut status) == 0
-            && matches!(
-                status.f_type & 0xffff_ffff,
+    const WAITS: i32 = libc::O_DIRECT | libc::O_DSYNC | libc::O_SYNC;
+    let fd = Fd(fd);
+    let status = || fstatfs(fd.borrow().ok()?).ok();
+    fd.flags().is_ok_and(|flags| flags & WAITS == 0)
+        && status().is_some_and(|status| {
+            matches!(
+                number(&status),
                 BTRFS | EXT | F2FS | OVERLAY | TMPFS | XFS | ZFS
             )
-    }
+        })
 }

@@ -35,11 +35,11 @@ impl<T: Default + Send + Sync + 'static> PerRactor<T> {
         }
     }
 
-    /// The current Ractor's value.
+    /// As [`PerRactor::of`].
     ///
     /// # Safety
     /// Called by a thread of Ruby's, with the GVL.
-    pub unsafe fn get(&self) -> Arc<T> {
+    pub fn get(&self) -> Arc<T> {
         // SAFETY: what is stored is a Made<T>, of the current Ractor and of no other, which uses it under
         // its GVL; Ruby frees it with the Ractor.
         unsafe {

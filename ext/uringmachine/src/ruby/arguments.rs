@@ -1,38 +1,41 @@
 //! The arguments of a method, converted with errors that name them.
 
-use std::ffi::CStr;
 use std::ops::RangeInclusive;
 
-use crate::ruby::{self, errors, Raise, NIL, VALUE};
+use super::call::responds_to;
+use super::{
+    as_fixnum, call, class_name, classes, collections, errors, is_a, is_string, string, to_long,
+    values, Raise, Value, NIL,
+};
 
 /// What a method was called with.
 #[derive(Clone, Copy)]
-pub struct Arguments<'a>(&'a [VALUE]);
+pub struct Arguments<'a>(&'a [Value]);
 
 impl<'a> Arguments<'a> {
     /// Checks the number of arguments as Ruby does.
     #[inline]
-    pub fn of(values: &'a [VALUE], expected: RangeInclusive<usize>) -> Result<Self, Raise> {
-        if expected.contains(&values.len()) {
-            return Ok(Self(values));
+    pub fn of(list: &'a [magnus::Value], expected: RangeInclusive<usize>) -> Result<Self, Raise> {
+        if expected.contains(&list.len()) {
+            return Ok(Self(values(list)));
         }
-        Err(wrong_count(values.len(), expected))
+        Err(wrong_count(list.len(), expected))
     }
 
     /// All of them.
-    pub fn all(&self) -> &'a [VALUE] {
+    pub fn all(&self) -> &'a [Value] {
         self.0
     }
 
     /// An argument that must be there.
     #[inline]
-    pub fn get(&self, place: usize) -> VALUE {
+    pub fn get(&self, place: usize) -> Value {
         self.0[place]
     }
 
     /// An argument that may be left out or nil.
     #[inline]
-    pub fn optional(&self, place: usize) -> Option<VALUE> {
+    pub fn optional(&self, place: usize) -> Option<Value> {
         self.0.get(place).copied().filter(|value| *value != NIL)
     }
 
@@ -66,9 +69,9 @@ impl<'a> Arguments<'a> {
     }
 
     /// A number of bytes.
+    #[inline]
     pub fn length(&self, place: usize, name: &str) -> Result<u64, Raise> {
-        let number = long(self.get(place), name)?;
-        u64::try_from(number).map_err(|_| Raise::argument(&format!("{name} can't be negative")))
+        count(self.get(place), name)
     }
 
     /// A position in a file: [`CURRENT`] if it is left out or -1.
@@ -112,8 +115,8 @@ fn wrong_count(count: usize, expected: RangeInclusive<usize>) -> Raise {
 pub const CURRENT: u64 = u64::MAX;
 
 /// An argument that must be a String.
-pub fn string(value: VALUE, name: &str) -> Result<VALUE, Raise> {
-    if ruby::is_string(value) {
+pub fn string(value: Value, name: &str) -> Result<Value, Raise> {
+    if is_string(value) {
         Ok(value)
     } else {
         Err(wrong_type(value, name, "a String"))
@@ -121,123 +124,101 @@ pub fn string(value: VALUE, name: &str) -> Result<VALUE, Raise> {
 }
 
 /// An argument that must be a path, as a String.
-fn path(value: VALUE, name: &str) -> Result<VALUE, Raise> {
-    // SAFETY: type checks; the conversions may raise, stopped here.
-    unsafe {
-        if ruby::is_string(value) {
-            return Ok(value);
-        }
-        let converted = ruby::protect(|| {
-            let method = ruby::id("to_path");
-            let value = if rb_sys::rb_respond_to(value, method) != 0 {
-                ruby::funcall(value, method, &[])
-            } else {
-                value
-            };
-            rb_sys::rb_check_string_type(value)
-        })
-        .map_err(Raise::Jump)?;
-        if converted == NIL {
-            return Err(wrong_type(value, name, "a path"));
-        }
-        Ok(converted)
+fn path(value: Value, name: &str) -> Result<Value, Raise> {
+    if is_string(value) {
+        return Ok(value);
     }
+    let converted = if responds_to(value, "to_path")? {
+        call(value, "to_path", &[])?
+    } else {
+        value
+    };
+    string::if_any(converted)?.ok_or_else(|| wrong_type(value, name, "a path"))
 }
 
 /// The bytes of a String, which must have no zero byte.
-fn c_string(string: VALUE, name: &str) -> Result<std::ffi::CString, Raise> {
-    // SAFETY: the caller has a String; it is copied before Ruby runs again.
-    std::ffi::CString::new(unsafe { ruby::string_bytes(&string) })
+fn c_string(value: Value, name: &str) -> Result<std::ffi::CString, Raise> {
+    string::with_bytes(value, |bytes| std::ffi::CString::new(bytes))
         .map_err(|_| Raise::argument(&format!("{name} contains null byte")))
 }
 
 /// An argument that must be a C int.
 #[inline]
-pub fn int(value: VALUE, name: &str) -> Result<i32, Raise> {
-    match ruby::as_fixnum(value).and_then(|number| i32::try_from(number).ok()) {
-        Some(number) => Ok(number),
-        None => {
-            let number = long(value, name)?;
-            i32::try_from(number).map_err(|_| out_of_range(name, number))
-        }
+pub fn int(value: Value, name: &str) -> Result<i32, Raise> {
+    match as_fixnum(value).map(i32::try_from) {
+        Some(Ok(number)) => Ok(number),
+        _ => convert_to_int(value, name),
     }
+}
+
+#[cold]
+fn convert_to_int(value: Value, name: &str) -> Result<i32, Raise> {
+    let number = long(value, name)?;
+    i32::try_from(number).map_err(|_| out_of_range(name, number))
 }
 
 /// An argument that must be a 64-bit number.
 #[inline]
-pub fn long(value: VALUE, name: &str) -> Result<i64, Raise> {
-    if let Some(number) = ruby::as_fixnum(value) {
-        return Ok(number);
-    }
-    // SAFETY: a type check, and a conversion of an Integer that may raise a RangeError, stopped here.
-    unsafe {
-        if !ruby::is_a(value, rb_sys::rb_cInteger) {
-            return Err(wrong_type(value, name, "an Integer"));
-        }
-        let mut number = 0;
-        let slot = &raw mut number;
-        let converted = ruby::protect(|| {
-            *slot = rb_sys::rb_num2ll(value);
-            NIL
-        });
-        if converted.is_err() {
-            ruby::take_exception();
-            return Err(Raise::argument(&format!("{name} is out of range")));
-        }
-        Ok(number)
+pub fn long(value: Value, name: &str) -> Result<i64, Raise> {
+    match as_fixnum(value) {
+        Some(number) => Ok(number),
+        None => convert_to_long(value, name),
     }
 }
 
+#[cold]
+fn convert_to_long(value: Value, name: &str) -> Result<i64, Raise> {
+    if !is_a(value, classes::integer()) {
+        return Err(wrong_type(value, name, "an Integer"));
+    }
+    to_long(value).map_err(|_| Raise::argument(&format!("{name} is out of range")))
+}
+
+/// An argument that must be a number of something.
+#[inline]
+pub fn count(value: Value, name: &str) -> Result<u64, Raise> {
+    match u64::try_from(long(value, name)?) {
+        Ok(number) => Ok(number),
+        Err(_) => Err(is_negative(name)),
+    }
+}
+
+#[cold]
+fn is_negative(name: &str) -> Raise {
+    Raise::argument(&format!("{name} can't be negative"))
+}
+
 /// The error for a number that is too large or too small.
+#[cold]
 pub fn out_of_range(name: &str, number: i64) -> Raise {
     Raise::argument(&format!("{name} {number} is out of range"))
 }
 
 /// The error for an argument of the wrong type.
-pub fn wrong_type(value: VALUE, name: &str, wanted: &str) -> Raise {
+pub fn wrong_type(value: Value, name: &str, wanted: &str) -> Raise {
     let text = format!("{name} must be {wanted}, not {}", class_name(value));
-    // SAFETY: the class is set once Ruby runs.
-    Raise::new(unsafe { rb_sys::rb_eTypeError }, &text)
+    Raise::new(classes::type_error(), &text)
 }
 
 /// UM::Error for what is neither a String nor an IO::Buffer.
-pub fn no_buffer(value: VALUE, name: &str) -> Raise {
+pub fn no_buffer(value: Value, name: &str) -> Raise {
     let class = class_name(value);
     let text = format!("{name} must be a String or an IO::Buffer, not {class}");
     Raise::new(errors::error_class(), &text)
 }
 
-/// The name of a value's class, for messages.
-pub fn class_name(value: VALUE) -> String {
-    if value == NIL {
-        return "nil".into();
-    }
-    // SAFETY: the name of a class is a C string that lives as long as the class.
-    unsafe {
-        let name = rb_sys::rb_obj_classname(value);
-        CStr::from_ptr(name).to_string_lossy().into_owned()
-    }
-}
-
-/// The keywords of a method, by name; an unknown one raises as Ruby does.
-pub unsafe fn keywords<const N: usize>(
-    options: VALUE,
+/// The keywords of a method, by name, from a Hash; an unknown one raises as Ruby does.
+pub fn keywords<const N: usize>(
+    options: Value,
     names: [&str; N],
-) -> Result<[Option<VALUE>; N], Raise> {
-    // SAFETY: `options` is a Hash.
-    unsafe {
-        let values = names.map(|name| {
-            let key = rb_sys::rb_id2sym(ruby::id(name));
-            let value = rb_sys::rb_hash_lookup2(options, key, ruby::UNDEF);
-            (value != ruby::UNDEF).then_some(value)
-        });
-        let known = values.iter().flatten().count();
-        if rb_sys::rb_hash_size_num(options) as usize == known {
-            return Ok(values);
-        }
-        let names = names.map(|name| format!("{name}:")).join(", ");
-        Err(Raise::argument(&format!(
-            "unknown keyword; the known ones are {names}"
-        )))
+) -> Result<[Option<Value>; N], Raise> {
+    let values = names.map(|name| collections::option(options, name));
+    let known = values.iter().flatten().count();
+    if collections::size(options) == known {
+        return Ok(values);
     }
+    let names = names.map(|name| format!("{name}:")).join(", ");
+    Err(Raise::argument(&format!(
+        "unknown keyword; the known ones are {names}"
+    )))
 }

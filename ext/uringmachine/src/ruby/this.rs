@@ -4,15 +4,13 @@
 use std::marker::PhantomData;
 use std::ops::Deref;
 
-use magnus::rb_sys::AsRawValue;
-use magnus::{DataType, Error, Ruby, TryConvert, TypedData, Value};
+use magnus::{DataType, Error, Ruby, TryConvert, TypedData};
 
-use super::method::as_value;
-use super::{arguments, VALUE};
+use super::{arguments, Value};
 
 /// An object of a class of ours, and its data. It lives on frames of methods, where the collector sees it.
 pub struct This<T: TypedData> {
-    value: VALUE,
+    value: Value,
     data: *const T,
     /// It belongs to the thread that has Ruby's lock.
     kind: PhantomData<*const T>,
@@ -29,18 +27,19 @@ impl<T: TypedData> Copy for This<T> {}
 impl<T: TypedData> This<T> {
     /// The data of an object; `None` if it is of another class.
     #[inline(always)]
-    pub fn find(value: VALUE) -> Option<Self> {
+    pub fn find(value: Value) -> Option<Self> {
         let wanted: *const DataType = T::data_type();
         // SAFETY: what is no immediate begins with its flags; the type is read of typed data only.
         unsafe {
-            if !rb_sys::SPECIAL_CONST_P(value)
-                && rb_sys::RB_BUILTIN_TYPE(value) == rb_sys::ruby_value_type::RUBY_T_DATA
-                && rb_sys::RTYPEDDATA_P(value)
-                && rb_sys::RTYPEDDATA_TYPE(value) == wanted.cast()
+            let raw = value.raw();
+            if !rb_sys::SPECIAL_CONST_P(raw)
+                && rb_sys::RB_BUILTIN_TYPE(raw) == rb_sys::ruby_value_type::RUBY_T_DATA
+                && rb_sys::RTYPEDDATA_P(raw)
+                && rb_sys::RTYPEDDATA_TYPE(raw) == wanted.cast()
             {
                 return Some(Self {
                     value,
-                    data: rb_sys::RTYPEDDATA_GET_DATA(value).cast(),
+                    data: rb_sys::RTYPEDDATA_GET_DATA(raw).cast(),
                     kind: PhantomData,
                 });
             }
@@ -50,7 +49,7 @@ impl<T: TypedData> This<T> {
 
     /// The object.
     #[inline]
-    pub fn value(&self) -> VALUE {
+    pub fn value(&self) -> Value {
         self.value
     }
 
@@ -73,24 +72,24 @@ impl<T: TypedData> Deref for This<T> {
 
 impl<T: TypedData> TryConvert for This<T> {
     #[inline(always)]
-    fn try_convert(value: Value) -> Result<Self, Error> {
-        Self::find(value.as_raw()).ok_or_else(|| wrong::<T>(value))
+    fn try_convert(value: magnus::Value) -> Result<Self, Error> {
+        Self::find(value.into()).ok_or_else(|| wrong::<T>(value))
     }
 }
 
 /// TypeError, in the words of every argument of ours.
 #[cold]
-fn wrong<T: TypedData>(value: Value) -> Error {
+fn wrong<T: TypedData>(value: magnus::Value) -> Error {
     let ruby = Ruby::get_with(value);
     let class = T::class(&ruby).to_string().replace("UringMachine", "UM");
     let name = class.rsplit("::").next().unwrap_or(&class).to_lowercase();
-    let raise = arguments::wrong_type(value.as_raw(), &name, &format!("a {class}"));
+    let raise = arguments::wrong_type(value.into(), &name, &format!("a {class}"));
     magnus::error::IntoError::into_error(raise, &ruby)
 }
 
 /// An object as magnus returns it.
 impl<T: TypedData> magnus::IntoValue for This<T> {
-    fn into_value_with(self, _: &Ruby) -> Value {
-        as_value(self.value)
+    fn into_value_with(self, _: &Ruby) -> magnus::Value {
+        self.value.to_magnus()
     }
 }

@@ -1,6 +1,9 @@
 //! Which Ruby this is: asked once, here.
 
+use std::ffi::{c_void, CStr};
 use std::sync::atomic::{AtomicI64, Ordering};
+
+use super::{as_fixnum, classes};
 
 /// The scheduler interface of the running Ruby (RUBY_FIBER_SCHEDULER_VERSION): 2 is Ruby 3.4, 3 is
 /// 4.0, 4 is 4.1.
@@ -16,29 +19,35 @@ const FIRST_WITH_PWRITE: i64 = 3;
 const FIRST_WITH_CAUSE: i64 = 3;
 
 /// The interface of the running Ruby. The variable lets a test call the hooks as a later Ruby will.
-unsafe fn interface() -> i64 {
+fn interface() -> i64 {
     if let Some(version) = std::env::var("UM_SCHEDULER_INTERFACE")
         .ok()
         .and_then(|text| text.parse().ok())
     {
         return version;
     }
-    // SAFETY: constants are looked up on classes that exist since Ruby 3.1; dlsym takes any name.
-    unsafe {
-        let buffer = rb_sys::rb_const_get(rb_sys::rb_cIO, super::id("Buffer"));
-        let version = super::id("VERSION");
-        if rb_sys::rb_const_defined_from(buffer, version) != 0
-            && super::as_fixnum(rb_sys::rb_const_get(buffer, version)).is_some_and(|v| v >= 3)
-        {
-            return 4;
-        }
-        let symbol = c"rb_fiber_scheduler_fiber_interrupt";
-        if libc::dlsym(libc::RTLD_DEFAULT, symbol.as_ptr()).is_null() {
-            2
-        } else {
-            3
-        }
+    let of_buffers = classes::constant(classes::io_buffer(), "VERSION");
+    let of_buffers = of_buffers.ok().flatten().and_then(as_fixnum);
+    if of_buffers.is_some_and(|version| version >= 3) {
+        return 4;
     }
+    match symbol(c"rb_fiber_scheduler_fiber_interrupt") {
+        None => 2,
+        Some(_) => 3,
+    }
+}
+
+/// A function that not every Ruby exports.
+pub fn symbol(name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: dlsym takes any name.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    (!found.is_null()).then_some(found)
+}
+
+/// RUBY_VERSION
+pub fn text() -> Vec<u8> {
+    let text = classes::constant(classes::object(), "RUBY_VERSION");
+    (text.ok().flatten()).map_or_else(Vec::new, super::string::copy)
 }
 
 /// Whether Thread#raise takes a cause.
@@ -47,9 +56,8 @@ pub fn has_cause() -> bool {
 }
 
 /// Finds out which Ruby this is. Called once, when the extension is loaded.
-pub unsafe fn find() {
-    // SAFETY: Ruby is up.
-    INTERFACE.store(unsafe { interface() }, Ordering::Relaxed);
+pub fn find() {
+    INTERFACE.store(interface(), Ordering::Relaxed);
 }
 
 /// The scheduler interface of the running Ruby.

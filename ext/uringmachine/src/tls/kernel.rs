@@ -5,9 +5,13 @@
 //! OpenSSL asks its BIO for it, as it asks its own BIO for sockets (include/internal/ktls.h), and encrypts by
 //! itself where the BIO refuses.
 
-use nix::errno::Errno;
+#![forbid(unsafe_code)]
 
-use std::ffi::{c_int, c_void};
+use std::os::fd::RawFd;
+
+use crate::os::control_message::{self, ControlMessage};
+use crate::os::fd::Fd;
+use crate::os::{self, socket, transfer, Errno};
 
 /// The header that OpenSSL expects in front of a record.
 pub const HEADER: usize = 5;
@@ -17,11 +21,11 @@ pub const RECORD: usize = 16 << 10;
 pub const DATA: u8 = 23;
 
 /// Names of linux/tcp.h and linux/tls.h.
-const TCP_ULP: c_int = 31;
-const SET_RECORD_TYPE: c_int = 1;
-const GET_RECORD_TYPE: c_int = 2;
-const SEND_KEYS: c_int = 1;
-const RECEIVE_KEYS: c_int = 2;
+const TCP_ULP: i32 = 31;
+const SET_RECORD_TYPE: i32 = 1;
+const GET_RECORD_TYPE: i32 = 2;
+const SEND_KEYS: i32 = 1;
+const RECEIVE_KEYS: i32 = 2;
 
 /// What the kernel does for a connection.
 #[derive(Default)]
@@ -37,8 +41,8 @@ pub struct Kernel {
     pub record: Option<u8>,
     /// How much OpenSSL has asked for in vain.
     pub asked: usize,
-    /// The errno of a record that the kernel could not decrypt: OpenSSL words the error, and tells the peer.
-    pub failed: c_int,
+    /// Why the kernel could not decrypt a record: OpenSSL words the error, and tells the peer.
+    pub failed: Option<Errno>,
     /// OpenSSL has told the peer of a new key, and the kernel has not got it: nothing may be sent with the old.
     /// OpenSSL before 3.2 does not hand over a second key, and Linux before 6.14 does not take one.
     pub stuck: bool,
@@ -49,72 +53,43 @@ pub struct Kernel {
 impl Kernel {
     /// Asks the kernel whether a socket would take keys. It does not if it is no TCP socket, if it is not
     /// connected, or if the kernel has no TLS.
-    pub fn of(fd: c_int) -> Self {
-        let name = c"tls";
-        // SAFETY: the option takes a name.
-        let result = unsafe {
-            libc::setsockopt(
-                fd,
-                libc::SOL_TCP,
-                TCP_ULP,
-                name.as_ptr().cast(),
-                name.to_bytes().len() as _,
-            )
-        };
+    pub fn of(fd: RawFd) -> Self {
+        let asked = socket::set_option(fd, libc::SOL_TCP, TCP_ULP, b"tls");
         Self {
-            offered: result == 0 || Errno::last_raw() == libc::EEXIST,
-            identity: identity(fd).unwrap_or_default(),
+            offered: matches!(asked, Ok(()) | Err(Errno(libc::EEXIST))),
+            identity: Fd(fd).identity().unwrap_or_default(),
             ..Self::default()
         }
     }
 
-    pub fn is_same_socket(&self, fd: c_int) -> bool {
-        identity(fd) == Some(self.identity)
+    /// Whether a descriptor is still of the socket that was asked.
+    pub fn is_same_socket(&self, fd: RawFd) -> bool {
+        Fd(fd).identity() == Ok(self.identity)
     }
 }
 
-fn identity(fd: c_int) -> Option<(u64, u64)> {
-    // SAFETY: an all-zero stat is valid, and fstat fills it.
-    unsafe {
-        let mut status: libc::stat = std::mem::zeroed();
-        (libc::fstat(fd, &mut status) == 0).then_some((status.st_dev, status.st_ino))
+/// How long what tells the kernel a key is, by the number of the cipher (linux/tls.h).
+pub fn keys_length(cipher: u16) -> Option<usize> {
+    match cipher {
+        // AES-GCM-128 and AES-CCM-128.
+        51 | 53 => Some(40),
+        // AES-GCM-256 and ChaCha20-Poly1305.
+        52 | 54 => Some(56),
+        _ => None,
     }
 }
 
-/// Hands the keys to the socket: `information` is what the kernel's option takes, made by OpenSSL.
-///
-/// # Safety
-/// `information` points to one of the structs of linux/tls.h for a cipher.
-pub unsafe fn set_keys(fd: c_int, information: *const c_void, sends: bool) -> bool {
-    // SAFETY: every such struct begins with the version and the type of the cipher, which tells its length.
-    unsafe {
-        let length = match *information.cast::<u16>().add(1) {
-            // AES-GCM-128 and AES-CCM-128.
-            51 | 53 => 40,
-            // AES-GCM-256 and ChaCha20-Poly1305.
-            52 | 54 => 56,
-            _ => return false,
-        };
-        let option = if sends { SEND_KEYS } else { RECEIVE_KEYS };
-        libc::setsockopt(fd, libc::SOL_TLS, option, information, length) == 0
-    }
+/// Hands the keys to the socket: what the kernel's option takes, made by OpenSSL.
+pub fn set_keys(fd: RawFd, keys: &[u8], sends: bool) -> bool {
+    let option = if sends { SEND_KEYS } else { RECEIVE_KEYS };
+    socket::set_option(fd, libc::SOL_TLS, option, keys).is_ok()
 }
 
 /// Sends a record that is not the program's bytes, without waiting; the kernel takes all of it or nothing.
-/// The count, or -1 with errno.
-pub fn send_record(fd: c_int, kind: u8, bytes: &[u8]) -> isize {
-    let mut message = Message::new();
-    // SAFETY: the message points to the bytes and to itself, and the call ends before they do.
-    unsafe {
-        message.prepare(bytes.as_ptr().cast_mut(), bytes.len());
-        let control = libc::CMSG_FIRSTHDR(&message.header);
-        (*control).cmsg_level = libc::SOL_TLS;
-        (*control).cmsg_type = SET_RECORD_TYPE;
-        (*control).cmsg_len = libc::CMSG_LEN(1) as _;
-        *libc::CMSG_DATA(control) = kind;
-        message.header.msg_controllen = libc::CMSG_LEN(1) as _;
-        libc::sendmsg(fd, &message.header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-    }
+pub fn send_record(fd: RawFd, kind: u8, bytes: &[u8]) -> os::Result<usize> {
+    let control = control_message::small(libc::SOL_TLS, SET_RECORD_TYPE, &[kind]);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    transfer::sendmsg(fd, &bytes, &control, flags)
 }
 
 /// Whether a record tells the peer of a new key (KeyUpdate, RFC 8446, 4.6.3).
@@ -124,48 +99,27 @@ pub fn is_key_update(kind: u8, bytes: &[u8]) -> bool {
     kind == HANDSHAKE && bytes.first() == Some(&KEY_UPDATE)
 }
 
-/// A msghdr with room for the type of a record. It stays where it is once it is prepared.
-pub struct Message {
-    pub header: libc::msghdr,
-    bytes: libc::iovec,
-    /// Room for one control message of a byte (CMSG_SPACE(1)), aligned.
-    control: [u64; 3],
+/// The type of a record of so many bytes, by the control messages that have come with it; `None` if none has come,
+/// which is the end.
+pub fn record_type(control: &[u8], count: usize) -> Option<u8> {
+    match control_message::first(control) {
+        Some(ControlMessage {
+            level: libc::SOL_TLS,
+            kind: GET_RECORD_TYPE,
+            data: [kind, ..],
+        }) => Some(*kind),
+        _ => (count > 0).then_some(DATA),
+    }
 }
 
-impl Message {
-    pub fn new() -> Self {
-        // SAFETY: all zeros are valid.
-        unsafe { std::mem::zeroed() }
-    }
-
-    /// # Safety
-    /// The message is not moved while the kernel uses its header.
-    pub unsafe fn prepare(&mut self, pointer: *mut u8, length: usize) {
-        self.bytes.iov_base = pointer.cast();
-        self.bytes.iov_len = length;
-        self.header.msg_iov = &raw mut self.bytes;
-        self.header.msg_iovlen = 1;
-        self.header.msg_control = (&raw mut self.control).cast();
-        self.header.msg_controllen = size_of_val(&self.control) as _;
-    }
-
-    /// The type of the record that has come; `None` if none has, which is the end.
-    pub fn record(&self, count: usize) -> Option<u8> {
-        // SAFETY: the kernel has filled the header.
-        unsafe {
-            let control = libc::CMSG_FIRSTHDR(&self.header);
-            if !control.is_null()
-                && (*control).cmsg_level == libc::SOL_TLS
-                && (*control).cmsg_type == GET_RECORD_TYPE
-            {
-                return Some(*libc::CMSG_DATA(control));
-            }
-        }
-        (count > 0).then_some(DATA)
-    }
+/// The header of a record, as OpenSSL wants it before one that the kernel has decrypted.
+pub fn header(kind: u8, length: usize) -> [u8; HEADER] {
+    let [high, low] = (length as u16).to_be_bytes();
+    // TLS 1.2's version stands in the records of 1.3, too.
+    [kind, 3, 3, high, low]
 }
 
 /// Whether OpenSSL is to say what is wrong with a record that has come (net/tls/tls_sw.c).
-pub fn is_bad_record(errno: c_int) -> bool {
-    matches!(errno, libc::EBADMSG | libc::EMSGSIZE | libc::EINVAL)
+pub fn is_bad_record(errno: Errno) -> bool {
+    matches!(errno.0, libc::EBADMSG | libc::EMSGSIZE | libc::EINVAL)
 }

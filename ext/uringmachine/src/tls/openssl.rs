@@ -1,4 +1,4 @@
-//! The functions of the OpenSSL that Ruby's openssl extension uses.
+//! The functions of the OpenSSL that Ruby's openssl extension uses, and the SSL of an SSLSocket.
 //!
 //! The gem is not linked against OpenSSL. A program that has an SSLSocket has loaded the extension, so
 //! its file is open in this process: a symbol looked up from there is found in the extension's own
@@ -6,15 +6,23 @@
 
 #![allow(non_snake_case)]
 
-use std::ffi::{c_char, c_int, c_long, c_ulong, c_void, CStr, CString};
+use std::ffi::{c_char, c_int, c_long, c_ulong, c_void, CStr};
+use std::ops::Deref;
+use std::ptr::{null_mut, NonNull};
 use std::sync::OnceLock;
 
-use super::bio;
-use crate::ruby::{self, Raise, NIL, VALUE};
+use uringmachine_runtime::memory::{Memory, MemoryMut};
+
+use super::bio::{self, Kind};
+use super::no_ssl_socket;
+use crate::os::library::{self, Library};
+use crate::os::Errno;
+use crate::ruby::foreign::{self, Foreign, NoData};
+use crate::ruby::{self, classes, is_a, Raise, Value, NIL};
 
 /// Opaque structs of OpenSSL.
-pub enum Ssl {}
-pub enum Bio {}
+pub enum RawSsl {}
+pub enum RawBio {}
 pub enum BioMethod {}
 
 /// Answers of SSL_get_error (openssl/ssl.h).
@@ -24,48 +32,34 @@ pub const ERROR_SYSCALL: c_int = 5;
 pub const ERROR_ZERO_RETURN: c_int = 6;
 
 /// SSL_OP_ENABLE_KTLS, an option of SSL_set_options.
-pub const KERNEL_TLS: u64 = 1 << 3;
+const KERNEL_TLS: u64 = 1 << 3;
 /// SSL_KEY_UPDATE_NONE, an answer of SSL_get_key_update_type.
-pub const NO_KEY_UPDATE: c_int = -1;
+const NO_KEY_UPDATE: c_int = -1;
 /// Bits of SSL_get_shutdown.
-pub const SENT_SHUTDOWN: c_int = 1;
-pub const RECEIVED_SHUTDOWN: c_int = 2;
+const SENT_SHUTDOWN: c_int = 1;
+const RECEIVED_SHUTDOWN: c_int = 2;
 
-pub type Transfer = unsafe extern "C" fn(*mut Bio, *mut c_char, c_int) -> c_int;
-pub type Control = unsafe extern "C" fn(*mut Bio, c_int, c_long, *mut c_void) -> c_long;
-pub type Life = unsafe extern "C" fn(*mut Bio) -> c_int;
+pub type Transfer = unsafe extern "C" fn(*mut RawBio, *mut c_char, c_int) -> c_int;
+pub type Control = unsafe extern "C" fn(*mut RawBio, c_int, c_long, *mut c_void) -> c_long;
+pub type Life = unsafe extern "C" fn(*mut RawBio) -> c_int;
 
 macro_rules! functions {
     ($($name:ident($($argument:ty),*) $(-> $result:ty)?;)*) => {
-        /// What was looked up, and what is made once with it.
-        pub struct OpenSsl {
+        /// What was looked up.
+        pub struct Functions {
             $(pub $name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
-            /// The type number of our BIOs.
-            pub bio_type: c_int,
-            pub bio_method: *mut BioMethod,
         }
 
-        impl OpenSsl {
+        impl Functions {
             /// Looks everything up; `Err` is the name of what is missing.
-            unsafe fn find(library: *mut c_void) -> Result<Self, &'static str> {
+            fn find(library: Library) -> Result<Self, &'static str> {
                 Ok(Self {
                     $($name: {
-                        let name = concat!(stringify!($name), "\0");
-                        // SAFETY: the name ends with a zero byte.
-                        let symbol = unsafe { libc::dlsym(library, name.as_ptr().cast()) };
-                        if symbol.is_null() {
-                            return Err(stringify!($name));
-                        }
+                        let name = concat!(stringify!($name), "\0").as_bytes();
+                        let name = CStr::from_bytes_with_nul(name).unwrap_or_default();
                         // SAFETY: the function has the signature that OpenSSL 3 documents.
-                        unsafe {
-                            std::mem::transmute::<
-                                *mut c_void,
-                                unsafe extern "C" fn($($argument),*) $(-> $result)?,
-                            >(symbol)
-                        }
+                        unsafe { library.function(name) }.ok_or(stringify!($name))?
                     },)*
-                    bio_type: 0,
-                    bio_method: std::ptr::null_mut(),
                 })
             }
         }
@@ -74,34 +68,34 @@ macro_rules! functions {
 
 functions! {
     OpenSSL_version_num() -> c_ulong;
-    SSL_read(*mut Ssl, *mut c_void, c_int) -> c_int;
-    SSL_write(*mut Ssl, *const c_void, c_int) -> c_int;
-    SSL_get_error(*const Ssl, c_int) -> c_int;
-    SSL_get_rbio(*const Ssl) -> *mut Bio;
-    SSL_get_wbio(*const Ssl) -> *mut Bio;
-    SSL_is_init_finished(*const Ssl) -> c_int;
-    SSL_has_pending(*const Ssl) -> c_int;
-    SSL_get_shutdown(*const Ssl) -> c_int;
-    SSL_get_key_update_type(*const Ssl) -> c_int;
-    SSL_get_options(*const Ssl) -> u64;
-    SSL_set_options(*mut Ssl, u64) -> u64;
-    SSL_set_bio(*mut Ssl, *mut Bio, *mut Bio);
+    SSL_read(*mut RawSsl, *mut c_void, c_int) -> c_int;
+    SSL_write(*mut RawSsl, *const c_void, c_int) -> c_int;
+    SSL_get_error(*const RawSsl, c_int) -> c_int;
+    SSL_get_rbio(*const RawSsl) -> *mut RawBio;
+    SSL_get_wbio(*const RawSsl) -> *mut RawBio;
+    SSL_is_init_finished(*const RawSsl) -> c_int;
+    SSL_has_pending(*const RawSsl) -> c_int;
+    SSL_get_shutdown(*const RawSsl) -> c_int;
+    SSL_get_key_update_type(*const RawSsl) -> c_int;
+    SSL_get_options(*const RawSsl) -> u64;
+    SSL_set_options(*mut RawSsl, u64) -> u64;
+    SSL_set_bio(*mut RawSsl, *mut RawBio, *mut RawBio);
     BIO_get_new_index() -> c_int;
     BIO_meth_new(c_int, *const c_char) -> *mut BioMethod;
     BIO_meth_set_read(*mut BioMethod, Transfer) -> c_int;
     BIO_meth_set_write(*mut BioMethod, Transfer) -> c_int;
     BIO_meth_set_ctrl(*mut BioMethod, Control) -> c_int;
     BIO_meth_set_destroy(*mut BioMethod, Life) -> c_int;
-    BIO_new(*const BioMethod) -> *mut Bio;
-    BIO_ctrl(*mut Bio, c_int, c_long, *mut c_void) -> c_long;
-    BIO_method_type(*const Bio) -> c_int;
-    BIO_set_data(*mut Bio, *mut c_void);
-    BIO_get_data(*mut Bio) -> *mut c_void;
-    BIO_set_init(*mut Bio, c_int);
-    BIO_get_shutdown(*mut Bio) -> c_int;
-    BIO_set_shutdown(*mut Bio, c_int);
-    BIO_set_flags(*mut Bio, c_int);
-    BIO_clear_flags(*mut Bio, c_int);
+    BIO_new(*const BioMethod) -> *mut RawBio;
+    BIO_ctrl(*mut RawBio, c_int, c_long, *mut c_void) -> c_long;
+    BIO_method_type(*const RawBio) -> c_int;
+    BIO_set_data(*mut RawBio, *mut c_void);
+    BIO_get_data(*mut RawBio) -> *mut c_void;
+    BIO_set_init(*mut RawBio, c_int);
+    BIO_get_shutdown(*mut RawBio) -> c_int;
+    BIO_set_shutdown(*mut RawBio, c_int);
+    BIO_set_flags(*mut RawBio, c_int);
+    BIO_clear_flags(*mut RawBio, c_int);
     ERR_clear_error();
     ERR_peek_error() -> c_ulong;
     ERR_peek_last_error_all(
@@ -110,10 +104,21 @@ functions! {
     ERR_reason_error_string(c_ulong) -> *const c_char;
 }
 
-// SAFETY: the table is never written to after it is made, and neither is the BIO_METHOD.
-unsafe impl Send for OpenSsl {}
-// SAFETY: as above.
-unsafe impl Sync for OpenSsl {}
+/// What was looked up, and what is made once with it.
+pub struct OpenSsl {
+    functions: Functions,
+    /// Our BIOs.
+    pub bio: Kind,
+}
+
+impl Deref for OpenSsl {
+    type Target = Functions;
+
+    #[inline]
+    fn deref(&self) -> &Functions {
+        &self.functions
+    }
+}
 
 static OPENSSL: OnceLock<OpenSsl> = OnceLock::new();
 
@@ -132,124 +137,228 @@ pub fn table() -> Result<&'static OpenSsl, Raise> {
 }
 
 fn load() -> Result<OpenSsl, String> {
-    let path =
-        extension().ok_or("TLS needs Ruby's openssl extension: require \"openssl\" first")?;
+    // Not by $LOADED_FEATURES, which only the main Ractor may read.
+    let path = library::loaded_file(b"/openssl.so")
+        .ok_or("TLS needs Ruby's openssl extension: require \"openssl\" first")?;
     let shown = path.to_string_lossy();
-    // SAFETY: the path ends with a zero byte; nothing is loaded that is not there already.
-    unsafe {
-        let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY);
-        if library.is_null() {
-            return Err(format!(
-                "TLS needs Ruby's openssl extension, and {shown} is not loaded"
-            ));
-        }
-        let mut table = OpenSsl::find(library)
-            .map_err(|name| format!("TLS needs OpenSSL 3, and that of {shown} has no {name}"))?;
-        let version = (table.OpenSSL_version_num)();
-        // LibreSSL says 0x20000000 for good.
-        if version < 0x3000_0000 {
-            return Err(format!(
-                "TLS needs OpenSSL 3, and that of {shown} has the version {version:#x}"
-            ));
-        }
-        bio::make_method(&mut table).ok_or("OpenSSL refuses a type of BIO")?;
-        Ok(table)
+    let library = Library::loaded(&path)
+        .ok_or_else(|| format!("TLS needs Ruby's openssl extension, and {shown} is not loaded"))?;
+    let functions = Functions::find(library)
+        .map_err(|name| format!("TLS needs OpenSSL 3, and that of {shown} has no {name}"))?;
+    // SAFETY: it takes nothing, and answers a number.
+    let version = unsafe { (functions.OpenSSL_version_num)() };
+    // LibreSSL says 0x20000000 for good.
+    if version < 0x3000_0000 {
+        return Err(format!(
+            "TLS needs OpenSSL 3, and that of {shown} has the version {version:#x}"
+        ));
     }
-}
-
-/// The file of the openssl extension, if it is loaded. Not by $LOADED_FEATURES, which only the main Ractor may
-/// read.
-fn extension() -> Option<CString> {
-    unsafe extern "C" fn look(
-        object: *mut libc::dl_phdr_info,
-        _size: usize,
-        found: *mut c_void,
-    ) -> c_int {
-        // SAFETY: the loader passes an object with its name, and what `extension` has given it.
-        unsafe {
-            let name = (*object).dlpi_name;
-            if name.is_null() || !CStr::from_ptr(name).to_bytes().ends_with(b"/openssl.so") {
-                return 0;
-            }
-            *found.cast::<Option<CString>>() = Some(CStr::from_ptr(name).to_owned());
-            1
-        }
-    }
-    let mut found: Option<CString> = None;
-    // SAFETY: the Option outlives the call.
-    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut found).cast()) };
-    found
+    let bio = bio::make_kind(&functions).ok_or("OpenSSL refuses a type of BIO")?;
+    Ok(OpenSsl { functions, bio })
 }
 
 impl OpenSsl {
     /// Whether an exception is an OpenSSL::SSL::SSLError.
-    pub unsafe fn is_error(&self, exception: VALUE) -> bool {
-        // SAFETY: may raise, stopped here.
-        unsafe {
-            match ruby::protect(|| rb_sys::rb_path2class(c"OpenSSL::SSL::SSLError".as_ptr())) {
-                Ok(class) => ruby::is_a(exception, class),
-                Err(_) => {
-                    ruby::take_exception();
-                    false
-                }
-            }
-        }
+    pub fn is_error(&self, exception: Value) -> bool {
+        classes::at("OpenSSL::SSL::SSLError").is_ok_and(|class| is_a(exception, class))
+    }
+
+    /// Whether there is anything in this thread's queue of errors.
+    pub fn has_errors(&self) -> bool {
+        // SAFETY: a look at what belongs to the thread.
+        unsafe { (self.ERR_peek_error)() != 0 }
+    }
+
+    /// Empties that.
+    pub fn clear_errors(&self) {
+        // SAFETY: nobody holds what is in it.
+        unsafe { (self.ERR_clear_error)() }
     }
 
     /// An OpenSSL::SSL::SSLError made of what is in OpenSSL's queue of errors, worded as the openssl gem
     /// words it; the queue is emptied.
-    pub unsafe fn error(&self, function: &str) -> Raise {
+    pub fn error(&self, function: &str) -> Raise {
+        let text = match self.last_error() {
+            Some(reason) => format!("{function}: {reason}"),
+            None => function.to_owned(),
+        };
+        let errors = classes::at("OpenSSL").and_then(|module| ruby::call(module, "errors", &[]));
+        self.clear_errors();
+        let raise = match classes::at("OpenSSL::SSL::SSLError") {
+            Ok(class) => Raise::new(class, &text),
+            Err(raise) => return raise,
+        };
+        if let Raise::Exception(exception) = raise {
+            let errors = errors.unwrap_or(NIL);
+            // The error is one without it, too.
+            let _ = ruby::set_variable(exception, ruby::id("@errors"), errors);
+        }
+        raise
+    }
+
+    /// The words of the last error in the queue.
+    fn last_error(&self) -> Option<String> {
         const TEXT_STRING: c_int = 2;
-        // SAFETY: the strings are OpenSSL's, and copied before the queue is emptied.
+        let (mut data, mut flags) = (std::ptr::null(), 0);
+        let none = null_mut();
+        // SAFETY: the places are on this frame; those that are none are not filled. The strings are OpenSSL's, and
+        // copied before the queue is changed.
         unsafe {
-            let (mut data, mut flags) = (std::ptr::null(), 0);
-            let code = (self.ERR_peek_last_error_all)(
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-                &mut data,
-                &mut flags,
-            );
-            let mut text = function.to_owned();
-            if code != 0 {
-                text.push_str(": ");
-                text.push_str(&copy((self.ERR_reason_error_string)(code)));
-                if flags & TEXT_STRING != 0 && !data.is_null() && *data != 0 {
-                    text.push_str(&format!(" ({})", copy(data)));
-                }
+            let code =
+                (self.ERR_peek_last_error_all)(null_mut(), null_mut(), none, &mut data, &mut flags);
+            if code == 0 {
+                return None;
             }
-            let errors = ruby::protect(|| {
-                let module = rb_sys::rb_path2class(c"OpenSSL".as_ptr());
-                ruby::funcall(module, ruby::id("errors"), &[])
-            });
-            (self.ERR_clear_error)();
-            let errors = match errors {
-                Ok(errors) => errors,
-                Err(_) => {
-                    ruby::take_exception();
-                    NIL
-                }
-            };
-            match ruby::protect(|| rb_sys::rb_path2class(c"OpenSSL::SSL::SSLError".as_ptr())) {
-                Ok(class) => {
-                    let raise = Raise::new(class, &text);
-                    if let Raise::Exception(exception) = raise {
-                        rb_sys::rb_ivar_set(exception, ruby::id("@errors"), errors);
-                    }
-                    raise
-                }
-                Err(state) => Raise::Jump(state),
+            let reason = copy((self.ERR_reason_error_string)(code));
+            if flags & TEXT_STRING != 0 && !data.is_null() && *data != 0 {
+                return Some(format!("{reason} ({})", copy(data)));
             }
+            Some(reason)
         }
     }
 }
 
+/// # Safety
+/// There is a C string, or nothing.
 unsafe fn copy(text: *const c_char) -> String {
     if text.is_null() {
         return "unknown error".into();
     }
-    // SAFETY: the caller has a C string.
+    // SAFETY: the caller's promise.
     unsafe { CStr::from_ptr(text) }
         .to_string_lossy()
         .into_owned()
+}
+
+/// The SSL of an SSLSocket. It lives on frames of methods, where the collector sees the socket, which keeps it.
+#[derive(Clone, Copy)]
+pub struct Ssl {
+    pub openssl: &'static OpenSsl,
+    pub object: Value,
+    pointer: NonNull<RawSsl>,
+}
+
+/// What a call of OpenSSL has come to.
+#[derive(Clone, Copy)]
+pub struct Called {
+    /// What it returned.
+    pub result: c_int,
+    /// What SSL_get_error says of that.
+    pub code: c_int,
+    /// Why the system call failed that it may have made.
+    pub errno: Errno,
+}
+
+impl Ssl {
+    /// That of an object; TypeError if it is no SSLSocket.
+    pub fn of(object: Value) -> Result<Self, Raise> {
+        static SOCKETS: Foreign = Foreign::new("OpenSSL::SSL::SSLSocket", c"OpenSSL/SSL");
+        let data = SOCKETS.data(object).map_err(|why| match why {
+            NoData::Other => no_ssl_socket(object),
+            NoData::Unknown => Raise::misuse(
+                "this version of Ruby's openssl extension is not known: its SSLSocket has no SSL",
+            ),
+            NoData::Uninitialized => Raise::misuse("ssl_socket is uninitialized"),
+        })?;
+        Ok(Self {
+            openssl: table()?,
+            object,
+            pointer: data.cast(),
+        })
+    }
+
+    /// For a function of the table.
+    pub fn pointer(&self) -> *mut RawSsl {
+        self.pointer.as_ptr()
+    }
+
+    /// SSL_read: decrypts into memory.
+    ///
+    /// # Errors
+    /// What a callback raises that the openssl extension does not stop.
+    pub fn read(&self, memory: &mut impl MemoryMut) -> Result<Called, Raise> {
+        let (room, length) = (memory.pointer_mut(), memory.length() as c_int);
+        // SAFETY: the SSL is the socket's; the memory is borrowed alone, and promises to be there.
+        self.call(|| unsafe { (self.openssl.SSL_read)(self.pointer(), room.cast(), length) })
+    }
+
+    /// SSL_write: encrypts what is in memory.
+    ///
+    /// # Errors
+    /// As [`Ssl::read`].
+    pub fn write(&self, memory: &impl Memory) -> Result<Called, Raise> {
+        let (bytes, length) = (memory.pointer(), memory.length() as c_int);
+        // SAFETY: the SSL is the socket's; the memory is borrowed, and OpenSSL only reads it.
+        self.call(|| unsafe { (self.openssl.SSL_write)(self.pointer(), bytes.cast(), length) })
+    }
+
+    fn call(&self, function: impl FnOnce() -> c_int) -> Result<Called, Raise> {
+        self.openssl.clear_errors();
+        let call = || {
+            Errno(0).set();
+            let result = function();
+            (result, Errno::last())
+        };
+        // SAFETY: the functions of `read` and `write` have nothing to drop. Callbacks run Ruby; those of our BIOs do not.
+        let (result, errno) = unsafe { foreign::run(call) }?;
+        // SAFETY: the SSL is the socket's, and the result is that of its last call.
+        let code = unsafe { (self.openssl.SSL_get_error)(self.pointer(), result) };
+        Ok(Called {
+            result,
+            code,
+            errno,
+        })
+    }
+
+    /// Asks the SSL by a function that takes nothing else.
+    fn ask<T>(&self, function: unsafe extern "C" fn(*const RawSsl) -> T) -> T {
+        // SAFETY: those of the table look at the SSL, which is the socket's, and change nothing.
+        unsafe { function(self.pointer()) }
+    }
+
+    /// Whether the handshake is over.
+    pub fn is_init_finished(&self) -> bool {
+        self.ask(self.openssl.SSL_is_init_finished) != 0
+    }
+
+    /// Whether OpenSSL has read bytes that the program has not.
+    pub fn has_pending(&self) -> bool {
+        self.ask(self.openssl.SSL_has_pending) != 0
+    }
+
+    /// Whether the close_notify was sent.
+    pub fn has_sent_shutdown(&self) -> bool {
+        self.ask(self.openssl.SSL_get_shutdown) & SENT_SHUTDOWN != 0
+    }
+
+    /// Whether the peer's has come.
+    pub fn has_received_shutdown(&self) -> bool {
+        self.ask(self.openssl.SSL_get_shutdown) & RECEIVED_SHUTDOWN != 0
+    }
+
+    /// Whether the peer is to be told of a new key.
+    pub fn has_key_update(&self) -> bool {
+        self.ask(self.openssl.SSL_get_key_update_type) != NO_KEY_UPDATE
+    }
+
+    /// Whether the kernel is to encrypt and decrypt, where it offers that (SSL_OP_ENABLE_KTLS).
+    pub fn enables_kernel(&self) -> bool {
+        self.ask(self.openssl.SSL_get_options) & KERNEL_TLS != 0
+    }
+
+    /// The BIO it reads from, if it has one.
+    pub fn reads_from(&self) -> Option<NonNull<RawBio>> {
+        NonNull::new(self.ask(self.openssl.SSL_get_rbio))
+    }
+
+    /// The BIO it writes to, if it has one.
+    pub fn writes_to(&self) -> Option<NonNull<RawBio>> {
+        NonNull::new(self.ask(self.openssl.SSL_get_wbio))
+    }
+
+    /// Has the kernel encrypt and decrypt, where it offers that.
+    pub fn enable_kernel(&self) {
+        // SAFETY: the SSL is the socket's; the options are a number.
+        unsafe { (self.openssl.SSL_set_options)(self.pointer(), KERNEL_TLS) };
+    }
 }

@@ -1,34 +1,25 @@
 //! The methods of UM::IO that read.
 
-use std::ffi::{c_int, c_void};
-
 use magnus::prelude::*;
-use magnus::{method, Error, RClass, Ruby, Value};
+use magnus::{method, Error, RClass};
 
-use super::{reading, Io, More, Reader};
-use crate::lending;
+use super::reader::{reading, More, Reader};
+use super::Io;
+use crate::lending::view;
 use crate::machine::caller::Answer;
-use crate::machine::switch::Failure;
+use crate::machine::operate::Failure;
+use crate::ruby::arguments::{self, Arguments};
 use crate::ruby::this::This;
-use crate::ruby::{self, arguments, new_string, Raise, NIL, VALUE};
-
-/// Finds a byte among bytes (memchr(3), which looks at many at a time).
-pub fn find(byte: u8, bytes: &[u8]) -> Option<usize> {
-    // SAFETY: the pointer and the length are the slice's.
-    unsafe {
-        let start = bytes.as_ptr();
-        let place = libc::memchr(start.cast(), c_int::from(byte), bytes.len());
-        (!place.is_null()).then(|| place.cast::<u8>().offset_from(start) as usize)
-    }
-}
+use crate::ruby::{block_given, fixnum, is_string, string, yield_, Outcome, Raise, Value, NIL};
 
 impl Reader<'_> {
     /// Takes `count` bytes as a String, and throws `extra` more away.
-    pub(super) fn take(&self, count: usize, extra: usize) -> VALUE {
-        // SAFETY: the bytes are copied.
-        let string = unsafe { new_string(&self.bytes().as_slice()[..count]) };
+    pub(super) fn take(&self, count: usize, extra: usize) -> Outcome {
+        // Taken out, since the collector may run while the String is made.
+        let bytes = self.with_bytes(|bytes| bytes[..count].to_vec());
+        let string = string::binary(&bytes)?;
         self.consume(count + extra);
-        string
+        Ok(string)
     }
 
     /// Waits until the queue has `byte` among its first `limit` bytes (0: anywhere); its place, or `None`
@@ -36,13 +27,15 @@ impl Reader<'_> {
     fn find(&self, byte: u8, limit: usize) -> Result<Option<usize>, Failure> {
         let mut searched = 0;
         loop {
-            let bytes = self.bytes().as_slice();
-            let most = if limit == 0 {
-                bytes.len()
-            } else {
-                bytes.len().min(limit)
-            };
-            if let Some(place) = find(byte, &bytes[searched..most]) {
+            let (place, most) = self.with_bytes(|bytes| {
+                let most = if limit == 0 {
+                    bytes.len()
+                } else {
+                    bytes.len().min(limit)
+                };
+                (memchr::memchr(byte, &bytes[searched..most]), most)
+            });
+            if let Some(place) = place {
                 return Ok(Some(searched + place));
             }
             searched = most;
@@ -54,7 +47,7 @@ impl Reader<'_> {
 
     /// Waits until there are `count` bytes; false if the end comes first.
     pub(super) fn fill(&self, count: usize) -> Result<bool, Failure> {
-        while self.bytes().len() < count {
+        while self.length() < count {
             if self.more()? == More::End {
                 return Ok(false);
             }
@@ -65,6 +58,10 @@ impl Reader<'_> {
     /// Waits until there is a byte at all.
     fn any(&self) -> Result<bool, Failure> {
         self.fill(1)
+    }
+
+    fn ended(&self) -> bool {
+        self.io.ended.get()
     }
 }
 
@@ -77,31 +74,26 @@ impl Reader<'_> {
 /// @raise [ArgumentError] if limit is negative
 /// @example
 ///   io.read_line(8192) #=> "GET / HTTP/1.1"
-fn read_line(ruby: &Ruby, io: This<Io>, arguments: &[Value]) -> Result<Value, Error> {
-    reading(ruby, io, arguments, 0..=1, |reader, arguments| {
+fn read_line(io: This<Io>, arguments: &[magnus::Value]) -> Outcome {
+    let arguments = Arguments::of(arguments, 0..=1)?;
+    reading(io, |reader| {
         let limit = match arguments.optional(0) {
             None => 0,
             Some(_) => arguments.length(0, "limit")? as usize,
         };
         match reader.find(b'\n', limit)? {
             Some(place) => {
-                let line = &reader.bytes().as_slice()[..place];
-                let return_too = usize::from(line.last() == Some(&b'\r'));
-                Ok(reader.take(place - return_too, 1 + return_too))
+                let last = reader.with_bytes(|bytes| bytes[..place].last().copied());
+                let return_too = usize::from(last == Some(b'\r'));
+                Ok(reader.take(place - return_too, 1 + return_too)?)
             }
             None => {
-                let left = reader.bytes().len();
+                let left = reader.length();
                 let is_last = left > 0 && (limit == 0 || left < limit) && reader.ended();
-                Ok(if is_last { reader.take(left, 0) } else { NIL })
+                Ok(if is_last { reader.take(left, 0)? } else { NIL })
             }
         }
     })
-}
-
-impl Reader<'_> {
-    fn ended(&self) -> bool {
-        self.io.ended.get()
-    }
 }
 
 /// Reads bytes.
@@ -114,23 +106,23 @@ impl Reader<'_> {
 /// @example
 ///   io.read(13)
 ///   io.read(-13) # up to 13
-fn read(ruby: &Ruby, io: This<Io>, length: Value) -> Result<Value, Error> {
-    reading(ruby, io, &[length], 1..=1, |reader, arguments| {
-        let length = arguments.long(0, "length")?;
+fn read(io: This<Io>, length: Value) -> Outcome {
+    reading(io, |reader| {
+        let length = arguments::long(length, "length")?;
         if length > 0 {
             let length = length as usize;
             let filled = reader.fill(length)?;
-            return Ok(if filled { reader.take(length, 0) } else { NIL });
+            return Ok(if filled { reader.take(length, 0)? } else { NIL });
         }
         if !reader.any()? {
             return Ok(NIL);
         }
-        let there = reader.bytes().len();
+        let there = reader.length();
         let count = match length {
             0 => there,
             length => there.min(length.unsigned_abs() as usize),
         };
-        Ok(reader.take(count, 0))
+        Ok(reader.take(count, 0)?)
     })
 }
 
@@ -145,17 +137,19 @@ fn read(ruby: &Ruby, io: This<Io>, length: Value) -> Result<Value, Error> {
 /// @raise [UringMachine::Error] if it is not one byte
 /// @example
 ///   io.read_to_delim(",") #=> "abc"
-fn read_to_delim(ruby: &Ruby, io: This<Io>, arguments: &[Value]) -> Result<Value, Error> {
-    reading(ruby, io, arguments, 1..=2, |reader, arguments| {
+fn read_to_delim(io: This<Io>, arguments: &[magnus::Value]) -> Outcome {
+    let arguments = Arguments::of(arguments, 1..=2)?;
+    reading(io, |reader| {
         let delimiter = arguments.get(0);
-        // SAFETY: a type check.
-        if !{ ruby::is_string(delimiter) } {
+        if !is_string(delimiter) {
             return Err(Raise::argument("delimiter must be a String").into());
         }
-        // SAFETY: a String, whose byte is copied.
-        let byte = match unsafe { ruby::string_bytes(&delimiter) } {
-            [byte] => *byte,
-            _ => return Err(Raise::misuse("delimiter must be a single byte").into()),
+        let byte = string::with_bytes(delimiter, |bytes| match bytes {
+            [byte] => Some(*byte),
+            _ => None,
+        });
+        let Some(byte) = byte else {
+            return Err(Raise::misuse("delimiter must be a single byte").into());
         };
         let limit = match arguments.optional(1) {
             None => 0,
@@ -163,10 +157,10 @@ fn read_to_delim(ruby: &Ruby, io: This<Io>, arguments: &[Value]) -> Result<Value
         };
         let most = limit.unsigned_abs() as usize;
         match reader.find(byte, most)? {
-            Some(place) => Ok(reader.take(place, 1)),
-            None if limit < 0 && !reader.bytes().is_empty() => {
-                let count = reader.bytes().len().min(most);
-                Ok(reader.take(count, 0))
+            Some(place) => Ok(reader.take(place, 1)?),
+            None if limit < 0 && reader.length() > 0 => {
+                let count = reader.length().min(most);
+                Ok(reader.take(count, 0)?)
             }
             None => Ok(NIL),
         }
@@ -181,16 +175,16 @@ fn read_to_delim(ruby: &Ruby, io: This<Io>, arguments: &[Value]) -> Result<Value
 /// @raise [ArgumentError] if count is negative
 /// @example
 ///   io.skip(2) #=> 2
-fn skip(ruby: &Ruby, io: This<Io>, count: Value) -> Result<Value, Error> {
-    reading(ruby, io, &[count], 1..=1, |reader, arguments| {
-        let count = arguments.length(0, "count")?;
+fn skip(io: This<Io>, count: Value) -> Outcome {
+    reading(io, |reader| {
+        let count = arguments::count(count, "count")?;
         let mut left = count;
         while left > 0 && reader.any()? {
-            let now = reader.bytes().len().min(left as usize);
+            let now = reader.length().min(left as usize);
             reader.consume(now);
             left -= now as u64;
         }
-        Ok(ruby::fixnum((count - left) as i64))
+        Ok(fixnum((count - left) as i64))
     })
 }
 
@@ -202,9 +196,9 @@ fn skip(ruby: &Ruby, io: This<Io>, count: Value) -> Result<Value, Error> {
 /// @raise [ArgumentError] without a block
 /// @example
 ///   io.read_each { |buffer| size += buffer.size }
-fn read_each(ruby: &Ruby, io: This<Io>) -> Result<Value, Error> {
-    reading(ruby, io, &[], 0..=0, |reader, _| {
-        if !ruby.block_given() {
+fn read_each(io: This<Io>) -> Outcome {
+    reading(io, |reader| {
+        if !block_given() {
             return Err(Raise::argument("no block given (read_each)").into());
         }
         each(reader)?;
@@ -214,35 +208,9 @@ fn read_each(ruby: &Ruby, io: This<Io>) -> Result<Value, Error> {
 
 fn each(reader: &Reader) -> Answer {
     while reader.any()? {
-        // SAFETY: as `Reader::bytes`.
-        let bytes = unsafe { (*reader.inflow()).take_all() };
-        reader.count(bytes.len());
-        let (base, size) = (bytes.as_slice().as_ptr(), bytes.len());
-        let mut freed = false;
-        let freed_slot = &raw mut freed;
-        // SAFETY: the queue is taken out of the IO while the block has a view of it, and dropped after the view was
-        // freed, which ends every slice of it. What is raised is stopped.
-        let yielded = unsafe {
-            ruby::protect(|| {
-                let base: *mut c_void = base.cast_mut().cast();
-                let buffer = ruby::rb_io_buffer_new(base, size, ruby::IO_BUFFER_VIEW);
-                // Nobody may transfer the memory to a buffer that outlives this one.
-                lending::lock(buffer);
-                let yielded = ruby::protect(|| rb_sys::rb_yield(buffer));
-                lending::unlock(buffer);
-                // Refused while an operation of another fiber works on the buffer.
-                ruby::rb_io_buffer_free(buffer);
-                *freed_slot = true;
-                match yielded {
-                    Ok(value) => value,
-                    Err(state) => Raise::Jump(state).leave(),
-                }
-            })
-        };
-        if !freed {
-            std::mem::forget(bytes);
-        }
-        yielded.map_err(Raise::Jump)?;
+        // The block has a view of them, taken out of the IO.
+        let bytes = reader.take_all();
+        view::of_bytes(bytes, yield_)?;
     }
     Ok(NIL)
 }

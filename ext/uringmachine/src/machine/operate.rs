@@ -1,0 +1,220 @@
+//! Running an operation: it is submitted, waited for, and, if it is ended early, cancelled and drained.
+
+use uringmachine_runtime::operation::{descriptor_of, Completion};
+use uringmachine_runtime::{OpKey, Operation, TaskId, Wake};
+
+use super::wait::Wait;
+use super::{Machine, Pending, Resumption};
+use crate::os::fd::Fd;
+use crate::os::Errno;
+use crate::ruby::{Raise, Value};
+
+/// How long a cancelled operation is waited for with the thread, before other fibers run again:
+/// sockets, pipes and polls give their memory back at once.
+pub const DRAIN_AT_ONCE: u64 = 200_000;
+
+/// Why an operation brought no result.
+#[derive(Debug)]
+pub enum Failure {
+    /// Its deadline passed before it could do anything.
+    Timeout,
+    /// Its fiber is to raise.
+    Raise(Raise),
+    /// A machine's `schedule` gave its fiber this value instead.
+    Scheduled(Value),
+}
+
+impl From<Raise> for Failure {
+    fn from(raise: Raise) -> Self {
+        Self::Raise(raise)
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Self {
+        Self::Raise(errno.into())
+    }
+}
+
+/// What the result of an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Yields {
+    /// A number.
+    Count,
+    /// A new descriptor: closed if nobody can be given it.
+    Descriptor,
+}
+
+/// The kernel, or a thread, works on what lies on a frame, or is borrowed by it: it must not be left.
+pub struct InKernel;
+
+impl Drop for InKernel {
+    fn drop(&mut self) {
+        // A panic of ours would give the operation's memory back. Nothing is worse than what the kernel does to it then.
+        std::process::abort();
+    }
+}
+
+impl Machine {
+    /// Submits an operation and waits for its completion; returns the result, or -errno.
+    ///
+    /// On a timeout or an exception the operation is cancelled and drained: when this returns, the kernel
+    /// touches the operation's memory no more, unless it is lent (`Waiter::lent`). An operation that won that race
+    /// keeps its result.
+    #[inline]
+    pub fn operate<O: Operation>(
+        &self,
+        me: TaskId,
+        operation: &mut O,
+        deadline: Option<u64>,
+    ) -> Result<i32, Failure> {
+        self.operate_noting(me, operation, deadline, Yields::Count, &mut 0)
+    }
+
+    /// As [`Machine::operate`], for whoever must know what the kernel did even when the fiber is to raise: `seen`
+    /// is the result of the operation, if it came to one.
+    #[allow(unsafe_code)]
+    pub fn operate_noting<O: Operation>(
+        &self,
+        me: TaskId,
+        operation: &mut O,
+        deadline: Option<u64>,
+        yields: Yields,
+        seen: &mut i32,
+    ) -> Result<i32, Failure> {
+        let entry = operation.entry();
+        let fd = descriptor_of(&entry);
+        let mut parts = self.parts();
+        if !parts.has_nothing_pending(me) {
+            drop(parts);
+            // What a mask holds back is pending, and not raised.
+            self.raise_pending(me)?;
+            parts = self.parts();
+        }
+        let id = parts.driver.tasks.begin_wait(me);
+        // SAFETY: the operation is borrowed until this returns, which is when the kernel is done with it, and stays
+        // where it is; a panic in between ends the process.
+        let op = match unsafe { parts.driver.submit(entry, id) } {
+            Ok(op) => op,
+            Err(error) => {
+                parts.finish_wait(me);
+                return Ok(-error.raw_os_error().unwrap_or(libc::EAGAIN));
+            }
+        };
+        parts.waits.begin(fd, me, Some(op));
+        drop(parts);
+        let (mut wait, in_kernel) = (Wait::begun(self, me, id), InKernel);
+        let woken = wait.until(deadline);
+        if let Ok(Wake::Complete) = woken {
+            let mut parts = self.parts();
+            if let Some(completion) = parts.driver.take(op) {
+                parts.waits.end(fd, me);
+                wait.end_with(&mut parts);
+                std::mem::forget(in_kernel);
+                *seen = completion.result;
+                return Ok(completion.result);
+            }
+        }
+        let ended = self.end_early(me, &mut wait, op, woken, yields, seen);
+        std::mem::forget(in_kernel);
+        self.parts().waits.end(fd, me);
+        ended
+    }
+
+    /// Has an operation end whose wait was ended by something else: by what it still came to, or by that.
+    #[cold]
+    fn end_early(
+        &self,
+        me: TaskId,
+        wait: &mut Wait,
+        op: OpKey,
+        woken: Result<Wake, Raise>,
+        yields: Yields,
+        seen: &mut i32,
+    ) -> Result<i32, Failure> {
+        let (completion, second) = self.drain(me, wait, op);
+        *seen = completion.result;
+        let raise = match (woken, second) {
+            (Ok(_), Some(raise)) => raise,
+            (Err(first), second) => self.first_of(me, first, second),
+            // It won the race: the result counts, and what was to be raised waits.
+            (Ok(_), None) if completion.result >= 0 => {
+                self.parts().drop_values(me);
+                return Ok(completion.result);
+            }
+            (Ok(Wake::Timeout), None) => return Err(Failure::Timeout),
+            (Ok(_), None) => {
+                return match self.take_resumption(me) {
+                    Some(Resumption::Raise(raise)) => Err(Failure::Raise(raise)),
+                    Some(Resumption::Value(value)) => Err(Failure::Scheduled(value)),
+                    None => Ok(-libc::EINTR),
+                }
+            }
+        };
+        if yields == Yields::Descriptor && completion.result >= 0 {
+            let _ = Fd(completion.result).close();
+        }
+        Err(Failure::Raise(raise))
+    }
+
+    /// What is raised first of two unwindings; a second exception is raised at the fiber's next wait.
+    pub fn first_of(&self, me: TaskId, first: Raise, second: Option<Raise>) -> Raise {
+        match (first, second) {
+            (Raise::Exception(first), Some(Raise::Exception(second))) => {
+                let mut parts = self.parts();
+                let pending = &mut parts.waiter(me).pending;
+                pending.push_front(Pending::Exception(second));
+                Raise::Exception(first)
+            }
+            (_, Some(second)) => second,
+            (first, None) => first,
+        }
+    }
+
+    /// Cancels an operation and waits for its own completion, whatever is raised meanwhile; returns that
+    /// too.
+    fn drain(&self, me: TaskId, wait: &mut Wait, op: OpKey) -> (Completion, Option<Raise>) {
+        let mut second = None;
+        {
+            let mut parts = self.parts();
+            let _ = parts.driver.cancel(op);
+            let _ = parts.driver.drain(op, DRAIN_AT_ONCE);
+        }
+        loop {
+            if self.is_forked() {
+                // The operation is the parent's, and so is its memory.
+                let completion = Completion {
+                    result: -libc::ECANCELED,
+                    flags: 0,
+                };
+                return (completion, second);
+            }
+            if let Some(completion) = self.take_drained(me, op) {
+                return (completion, second);
+            }
+            let id = wait.renew();
+            {
+                let mut parts = self.parts();
+                parts.driver.retarget(op, id);
+                parts.waiter(me).draining = true;
+            }
+            if let Err(raise) = wait.suspend() {
+                second = Some(raise);
+            }
+        }
+    }
+
+    /// The completion of an operation that is drained, if it has come.
+    fn take_drained(&self, me: TaskId, op: OpKey) -> Option<Completion> {
+        let mut parts = self.parts();
+        if let Some(completion) = parts.driver.take_early(op) {
+            // Only the peer decides when the kernel lets go of the memory: the fiber does not wait for that.
+            parts.waiter(me).draining = false;
+            parts.waiter(me).lent = Some(op);
+            return Some(completion);
+        }
+        let completion = parts.driver.take(op)?;
+        parts.waiter(me).draining = false;
+        Some(completion)
+    }
+}
