@@ -46,10 +46,16 @@ SCHEDULER = {
     n.times { there[1].write('x'); back[0].readpartial(8) }
   RUBY
   "socket, ready" => [2_000, "a, b = UNIXSocket.pair; n.times { a.write('x'); b.readpartial(8) }"],
-  "socket, there and back" => [1_000, <<~RUBY]
+  "socket, there and back" => [1_000, <<~RUBY],
     a, b = UNIXSocket.pair
     Fiber.schedule { n.times { b.write(b.readpartial(8)) } }
     n.times { a.write('x'); a.readpartial(8) }
+  RUBY
+  # A read that fills its buffer may have left something.
+  "socket, no more than is read" => [1_000, <<~RUBY]
+    a, b = UNIXSocket.pair
+    Fiber.schedule { n.times { b.write(b.readpartial(8)) } }
+    n.times { a.write('12345678'); a.readpartial(8) }
   RUBY
 }.freeze
 

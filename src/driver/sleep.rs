@@ -128,6 +128,7 @@ impl<T> Driver<T> {
     /// Moves completions to the waits they end. Returns how many there were.
     pub fn reap(&mut self) -> usize {
         let mut count = 0;
+        self.tasks.settle();
         while let Some(entry) = self.ring().ok().and_then(Ring::reap) {
             count += 1;
             match entry.user_data() {

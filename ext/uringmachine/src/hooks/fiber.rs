@@ -9,9 +9,7 @@ use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::wait::Wait;
 use crate::ruby::fiber::{new_by_ruby, transfer};
 use crate::ruby::this::This;
-use crate::ruby::{
-    block_given, collections, id, is_hash, options, values, Id, Outcome, Raise, Value,
-};
+use crate::ruby::{collections, id, is_hash, options, values, Id, Outcome, Raise, Value};
 
 /// Starts a fiber at once and returns it when it first waits, or ends. Fiber.schedule calls it.
 ///
@@ -22,11 +20,6 @@ use crate::ruby::{
 /// @example
 ///   Fiber.schedule { sleep 1 }
 fn fiber(this: This<Scheduler>, arguments: &[magnus::Value]) -> Outcome {
-    if !block_given() {
-        return Err(Raise::argument(
-            "tried to create Proc object without a block",
-        ));
-    }
     let machine = this.machine()?;
     let (block, fiber) = new_fiber(this.body.get(), storage(values(arguments))?)?;
     let me = machine.current_task();

@@ -21,10 +21,20 @@ pub struct Descriptor {
     pub kind: Kind,
     /// The last attempt without waiting found nothing, or took all there was: ask the ring at once.
     pub drained: bool,
+    /// How many attempts to read in a row were in vain.
+    misses: u8,
     /// RWF_NOWAIT is refused on it.
     pub no_nowait: bool,
     /// Whether a write ends in the page cache; unknown before the first.
     cached: Option<bool>,
+}
+
+impl Descriptor {
+    /// Whether the last attempt to read was in vain.
+    #[inline]
+    pub fn has_missed(&self) -> bool {
+        self.misses != 0
+    }
 }
 
 /// Hints by descriptor.
@@ -73,6 +83,7 @@ impl Descriptors {
             run: self.runs.get(),
             kind: Fd(fd).kind(),
             drained: false,
+            misses: 0,
             no_nowait: false,
             cached: None,
         };
@@ -102,6 +113,36 @@ impl Descriptors {
     pub fn set_drained(&mut self, fd: RawFd, drained: bool) {
         if let Some(Some(descriptor)) = self.table.get_mut(fd as usize) {
             descriptor.drained = drained;
+        }
+    }
+
+    /// Notes whether an attempt to read found anything.
+    #[inline]
+    pub fn set_missed(&mut self, fd: RawFd, missed: bool) {
+        if let Some(Some(descriptor)) = self.table.get_mut(fd as usize) {
+            descriptor.misses = match missed {
+                true => descriptor.misses.saturating_add(1),
+                false => 0,
+            };
+        }
+    }
+
+    /// Whether a read should be attempted without waiting: not after several that were in vain, but for one in a while,
+    /// since the peer of a connection may change its ways.
+    #[inline]
+    pub fn expects(&mut self, fd: RawFd) -> bool {
+        const IN_VAIN: u8 = 3;
+        const AGAIN: u8 = 24;
+        match self.table.get_mut(fd as usize) {
+            Some(Some(descriptor)) if descriptor.misses >= IN_VAIN => {
+                descriptor.misses += 1;
+                let again = descriptor.misses >= AGAIN;
+                if again {
+                    descriptor.misses = IN_VAIN - 1;
+                }
+                again
+            }
+            _ => true,
         }
     }
 

@@ -25,7 +25,7 @@ enum Step {
 
 impl Parts {
     /// Takes the next ready task, which runs from now on unless it is `me`.
-    #[inline]
+    #[inline(always)]
     fn next_ready(&mut self, me: TaskId) -> Step {
         let Some((task, wake)) = self.driver.tasks.next_ready() else {
             return Step::Idle;

@@ -33,7 +33,7 @@ fn metrics(this: This<Um>) -> Outcome {
             ("total_waits", counts.sleeps),
             ("ops_pending", (counts.in_flight + timers) as u64),
             ("ops_unsubmitted", counts.unsubmitted as u64),
-            ("ops_runqueue", parts.driver.tasks.queue_len() as u64),
+            ("ops_runqueue", parts.driver.tasks.queued() as u64),
             ("ops_free", counts.free as u64),
             ("ops_transient", counts.orphans as u64),
             ("buffers_allocated", counts.buffers as u64),

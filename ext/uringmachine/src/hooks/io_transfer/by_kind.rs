@@ -71,7 +71,7 @@ impl Transfer<'_> {
         // A message whose room the ring waits for is sent empty, or twice, by kernels that retry it: so it waits for
         // room first.
         let by_ring = self.writes && descriptor.kind == Kind::Socket;
-        let mut first = tries && (self.writes || !descriptor.drained);
+        let mut first = tries && (self.writes || !descriptor.drained && self.expects(descriptor));
         if by_ring && self.has_company() {
             first = false;
         } else if self.writes && !by_ring {
@@ -80,9 +80,12 @@ impl Transfer<'_> {
         loop {
             if first {
                 match self.at_once(descriptor.kind, done) {
-                    AGAIN => {}
+                    AGAIN => self.note_missed(),
                     NO_SOCKET => return Ok(Step::Mistaken),
                     count => {
+                        if descriptor.has_missed() && !self.writes {
+                            self.machine.parts().descriptors.set_missed(self.fd, false);
+                        }
                         self.note_drained(descriptor, count, done);
                         return Ok(Step::Done(count));
                     }
@@ -99,6 +102,18 @@ impl Transfer<'_> {
                     Step::Done(count)
                 }
             });
+        }
+    }
+
+    /// Whether a read should try without waiting first, though the last one left something or filled its buffer.
+    fn expects(&self, descriptor: Descriptor) -> bool {
+        !descriptor.has_missed() || self.machine.parts().descriptors.expects(self.fd)
+    }
+
+    /// Notes that an attempt was in vain.
+    fn note_missed(&self) {
+        if !self.writes {
+            self.machine.parts().descriptors.set_missed(self.fd, true);
         }
     }
 
@@ -119,9 +134,7 @@ impl Transfer<'_> {
     /// kernel is lost by switching to each once more.
     fn has_company(&self) -> bool {
         const LEAST: usize = 4;
-        const MOST: usize = 256;
-        let tasks = &self.machine.parts().driver.tasks;
-        tasks.queued() >= LEAST && tasks.waiting() <= MOST
+        self.machine.parts().driver.tasks.queued() >= LEAST
     }
 
     /// A pipe and the like.

@@ -41,6 +41,7 @@ impl Transfer<'_> {
                         flags,
                         without_copy,
                     };
+                    machine.parts().driver.tasks.set_brief(me);
                     machine.operate(me, &mut send, deadline)
                 }
                 (false, writes) => {
