@@ -162,7 +162,7 @@ class TestReadiness < SchedulerTest
       Fiber.schedule { ended = assert_raises(IOError) { writer.wait_writable } }
       Fiber.schedule do
         # Until the wait goes on, on a thread.
-        Fiber.scheduler.yield until Dir["/proc/self/task/*/comm"].any? { |name| File.read(name) == "um-call\n" }
+        Fiber.scheduler.yield until Dir["/proc/self/task/*/comm"].any? { |name| File.read(name) == "um-native\n" }
         writer.close
       end
     end

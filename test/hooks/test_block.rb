@@ -256,6 +256,26 @@ class TestBlock < SchedulerTest
     end
   end
 
+  # It never waited: an unblock that comes later is for nobody.
+  def test_a_block_that_raises_at_once_is_over
+    scheduled do |scheduler|
+      reader, writer = IO.pipe
+      ready = nil
+      waiting = Fiber.schedule do
+        scheduler.machine.schedule(Fiber.current, ArgumentError.new("pending"))
+        assert_raises(ArgumentError) { scheduler.block(:mutex) }
+        ready = reader.wait_readable && reader.read_nonblock(1)
+      end
+      Fiber.schedule do
+        scheduler.unblock(:mutex, waiting)
+        scheduler.yield
+        writer << "x"
+      end
+      scheduler.run
+      assert_equal "x", ready
+    end
+  end
+
   def test_bad_arguments_raise
     in_fiber do |scheduler|
       assert_raises(ArgumentError) { scheduler.block }

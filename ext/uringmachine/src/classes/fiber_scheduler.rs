@@ -229,7 +229,7 @@ fn forget(machine: &Machine, fiber: Value) -> Option<Value> {
         return None;
     }
     let mut parts = machine.parts();
-    let task = parts.find(fiber)?;
+    let task = parts.find_running(fiber)?;
     let kept = parts.take_kept(task);
     parts.remove(task);
     kept

@@ -60,25 +60,33 @@ fn unblock(this: This<Scheduler>, blocker: Value, fiber: Value) {
 }
 
 fn unblock_in(machine: &Machine, blocker: Value, fiber: Value) {
-    let known = machine.parts().find(fiber);
-    let task = match known {
-        Some(task) => task,
-        // A fiber that never waited here, about to: see below.
-        None if fiber::is_alive(fiber) => machine.add(fiber, false),
-        None => return,
-    };
     let mut parts = machine.parts();
-    let task = parts.blocked_task(task);
-    match parts.driver.tasks.state(task) {
-        Some(State::Waiting | State::Ready(_)) if parts.waiter(task).blocked => {
-            // One whose wait is over takes it all the same: nobody else is given it.
-            let wait = parts.driver.tasks.current_wait(task);
-            let woken = wait.is_some_and(|wait| parts.driver.tasks.wake(wait, Wake::Complete));
+    let task = match parts.find(fiber) {
+        Some(task) => task,
+        None => {
             drop(parts);
-            if woken {
-                machine.notify();
+            if !fiber::is_alive(fiber) {
+                return;
             }
+            // A fiber that never waited here, about to: see below.
+            let task = machine.add(fiber, false);
+            parts = machine.parts();
+            task
         }
+    };
+    let (task, blocked) = parts.blocked_task(task);
+    let state = parts.driver.tasks.state(task);
+    if blocked && state != Some(State::Running) {
+        // One whose wait is over takes it all the same: nobody else is given it.
+        let wait = parts.driver.tasks.current_wait(task);
+        let woken = wait.is_some_and(|wait| parts.driver.tasks.wake(wait, Wake::Complete));
+        drop(parts);
+        if woken {
+            machine.notify();
+        }
+        return;
+    }
+    match state {
         // It has registered with the blocker but not reached `block` yet: remember. Or it is a thread's root fiber,
         // which waits without the scheduler: for the fibers of other threads that are in an IO it closes
         // (thread.c, rb_thread_io_close_wait).

@@ -79,6 +79,16 @@ impl Parts {
         self.fibers.by_fiber.get(&fiber).copied()
     }
 
+    /// As [`Parts::find`], of the fiber that runs, as a rule.
+    #[inline]
+    pub fn find_running(&self, fiber: Value) -> Option<TaskId> {
+        let current = self.fibers.current;
+        match self.driver.tasks.get(current) {
+            Some(waiter) if waiter.fiber == fiber && waiter.outer.is_none() => Some(current),
+            _ => self.find(fiber),
+        }
+    }
+
     /// The task of a fiber that somebody means who knows of no handlers: the innermost one that waits.
     pub fn find_waiting(&self, fiber: Value) -> Option<TaskId> {
         let mut task = self.find(fiber)?;
@@ -107,17 +117,18 @@ impl Parts {
             .is_some_and(|waiter| waiter.scheduled)
     }
 
-    /// The task of a fiber whose wait `unblock` may end.
-    pub fn blocked_task(&self, mut task: TaskId) -> TaskId {
+    /// The task of a fiber whose wait `unblock` may end, and whether it is in one.
+    #[inline]
+    pub fn blocked_task(&self, mut task: TaskId) -> (TaskId, bool) {
         let first = task;
         while let Some(waiter) = self.driver.tasks.get(task) {
             match waiter.outer {
-                _ if waiter.blocked => return task,
+                _ if waiter.blocked => return (task, true),
                 Some(outer) => task = outer,
                 None => break,
             }
         }
-        first
+        (first, false)
     }
 
     /// The task that interrupts of the thread belong to: the root fiber's, while it waits here.

@@ -84,13 +84,7 @@ impl Machine {
     ) -> Result<i32, Failure> {
         let entry = operation.entry();
         let fd = descriptor_of(&entry);
-        let mut parts = self.parts();
-        if !parts.has_nothing_pending(me) {
-            drop(parts);
-            // What a mask holds back is pending, and not raised.
-            self.raise_pending(me)?;
-            parts = self.parts();
-        }
+        let mut parts = self.parts_to_wait(me)?;
         let id = parts.driver.tasks.begin_wait(me);
         // SAFETY: the operation is borrowed until this returns, which is when the kernel is done with it, and stays
         // where it is; a panic in between ends the process.

@@ -1,8 +1,7 @@
 //! System calls that wait and that the ring has no operation for.
 //!
-//! Each runs on a thread of its own, which a signal interrupts: one that is given up has ended, and done
-//! nothing, when its fiber goes on. The threads of [`crate::off_thread::resolver`] are few; calls that may wait for ever
-//! would use them up.
+//! Each has a native thread to itself at once, for it may wait for ever, and a signal interrupts it: one that is given up has
+//! ended, and done nothing, when its fiber goes on.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
@@ -16,8 +15,8 @@ use super::operate::{Failure, InKernel};
 use super::wait::{Ended, Wait};
 use super::Machine;
 use crate::os::fd::Fd;
+use crate::os::native_threads::{self, Runner};
 use crate::os::per_process::PerProcess;
-use crate::os::thread::{leave_signals_to_ruby, Thread};
 use crate::os::{self, process};
 use crate::ruby::Raise;
 
@@ -82,7 +81,7 @@ struct Running {
     /// Where the machine is: only to tell whose call it is.
     machine: usize,
     call: Arc<Call>,
-    thread: Thread,
+    runner: Arc<Runner>,
 }
 
 /// Every call there is. In a child of fork none is.
@@ -100,11 +99,11 @@ fn place_of(machine: &Machine) -> usize {
 struct Listed(Arc<Call>);
 
 impl Listed {
-    fn new(machine: &Machine, call: &Arc<Call>, thread: &Thread) -> Self {
+    fn new(machine: &Machine, call: &Arc<Call>, runner: &Arc<Runner>) -> Self {
         running().push(Running {
             machine: place_of(machine),
             call: Arc::clone(call),
-            thread: thread.clone(),
+            runner: Arc::clone(runner),
         });
         Self(Arc::clone(call))
     }
@@ -123,20 +122,19 @@ pub fn give_up_all(machine: &Machine) {
     running().retain_mut(|entry| {
         let is_its = entry.machine == place_of(machine);
         if is_its {
-            left.push((Arc::clone(&entry.call), entry.thread.clone()));
+            left.push((Arc::clone(&entry.call), Arc::clone(&entry.runner)));
         }
         !is_its
     });
     for _ in 0..ATTEMPTS {
-        left.retain(|(call, thread)| {
+        left.retain(|(call, runner)| {
             call.given_up.store(true, Ordering::Release);
             call.file().take();
-            if call.forsake() {
-                thread.let_go();
-                return false;
+            let is_over = call.forsake();
+            if !is_over {
+                runner.interrupt();
             }
-            thread.interrupt();
-            true
+            !is_over
         });
         if left.is_empty() {
             return;
@@ -252,32 +250,29 @@ fn call_with(
         }),
     });
     let worker = Arc::clone(&call);
-    let spawned = std::thread::Builder::new()
-        .name("um-call".into())
-        .stack_size(128 * 1024)
-        .spawn(move || {
-            leave_signals_to_ruby();
-            // It stays open while the call runs, also if it is given up.
-            let file = worker.file().clone();
-            let mut result = job(number);
-            while result == -libc::EINTR && !worker.given_up.load(Ordering::Acquire) {
-                result = job(number);
-            }
-            // What the job owns goes before anybody learns of its end.
-            drop(job);
-            drop(file);
-            worker.end(result, &waker);
-        });
-    let thread = match spawned {
-        Ok(thread) => Thread::new(thread),
-        Err(error) => {
+    let begun = native_threads::run(move || {
+        // It stays open while the call runs, also if it is given up.
+        let file = worker.file().clone();
+        let mut result = job(number);
+        // A signal that was for the thread's last call is no reason to end this one.
+        while result == -libc::EINTR && !worker.given_up.load(Ordering::Acquire) {
+            result = job(number);
+        }
+        // What the job owns goes before anybody learns of its end.
+        drop(job);
+        drop(file);
+        worker.end(result, &waker);
+    });
+    let runner = match begun {
+        Ok(runner) => runner,
+        Err(errno) => {
             if let Some(raise) = first {
                 machine.parts().keep_raise(me, raise)?;
             }
-            return Ok(-error.raw_os_error().unwrap_or(libc::EAGAIN));
+            return Ok(errno.negative());
         }
     };
-    let listed = Listed::new(machine, &call, &thread);
+    let listed = Listed::new(machine, &call, &runner);
     let mut woken = Ok(Wake::Interrupt);
     if first.is_none() {
         woken = match wait.suspend() {
@@ -289,7 +284,7 @@ fn call_with(
         };
     }
     let is_over = first.is_none() && matches!(woken, Ok(Wake::Complete));
-    let (result, second) = finish(machine, me, &mut wait, &call, &thread);
+    let (result, second) = finish(machine, me, &mut wait, &call, &runner);
     drop(listed);
     let ended = match (first, second) {
         (None, None) if result >= 0 || is_over => {
@@ -324,7 +319,7 @@ fn finish(
     me: TaskId,
     wait: &mut Wait,
     call: &Call,
-    thread: &Thread,
+    runner: &Runner,
 ) -> (i32, Option<Raise>) {
     let mut second = None;
     loop {
@@ -342,7 +337,7 @@ fn finish(
         }
         machine.parts().waiter(me).draining = true;
         call.given_up.store(true, Ordering::Release);
-        thread.interrupt();
+        runner.interrupt();
         if let Err(raise) = wait.until(Some(clock::now().saturating_add(AGAIN))) {
             second = Some(raise);
         }

@@ -1,5 +1,7 @@
 //! One wait of a fiber: it begins when it is made, and ends when it is dropped.
 
+use std::cell::RefMut;
+
 use uringmachine_runtime::{TaskId, WaitId, Wake};
 
 use super::operate::Failure;
@@ -39,15 +41,34 @@ impl Machine {
     /// What the fiber is to raise: then there is none.
     #[inline]
     pub fn begin_wait(&self, me: TaskId) -> Result<Wait<'_>, Raise> {
+        let mut parts = self.parts_to_wait(me)?;
+        let id = parts.driver.tasks.begin_wait(me);
+        drop(parts);
+        Ok(Wait::begun(self, me, id))
+    }
+
+    /// The machine's parts, for a wait that is to begin.
+    ///
+    /// # Errors
+    /// What the fiber is to raise.
+    #[inline(always)]
+    pub fn parts_to_wait(&self, me: TaskId) -> Result<RefMut<'_, Parts>, Raise> {
         let mut parts = self.parts();
         if !parts.has_nothing_pending(me) {
             drop(parts);
-            // What a mask holds back is pending, and not raised.
-            self.raise_pending(me)?;
+            self.raise_before_waiting(me)?;
             parts = self.parts();
         }
-        let id = parts.driver.tasks.begin_wait(me);
-        Ok(Wait::begun(self, me, id))
+        Ok(parts)
+    }
+
+    /// What a mask holds back is pending, and not raised.
+    #[cold]
+    fn raise_before_waiting(&self, me: TaskId) -> Result<(), Raise> {
+        self.raise_pending(me).inspect_err(|_| {
+            // It was about to block, and does not.
+            self.parts().waiter(me).blocked = false;
+        })
     }
 
     /// Begins a wait, whatever the fiber is to raise.

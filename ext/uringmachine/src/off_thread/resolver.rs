@@ -1,4 +1,4 @@
-//! Name look-ups by the system's resolver, on native threads, which know no Ruby.
+//! Name look-ups by the system's resolver, on a few native threads, or more if all of them wait long.
 
 use std::ffi::CString;
 use std::sync::atomic::AtomicBool;
@@ -9,8 +9,7 @@ use uringmachine_runtime::TaskId;
 use crate::machine::Machine;
 use crate::off_thread::threads::{self, End, Leaving, Place, Pool, Turn};
 use crate::os::per_process::PerProcess;
-use crate::os::thread::block_signals;
-use crate::os::{resolver, Errno};
+use crate::os::{native_threads, resolver};
 use crate::ruby::Raise;
 
 /// A child of fork has none of its parent's threads.
@@ -22,17 +21,12 @@ struct Work(Box<dyn FnOnce() + Send>);
 impl threads::Work for Work {
     fn start_thread(pool: &Arc<Pool<Self>>) -> Result<(), Raise> {
         let pool = Arc::clone(pool);
-        let spawned = std::thread::Builder::new()
-            .name("um-native".into())
-            .stack_size(512 * 1024)
-            .spawn(move || work(&pool));
-        Ok(spawned.map(drop).map_err(Errno::from)?)
+        native_threads::run(move || work(&pool))?;
+        Ok(())
     }
 }
 
 fn work(pool: &Pool<Work>) {
-    // They are for Ruby's threads.
-    block_signals();
     let (mut place, never) = (Place::Fresh, AtomicBool::new(false));
     while let Turn::Job(job) = pool.take(&mut place, &never) {
         pool.begin(&mut place);

@@ -11,6 +11,7 @@ pub mod file_system;
 pub mod inotify;
 pub mod library;
 pub mod limits;
+pub mod native_threads;
 pub mod per_process;
 pub mod per_ractor;
 pub mod process;

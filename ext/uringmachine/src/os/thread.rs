@@ -1,10 +1,6 @@
 //! Threads, and the signals that are for some of them.
 
-use std::os::unix::thread::JoinHandleExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-
-use nix::sys::pthread::pthread_kill;
+use nix::sys::pthread::{pthread_kill, Pthread};
 use nix::sys::signal::{SigSet, Signal};
 use nix::time::ClockId;
 
@@ -12,38 +8,12 @@ use nix::time::ClockId;
 /// (thread_pthread.c, `null_func`).
 const INTERRUPTS: Signal = Signal::SIGVTALRM;
 
-/// A thread that several hold, who may interrupt it until one of them lets go of it.
-#[derive(Clone, Debug)]
-pub struct Thread(Arc<Mutex<Option<JoinHandle<()>>>>);
-
-impl Thread {
-    /// One that was started.
-    pub fn new(handle: JoinHandle<()>) -> Self {
-        Self(Arc::new(Mutex::new(Some(handle))))
-    }
-
-    fn handle(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Interrupts its system call, unless somebody has let go of it.
-    pub fn interrupt(&self) {
-        if let Some(handle) = &*self.handle() {
-            interrupt(handle);
-        }
-    }
-
-    /// Lets go of it, for all who hold it: its resources are given back when it ends (pthread_detach(3)).
-    pub fn let_go(&self) {
-        drop(self.handle().take());
-    }
-}
-
-/// Interrupts a thread's system call by Ruby's own signal, if Ruby has set up its handler (pthread_kill(3)).
-pub fn interrupt<T>(thread: &JoinHandle<T>) {
+/// Interrupts a thread's system call by Ruby's own signal, if Ruby has set up its handler (pthread_kill(3)). The thread
+/// lives.
+pub fn interrupt(thread: Pthread) {
     if is_handled() {
-        // It fails for a thread that is over only.
-        let _ = pthread_kill(thread.as_pthread_t(), INTERRUPTS);
+        // It fails for numbers of signals that are none only.
+        let _ = pthread_kill(thread, INTERRUPTS);
     }
 }
 
@@ -67,12 +37,6 @@ pub fn leave_signals_to_ruby() {
     signals.remove(INTERRUPTS);
     // It fails for numbers that are none only.
     let _ = signals.thread_set_mask();
-}
-
-/// Has this thread receive no signal at all.
-pub fn block_signals() {
-    // As above.
-    let _ = SigSet::all().thread_block();
 }
 
 /// Nanoseconds of CPU time of this thread (clock_gettime(2), CLOCK_THREAD_CPUTIME_ID).

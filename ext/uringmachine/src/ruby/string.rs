@@ -218,17 +218,8 @@ pub(crate) unsafe fn unlock_with(
     bytes: *const u8,
     count: usize,
 ) -> Result<(), Raise> {
-    let wanted = offset + count;
-    // SAFETY: a String, with room for as many bytes once it is made.
-    may_raise(|| unsafe {
-        rb_sys::rb_str_unlocktmp(string.raw());
-        make_room(string.raw(), wanted);
-        let room = rb_sys::RSTRING_PTR(string.raw()).cast::<u8>().cast_mut();
-        std::ptr::copy_nonoverlapping(bytes, room.add(offset), count);
-        rb_sys::rb_str_set_len(string.raw(), wanted as _);
-        NIL.raw()
-    })
-    .map(drop)
+    // SAFETY: the caller's promise.
+    unsafe { unlock_to(string, offset, bytes, count, |_| true) }
 }
 
 /// As [`unlock_with`], of bytes that lie there already, unless the String's memory has become another meanwhile: then they
@@ -246,16 +237,30 @@ pub(crate) unsafe fn unlock_filled(
     bytes: *const u8,
     count: usize,
 ) -> Result<(), Raise> {
-    let wanted = offset + count;
-    // SAFETY: as `unlock_with`. A copy that was made of the String meanwhile shares the old memory, and keeps it: nothing
-    // that could collect that runs before its bytes are here.
+    // SAFETY: the caller's promise. A copy that was made of the String meanwhile shares the old memory, and keeps it:
+    // nothing that could collect that runs before its bytes are here.
+    unsafe { unlock_to(string, offset, bytes, count, |has_moved| has_moved) }
+}
+
+/// Unlocks a String and makes it end with `bytes`, which are copied if that is `wanted`, given whether its memory has become
+/// another.
+#[inline(always)]
+unsafe fn unlock_to(
+    string: Value,
+    offset: usize,
+    bytes: *const u8,
+    count: usize,
+    wanted: impl Fn(bool) -> bool,
+) -> Result<(), Raise> {
+    let length = offset + count;
+    // SAFETY: a String, with room for as many bytes once it is made.
     may_raise(|| unsafe {
         rb_sys::rb_str_unlocktmp(string.raw());
-        if make_room(string.raw(), wanted) {
+        if wanted(make_room(string.raw(), length)) {
             let room = rb_sys::RSTRING_PTR(string.raw()).cast::<u8>().cast_mut();
             std::ptr::copy_nonoverlapping(bytes, room.add(offset), count);
         }
-        rb_sys::rb_str_set_len(string.raw(), wanted as _);
+        rb_sys::rb_str_set_len(string.raw(), length as _);
         NIL.raw()
     })
     .map(drop)
