@@ -1,56 +1,77 @@
 # frozen_string_literal: true
 
-# What is measured: each peer runs a block in which `spawn` starts something concurrently, and returns when all of it
-# has ended. A peer that cannot be had says why.
+# What is measured beside ours: each peer runs a block in which `spawn` starts something concurrently, and returns when
+# all of it has ended. A peer that cannot be had says why.
 module Peers
-  NAMES = %w[um async-epoll async-uring threads].freeze
+  # A fiber scheduler: the variable that says in which folders its files are, what is required, and what makes one.
+  Scheduler = Struct.new(:variable, :feature, :make)
+
+  SCHEDULERS = {
+    "um" => Scheduler.new(nil, "uringmachine", -> { UM::FiberScheduler.new }),
+    "async-epoll" => Scheduler.new("UM_BENCH_IO_EVENT", "async", -> { async(:EPoll) }),
+    "async-uring" => Scheduler.new("UM_BENCH_IO_EVENT", "async", -> { async(:URing) }),
+    "c-gem" => Scheduler.new("UM_BENCH_C_GEM", "uringmachine", -> { UM::FiberScheduler.new }),
+    "itsi" => Scheduler.new("UM_BENCH_ITSI", "itsi/scheduler", -> { Itsi::Scheduler.new }),
+    "carbon" => Scheduler.new("UM_BENCH_CARBON", "carbon_fiber", -> { CarbonFiber::Scheduler.new })
+  }.freeze
+
+  NAMES = [*SCHEDULERS.keys, "threads", "nginx"].freeze
+
+  # The gems that Async is made of: its gemspec asks for io-event as a gem, and its files are all that is needed.
+  ASYNC = %w[async console fiber-annotation fiber-local fiber-storage metrics traces].freeze
 
   module_function
 
-  # nil if the peer can run here, else why not.
+  # nil if the peer can run in this process, else why not. Two that have the same names cannot both.
   def missing(name)
-    case name
-    when "um" then UM.supported? ? nil : UM.unsupported_reason
-    when "async-epoll", "async-uring" then missing_async(name)
-    when "threads" then nil
-    else "there is no such peer; the peers are #{NAMES.join(", ")}"
-    end
-  rescue LoadError => e
+    return missing_nginx if name == "nginx"
+    return if name == "threads"
+
+    scheduler = SCHEDULERS[name]
+    return "there is no such peer; the peers are #{NAMES.join(", ")}" unless scheduler
+
+    variable = scheduler.variable
+    return "set #{variable} to the lib folder of the built gem" if variable && !ENV.key?(variable)
+
+    load(name)
+    return UM.supported? ? nil : UM.unsupported_reason if name == "um"
+
+    scheduler.make.call if name.start_with?("async")
+    nil
+  rescue LoadError, NameError => e
     e.message
   end
 
-  def missing_async(name)
-    folder = ENV.fetch("UM_BENCH_IO_EVENT", nil)
-    return "set UM_BENCH_IO_EVENT to the lib folder of a built io-event (with IO_Event.so in it)" unless folder
-
-    load_async
-    "io-event was built without it" unless IO::Event::Selector.const_defined?(selector(name))
+  def missing_nginx
+    "nginx is not there (apt-get install nginx-light)" unless system("command -v nginx >/dev/null")
   end
 
-  def load_async
-    folder = ENV.fetch("UM_BENCH_IO_EVENT")
-    $LOAD_PATH.unshift(folder) unless $LOAD_PATH.include?(folder)
-    # Async's gemspec asks for io-event as a gem; its files are all that is needed.
-    %w[async console fiber-annotation fiber-local fiber-storage metrics traces].each do |gem|
+  def load(name)
+    scheduler = SCHEDULERS.fetch(name)
+    folders = ENV.fetch(scheduler.variable, "").split(File::PATH_SEPARATOR) if scheduler.variable
+    folders&.each { |folder| $LOAD_PATH.unshift(folder) unless $LOAD_PATH.include?(folder) }
+    load_async_gems if scheduler.feature == "async"
+    require scheduler.feature
+  end
+
+  def load_async_gems
+    ASYNC.each do |gem|
       found = Gem.path.flat_map { |path| Dir[File.join(path, "gems", "#{gem}-[0-9]*", "lib")] }.max
       $LOAD_PATH.push(found) if found && !$LOAD_PATH.include?(found)
     end
-    require "async"
-    require "async/scheduler"
   end
 
-  def selector(name) = name == "async-epoll" ? :EPoll : :URing
+  def async(selector)
+    require "async/scheduler"
+    Async::Scheduler.new(selector: IO::Event::Selector.const_get(selector).new(Fiber.current))
+  end
 
   # Runs the block as the peer would; `spawn` takes a block.
-  def run(name, &block)
-    case name
-    when "threads" then run_threads(&block)
-    when "um" then run_scheduler(-> { UM::FiberScheduler.new }, &block)
-    else
-      load_async
-      selector = IO::Event::Selector.const_get(selector(name))
-      run_scheduler(-> { Async::Scheduler.new(selector: selector.new(Fiber.current)) }, &block)
-    end
+  def run(name, &)
+    return run_threads(&) if name == "threads"
+
+    load(name)
+    run_scheduler(SCHEDULERS.fetch(name).make, &)
   end
 
   def run_threads

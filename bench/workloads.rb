@@ -1,27 +1,45 @@
 # frozen_string_literal: true
 
+require "fileutils"
 require "socket"
 require "tempfile"
 require "timeout"
 require "tmpdir"
 
+require_relative "http_load"
+require_relative "nginx"
+require_relative "peers"
+
 # The workloads. Each takes `spawn` and the number of operations; what it sets up before its block is not measured.
 module Workloads
-  # A workload: its operations per run, the peers' handicap if any, and its body.
-  Workload = Struct.new(:name, :operations, :threads_operations, :body)
+  # A workload: its operations per run; those of plain threads, which are too slow for as many; the ratio to the best other
+  # gem that is wanted; the peers that only it has; and its body.
+  Workload = Struct.new(:name, :operations, :threads_operations, :wanted, :others, :body) do
+    def measure(peer, count)
+      return others.fetch(peer).call if others.key?(peer)
+
+      found = nil
+      Peers.run(peer) { |spawn| found = body.call(spawn, count) }
+      found.respond_to?(:call) ? found.call : found
+    end
+
+    # nil if a peer can run it, else why not.
+    def missing(peer)
+      "it is no server of this" if peer == "nginx" && !others.key?(peer)
+    end
+  end
 
   ALL = {}
 
-  # `threads:` is the number of operations for plain threads, where they are too slow for as many.
-  def self.workload(name, operations, threads: operations, &body)
-    ALL[name] = Workload.new(name, operations, threads, body)
+  def self.workload(name, operations, wanted:, threads: operations, others: {}, &body)
+    ALL[name] = Workload.new(name, operations, threads, wanted, others, body)
   end
 
-  workload "spawn", 100_000, threads: 10_000 do |spawn, count|
+  workload "spawn", 100_000, wanted: 0.85, threads: 10_000 do |spawn, count|
     spawn.call { count.times { spawn.call {} } }
   end
 
-  workload "pipe", 100_000, threads: 40_000 do |spawn, count|
+  workload "pipe", 100_000, wanted: 0.80, threads: 40_000 do |spawn, count|
     reader, writer = IO.pipe
     writer.sync = true
     message = "m" * 1024
@@ -35,7 +53,7 @@ module Workloads
     end
   end
 
-  workload "ping_pong", 50_000, threads: 10_000 do |spawn, count|
+  workload "ping_pong", 50_000, wanted: 0.80, threads: 10_000 do |spawn, count|
     near, far = UNIXSocket.pair
     message = "p" * 64
     spawn.call do
@@ -51,15 +69,15 @@ module Workloads
     end
   end
 
-  workload "sleep", 20_000, threads: 2_000 do |spawn, count|
+  workload "sleep", 20_000, wanted: 0.60, threads: 2_000 do |spawn, count|
     count.times { spawn.call { sleep 0.1 } }
   end
 
-  workload "sleep_zero", 200_000, threads: 20_000 do |spawn, count|
+  workload "sleep_zero", 200_000, wanted: 0.17, threads: 20_000 do |spawn, count|
     10.times { spawn.call { (count / 10).times { sleep 0 } } }
   end
 
-  workload "mutex", 100_000, threads: 20_000 do |spawn, count|
+  workload "mutex", 100_000, wanted: 0.30, threads: 20_000 do |spawn, count|
     mutex = Mutex.new
     10.times do
       spawn.call do
@@ -70,17 +88,17 @@ module Workloads
     end
   end
 
-  workload "queue", 200_000, threads: 50_000 do |spawn, count|
+  workload "queue", 200_000, wanted: 0.80, threads: 50_000 do |spawn, count|
     queue = SizedQueue.new(16)
     spawn.call { count.times { |number| queue << number } }
     spawn.call { count.times { queue.pop } }
   end
 
-  workload "timeout", 50_000 do |spawn, count|
+  workload "timeout", 50_000, wanted: 0.35 do |spawn, count|
     spawn.call { count.times { Timeout.timeout(10) { sleep 0 } } }
   end
 
-  workload "pread", 100_000 do |spawn, count|
+  workload "pread", 100_000, wanted: 0.72 do |spawn, count|
     file = Tempfile.create("um")
     file.write("f" * 4096 * 64)
     file.flush
@@ -91,7 +109,7 @@ module Workloads
     end
   end
 
-  workload "small_files", 20_000 do |spawn, count|
+  workload "small_files", 20_000, wanted: 0.95 do |spawn, count|
     folder = Dir.mktmpdir("um")
     paths = Array.new(100) { |number| File.join(folder, number.to_s).tap { |path| File.write(path, "s" * 1024) } }
     spawn.call do
@@ -100,7 +118,7 @@ module Workloads
     end
   end
 
-  workload "file_write", 100_000 do |spawn, count|
+  workload "file_write", 100_000, wanted: 0.93 do |spawn, count|
     file = Tempfile.create("um")
     file.sync = true
     File.unlink(file.path)
@@ -113,11 +131,11 @@ module Workloads
     end
   end
 
-  workload "processes", 100 do |spawn, count|
+  workload "processes", 100, wanted: 0.87 do |spawn, count|
     10.times { spawn.call { (count / 10).times { system("/bin/true") } } }
   end
 
-  workload "copy_stream", 40 do |spawn, count|
+  workload "copy_stream", 40, wanted: 0.75 do |spawn, count|
     file = Tempfile.create("um")
     file.write("c" * (1 << 22))
     file.flush
@@ -156,7 +174,7 @@ module Workloads
     end
   end
 
-  workload "tcp_echo", 50_000, threads: 20_000 do |spawn, count|
+  workload "tcp_echo", 50_000, wanted: 0.80, threads: 20_000 do |spawn, count|
     connections = 100
     server = TCPServer.new("127.0.0.1", 0)
     server.listen(1024)
@@ -177,36 +195,63 @@ module Workloads
 
   RESPONSE = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
 
-  def self.http(spawn, count, connections)
-    server = TCPServer.new("127.0.0.1", 0)
-    server.listen(4096)
-    port = server.addr[1]
-    served = 0
-    log = Tempfile.new("um")
-    client = Process.spawn("wrk", "-t1", "-c#{connections}", "-d2s", "http://127.0.0.1:#{port}/", out: log.path, err: log.path)
+  # A server of ordinary code: it reads lines until an empty one, and answers.
+  def self.serve(spawn, server)
+    socket = server.accept
     spawn.call do
-      connections.times do
-        socket = server.accept
-        spawn.call do
-          while (line = socket.gets)
-            next unless line == "\r\n"
-
-            socket.write(RESPONSE)
-            served += 1
-          end
-          socket.close
-        rescue SystemCallError
-          socket.close
-        end
+      while (line = socket.gets)
+        socket.write(RESPONSE) if line == "\r\n"
       end
-      Process.wait(client)
+      socket.close
+    rescue SystemCallError
+      socket.close
     end
-    -> { served.zero? ? count : served }
   end
 
-  if system("command -v wrk >/dev/null")
-    workload("http_64", 1) { |spawn, count| http(spawn, count, 64) }
-    workload("http_1000", 1) { |spawn, count| http(spawn, count, 1000) }
+  def self.listen
+    TCPServer.new("127.0.0.1", 0).tap { |server| server.listen(4096) }
+  end
+
+  def self.http(spawn, connections)
+    server = listen
+    load = HttpLoad.new(server.addr[1], connections)
+    spawn.call { connections.times { serve(spawn, server) } }
+    -> { load.result.then { |found| found.merge(operations: found[:requests]) } }
+  end
+
+  # Processes that share a listening socket: what they spend is known when they have ended.
+  def self.prefork(peer, workers, connections)
+    server = listen
+    children = Array.new(workers) do
+      fork { Peers.run(peer) { |spawn| spawn.call { loop { serve(spawn, server) } } } }
+    end
+    found = HttpLoad.new(server.addr[1], connections).result
+    before = Process.times
+    children.each { |pid| Process.kill(:KILL, pid) && Process.wait(pid) }
+    spent_by_servers(found, Process.times.then { |times| [times.cutime - before.cutime, times.cstime - before.cstime] })
+  end
+
+  def self.nginx(workers, connections)
+    nginx = Nginx.new(workers: workers)
+    before = nginx.times
+    found = HttpLoad.new(nginx.port, connections).result
+    spent_by_servers(found, nginx.times.zip(before).map { |now, start| now - start })
+  ensure
+    nginx&.stop
+  end
+
+  def self.spent_by_servers(found, times)
+    user, system = times
+    found.merge(operations: found[:requests], cpu: user + system, user: user, system: system)
+  end
+
+  if HttpLoad.there?
+    { 64 => 0.88, 1000 => 0.75 }.each do |connections, wanted|
+      others = { "nginx" => -> { nginx(1, connections) } }
+      workload("http_#{connections}", 1, wanted: wanted, others: others) { |spawn, _| http(spawn, connections) }
+    end
+    preforked = (Peers::SCHEDULERS.keys + ["threads"]).to_h { |peer| [peer, -> { prefork(peer, 2, 64) }] }
+    workload("http_prefork", 1, wanted: 0.88, others: preforked.merge("nginx" => -> { nginx(2, 64) }))
   else
     warn "http workloads are skipped: wrk is not there (apt-get install wrk)"
   end

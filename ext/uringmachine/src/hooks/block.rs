@@ -76,7 +76,17 @@ fn unblock_in(machine: &Machine, blocker: Value, fiber: Value) {
     };
     let (task, blocked) = parts.blocked_task(task);
     let state = parts.driver.tasks.state(task);
-    if blocked && state != Some(State::Running) {
+    if state == Some(State::Running) {
+        // It has registered with the blocker but not reached `block` yet: remember. Or it is a thread's root fiber,
+        // which waits without the scheduler: for the fibers of other threads that are in an IO it closes
+        // (thread.c, rb_thread_io_close_wait).
+        parts.waiter(task).unblocked_by = blocker;
+        let is_home = fiber == parts.fibers.home;
+        drop(parts);
+        if is_home {
+            fiber::wake_thread(machine.thread());
+        }
+    } else if blocked {
         // One whose wait is over takes it all the same: nobody else is given it.
         let wait = parts.driver.tasks.current_wait(task);
         let woken = wait.is_some_and(|wait| parts.driver.tasks.wake(wait, Wake::Complete));
@@ -84,23 +94,8 @@ fn unblock_in(machine: &Machine, blocker: Value, fiber: Value) {
         if woken {
             machine.notify();
         }
-        return;
     }
-    match state {
-        // It has registered with the blocker but not reached `block` yet: remember. Or it is a thread's root fiber,
-        // which waits without the scheduler: for the fibers of other threads that are in an IO it closes
-        // (thread.c, rb_thread_io_close_wait).
-        Some(State::Running) => {
-            parts.waiter(task).unblocked_by = blocker;
-            let is_home = fiber == parts.fibers.home;
-            drop(parts);
-            if is_home {
-                fiber::wake_thread(machine.thread());
-            }
-        }
-        // Woken already, or waiting for something else: this is for an earlier wait.
-        _ => {}
-    }
+    // Else it is woken already, or waits for something else: this is for an earlier wait.
 }
 
 pub fn define(class: RClass) -> Result<(), Error> {
