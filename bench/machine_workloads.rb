@@ -95,7 +95,8 @@ module MachineWorkloads
   end
 
   workload "timeout", 1_000_000, wanted: 0.40 do |machine, count|
-    count.times { machine.timeout(10, TooLate) {} }
+    # The C gem's queue of submissions is emptied by what waits only.
+    count.times { |number| machine.timeout(10, TooLate) { true } && (number % 64).zero? && machine.sleep(0) }
   end
 
   RESPONSE = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"

@@ -3,14 +3,15 @@
 # What is measured beside ours: each peer runs a block in which `spawn` starts something concurrently, and returns when
 # all of it has ended. A peer that cannot be had says why.
 module Peers
-  # A fiber scheduler: the variable that says in which folders its files are, what is required, and what makes one.
-  Scheduler = Struct.new(:variable, :feature, :make)
+  # A fiber scheduler: the variable that says in which folders its files are, what is required, what makes one, and whether
+  # its end waits for the fibers that there are only, and not for those that they start.
+  Scheduler = Struct.new(:variable, :feature, :make, :forgets)
 
   SCHEDULERS = {
     "um" => Scheduler.new(nil, "uringmachine", -> { UM::FiberScheduler.new }),
     "async-epoll" => Scheduler.new("UM_BENCH_IO_EVENT", "async", -> { async(:EPoll) }),
     "async-uring" => Scheduler.new("UM_BENCH_IO_EVENT", "async", -> { async(:URing) }),
-    "c-gem" => Scheduler.new("UM_BENCH_C_GEM", "uringmachine", -> { UM::FiberScheduler.new }),
+    "c-gem" => Scheduler.new("UM_BENCH_C_GEM", "uringmachine", -> { UM::FiberScheduler.new }, true),
     "itsi" => Scheduler.new("UM_BENCH_ITSI", "itsi/scheduler", -> { Itsi::Scheduler.new }),
     "carbon" => Scheduler.new("UM_BENCH_CARBON", "carbon_fiber", -> { CarbonFiber::Scheduler.new })
   }.freeze
@@ -71,7 +72,7 @@ module Peers
     return run_threads(&) if name == "threads"
 
     load(name)
-    run_scheduler(SCHEDULERS.fetch(name).make, &)
+    run_scheduler(SCHEDULERS.fetch(name), &)
   end
 
   def run_threads
@@ -80,10 +81,21 @@ module Peers
     threads.pop.join until threads.empty?
   end
 
-  def run_scheduler(make)
+  def run_scheduler(kind)
     Thread.new do
-      Fiber.set_scheduler(make.call)
-      yield ->(&work) { Fiber.schedule(&work) }
+      Fiber.set_scheduler(kind.make.call)
+      next yield(->(&work) { Fiber.schedule(&work) }) unless kind.forgets
+
+      running = 0
+      yield(->(&work) { running += 1 and Fiber.schedule { ended(work) { running -= 1 } } })
+      # The last of those that there are.
+      Fiber.schedule { sleep 0.01 while running.positive? }
     end.join
+  end
+
+  def ended(work)
+    work.call
+  ensure
+    yield
   end
 end

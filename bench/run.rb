@@ -14,7 +14,7 @@ require_relative "machine_workloads"
 require_relative "report"
 
 # Seconds that one measurement may take.
-LIMIT = 120
+LIMIT = 60
 MEASURE = File.join(__dir__, "measure.rb")
 JIT = RbConfig::CONFIG["YJIT_SUPPORT"].to_s == "no" ? [] : ["--yjit"]
 WORKLOADS = Workloads::ALL.merge(MachineWorkloads::ALL).freeze

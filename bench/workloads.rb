@@ -35,6 +35,10 @@ module Workloads
     ALL[name] = Workload.new(name, operations, threads, wanted, others, body)
   end
 
+  def self.client(*arguments, **)
+    Process.spawn(RbConfig.ruby, File.join(__dir__, "client.rb"), *arguments.map(&:to_s), **)
+  end
+
   workload "spawn", 100_000, wanted: 0.85, threads: 10_000 do |spawn, count|
     spawn.call { count.times { spawn.call {} } }
   end
@@ -135,18 +139,13 @@ module Workloads
     10.times { spawn.call { (count / 10).times { system("/bin/true") } } }
   end
 
-  workload "copy_stream", 40, wanted: 0.75 do |spawn, count|
+  workload "copy_stream", 400, wanted: 0.75 do |spawn, count|
     file = Tempfile.create("um")
     file.write("c" * (1 << 22))
     file.flush
     File.unlink(file.path)
     source, sink = UNIXSocket.pair
-    drain = fork do
-      sink.close
-      buffer = +""
-      nil while source.read(1 << 20, buffer)
-      exit!(0)
-    end
+    drain = client("drain", in: source)
     source.close
     spawn.call do
       count.times do
@@ -158,27 +157,11 @@ module Workloads
     end
   end
 
-  # Clients are a process of their own, the same for every peer.
-  def self.with_clients(connections, rounds, message, port)
-    fork do
-      sockets = Array.new(connections) { TCPSocket.new("127.0.0.1", port) }
-      buffer = +""
-      rounds.times do
-        sockets.each { |socket| socket.syswrite(message) }
-        sockets.each do |socket|
-          left = message.bytesize
-          left -= socket.readpartial(left, buffer).bytesize while left.positive?
-        end
-      end
-      exit!(0)
-    end
-  end
-
   workload "tcp_echo", 50_000, wanted: 0.80, threads: 20_000 do |spawn, count|
     connections = 100
     server = TCPServer.new("127.0.0.1", 0)
     server.listen(1024)
-    client = with_clients(connections, count / connections, "e" * 64, server.addr[1])
+    client = client("echo", server.addr[1], connections, count / connections)
     spawn.call do
       connections.times do
         socket = server.accept

@@ -185,16 +185,23 @@ impl Mover<'_> {
 
     /// From a regular file to a socket that never waits.
     fn send_file(&self, length: u64, offset: Option<i64>, count: &mut u64) -> Result<(), Ended> {
+        let (from, to) = (Fd(self.source.fd), Fd(self.target.fd));
         let mut position = offset;
+        // Where the part of the file ends that has been seen in the page cache.
+        let (mut at, mut cached) = (0, 0);
         while *count < length {
             let most = (length - *count).min(CHUNK as u64) as usize;
-            self.read_ahead(position, most)?;
+            if at >= cached {
+                at = position.or_else(|| from.position()).unwrap_or(-1);
+                cached = at + most as i64;
+                self.read_ahead(at, most)?;
+            }
             self.check()?;
-            let (from, to) = (Fd(self.source.fd), Fd(self.target.fd));
             match to.send_file(from, position.as_mut(), most) {
                 Ok(0) => return Ok(()),
                 Ok(sent) => {
                     *count += sent as u64;
+                    at += sent as i64;
                     self.pause()?;
                 }
                 Err(Errno(libc::EAGAIN)) => self.wait(self.target, libc::POLLOUT)?,
@@ -206,10 +213,9 @@ impl Mover<'_> {
     }
 
     /// Has the ring bring a file's bytes to the page cache, if they are not there.
-    fn read_ahead(&self, position: Option<i64>, length: usize) -> Result<(), Ended> {
+    fn read_ahead(&self, start: i64, length: usize) -> Result<(), Ended> {
         let fd = self.source.fd;
         let mut byte = [0_u8; 1];
-        let start = position.or_else(|| Fd(fd).position()).unwrap_or(-1);
         for at in [start, start + length as i64 / 2, start + length as i64 - 1] {
             let tried = transfer::preadv2(fd, &mut &mut byte[..], at, libc::RWF_NOWAIT);
             if tried != Err(Errno(libc::EAGAIN)) {
