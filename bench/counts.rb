@@ -20,6 +20,7 @@ Row = Struct.new(:kind, :operations, :code)
 MACHINE = {
   "method call" => [5_000, "n.times { machine.size }"],
   "switch" => [5_000, "other = machine.spin { loop { machine.switch } }; n.times { machine.snooze }"],
+  "switch to another" => [3_000, "other = machine.spin { n.times { machine.snooze } }; n.times { machine.snooze }; machine.join(other)"],
   "queue push" => [10_000, "queue = UM::Queue.new; n.times { machine.push(queue, 1) }"],
   "queue push and shift" => [10_000, "queue = UM::Queue.new; n.times { machine.push(queue, 1); machine.shift(queue) }"],
   "UM#read and write, pipe" => [2_000, "reader, writer = UM.pipe; s = +''; n.times { machine.write(writer, 'x'); machine.read(reader, s, 1) }"],

@@ -227,6 +227,28 @@ impl<T> Tasks<T> {
         }
     }
 
+    /// Starts a wait that has ended already: the task goes to the end of the run queue.
+    ///
+    /// # Panics
+    /// If there is no such task.
+    #[inline(always)]
+    pub fn step_back(&mut self, id: TaskId) -> WaitId {
+        self.serial += 1;
+        let task = self.tasks.get_mut(id).expect("only a task can wait");
+        if task.state == State::Running {
+            self.waiting += 1;
+        }
+        task.state = State::Ready(Wake::Complete);
+        task.serial = self.serial;
+        task.missed = None;
+        let wait = WaitId {
+            task: id,
+            serial: self.serial,
+        };
+        self.queue.push_back(wait);
+        wait
+    }
+
     /// Ends the task's wait, whatever its state: the task runs.
     #[inline]
     pub fn end_wait(&mut self, id: TaskId) {
@@ -361,6 +383,23 @@ mod tests {
         assert!(!tasks.wake(wait, Wake::Timeout));
         assert_eq!(tasks.next_ready(), Some((task, Wake::Complete)));
         assert_eq!(tasks.next_ready(), None);
+    }
+
+    #[test]
+    fn a_task_that_steps_back_goes_on_after_the_others() {
+        let mut tasks = Tasks::default();
+        let (first, second) = (tasks.add(()), tasks.add(()));
+        let earlier = tasks.begin_wait(first);
+        tasks.end_wait(first);
+        let wait = tasks.begin_wait(second);
+        tasks.wake(wait, Wake::Complete);
+        let wait = tasks.step_back(first);
+        assert!(!tasks.wake(earlier, Wake::Timeout));
+        assert!(!tasks.wake(wait, Wake::Complete));
+        assert_eq!(tasks.waiting(), 2);
+        assert_eq!(tasks.next_ready(), Some((second, Wake::Complete)));
+        assert_eq!(tasks.next_ready(), Some((first, Wake::Complete)));
+        assert_eq!((tasks.next_ready(), tasks.waiting()), (None, 0));
     }
 
     #[test]

@@ -67,6 +67,12 @@ impl Turns {
         self.countdown == 0
     }
 
+    /// Whether the next switch is to look at the ring.
+    #[inline]
+    pub fn polls_next(&self) -> bool {
+        self.countdown <= 1
+    }
+
     /// Notes that bytes were moved without waiting.
     #[inline]
     pub fn count_at_once(&mut self, bytes: usize) {

@@ -78,13 +78,6 @@ impl Machine {
         Wait::begun(self, me, id)
     }
 
-    /// Lets every other runnable fiber run once.
-    pub fn yield_now(&self, me: TaskId) -> Result<(), Raise> {
-        let wait = self.begin_wait(me)?;
-        self.parts().driver.tasks.wake(wait.id(), Wake::Complete);
-        wait.suspend().map(drop)
-    }
-
     /// Waits until woken or until `deadline`.
     pub fn pause(&self, me: TaskId, deadline: Option<u64>) -> Result<Ended, Raise> {
         let wait = self.begin_wait(me)?;
