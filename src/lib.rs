@@ -34,6 +34,7 @@ pub mod ring;
 pub mod slab;
 pub mod tasks;
 pub mod timers;
+pub mod trust;
 pub mod waker;
 
 pub use driver::Driver;

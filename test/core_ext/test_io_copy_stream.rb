@@ -200,7 +200,7 @@ class TestCopyStream < SchedulerTest
       files = uploads.map { file("") }
       copies = uploads.zip(files).map { |(from, _), target| Fiber.schedule { IO.copy_stream(from, target) } }
       # What needs a worker of the pool gets one.
-      assert_predicate File.stat("/"), :directory?
+      assert_equal 0, File.rename(__FILE__, __FILE__)
       assert(copies.all?(&:alive?))
       uploads.map(&:last).each { |feed| feed.write("late") && feed.close }
       sleep(0.0001) while copies.any?(&:alive?)

@@ -74,7 +74,7 @@ class TestWorkers < SchedulerTest
       100.times do |number|
         Fiber.schedule do
           workers.each(&:kill) if (number % 7).zero?
-          Zlib.inflate(Zlib.deflate("x" * 10_000))
+          File.rename(__FILE__, __FILE__)
           done += 1
         end
       end
@@ -90,13 +90,14 @@ class TestWorkers < SchedulerTest
       scheduled do
         fifos.each { |fifo| Fiber.schedule { read << File.open(fifo, &:read) } }
         Fiber.schedule do
-          short = Zlib.deflate("short")
+          File.rename(fifos.first, fifos.first)
+          short = true
           # None of them is open before all of them wait.
           fifos.reverse_each { |fifo| File.open(fifo, "w") { |writer| writer << File.basename(fifo) } }
         end
       end
       assert_equal fifos.map { |fifo| File.basename(fifo) }.sort, read.sort
-      assert_equal "short", Zlib.inflate(short)
+      assert short
     end
   end
 
@@ -132,12 +133,13 @@ class TestWorkers < SchedulerTest
   def test_a_crowd_of_short_jobs_makes_no_crowd_of_threads
     # In a process of its own: other tests leave threads behind.
     output, status = ruby(<<~RUBY)
-      require "zlib"
+      require "tempfile"
+      path = Tempfile.create("um").path
       Fiber.set_scheduler(UM::FiberScheduler.new)
       done = 0
-      500.times { Fiber.schedule { Zlib.deflate("x"); done += 1 } }
+      500.times { Fiber.schedule { File.rename(path, path); done += 1 } }
       Fiber.scheduler.run
-      puts done, Thread.list.count { |thread| thread.name == "um-worker" } < 100
+      puts done, (1...100) === Thread.list.count { |thread| thread.name == "um-worker" }
     RUBY
     assert_equal ["500\ntrue\n", true], [output, status.success?]
   end

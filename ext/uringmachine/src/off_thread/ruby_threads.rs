@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use uringmachine_runtime::TaskId;
 
 use crate::machine::Machine;
-use crate::off_thread::quick_open;
 use crate::off_thread::threads::{self, End, Job, Leaving, Place, Pool, Turn};
+use crate::off_thread::{at_once, quick_open};
 use crate::os::per_ractor::PerRactor;
 use crate::ruby::blocking_operation::{self, Operation};
 use crate::ruby::gvl::{self, Interruptible};
@@ -36,14 +36,20 @@ static POOL: PerRactor<Pool<Work>> = PerRactor::new();
 
 /// Runs an operation on a worker and waits for its end, or leaves it to Ruby if it is sure to be quick.
 pub fn wait(machine: &Machine, me: TaskId, operation: Value) -> Outcome {
-    if !blocking_operation::is_there() {
-        return call_on_worker(machine, me, operation);
-    }
     machine.raise_pending(me)?;
+    if !blocking_operation::is_there() {
+        return match at_once::sort() {
+            Some(sort) => at_once::timed(sort, || call_here(operation)),
+            None => call_on_worker(machine, me, operation),
+        };
+    }
     let operation = blocking_operation::extract(operation)?;
     // SAFETY: the fiber that runs waits for it, here or in Ruby.
     if unsafe { quick_open::is_quick(operation) } {
         return Ok(NIL);
+    }
+    if let Some(sort) = at_once::sort() {
+        return at_once::timed(sort, || execute_here(operation));
     }
     let mut cancel = || {
         // SAFETY: called while the fiber waits.
@@ -59,6 +65,21 @@ pub fn wait(machine: &Machine, me: TaskId, operation: Value) -> Outcome {
         leaving,
     )?;
     Ok(TRUE)
+}
+
+/// Calls a 3.4 Proc on the thread of the fiber that waits for it. Ruby would hand it over again, but for a fiber that is
+/// blocking meanwhile (Fiber.blocking).
+fn call_here(callable: Value) -> Outcome {
+    call::call_with_block(classes::fiber(), "blocking", callable).map(|_| TRUE)
+}
+
+/// Executes an operation on the thread of the fiber that waits for it.
+fn execute_here(operation: Operation) -> Outcome {
+    let mut done = false;
+    // SAFETY: it is the operation of the fiber that runs, and this is a thread of Ruby's.
+    gvl::briefly(|| done = unsafe { blocking_operation::execute(operation) })?;
+    // One that was cancelled before is not executed, here or by Ruby.
+    Ok(if done { TRUE } else { NIL })
 }
 
 /// Has a worker call a 3.4 Proc, whatever is to be raised meanwhile: that is raised at the fiber's next wait.
@@ -151,7 +172,7 @@ impl Worker {
             if let Some(job) = self.turns().callable.take() {
                 let (pool, place) = (Arc::clone(&self.pool), &mut self.turns().place);
                 pool.begin(place);
-                call_here(&job, thread);
+                call_job(&job, thread);
             }
             let wanted = call(thread, "pending_interrupt?", &[]);
             if self.turns().idle || !matches!(wanted, Ok(FALSE)) {
@@ -169,7 +190,7 @@ fn name(thread: Value) -> Result<(), Raise> {
 }
 
 /// Calls a 3.4 Proc, on this thread, with the lock until it gives it up itself.
-fn call_here(job: &Job<Work>, thread: Value) {
+fn call_job(job: &Job<Work>, thread: Value) {
     let Work::Callable(callable, worker) = &job.work else {
         return;
     };

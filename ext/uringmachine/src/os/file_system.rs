@@ -3,8 +3,11 @@
 
 use std::ffi::CStr;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::statfs::{fstatfs, statfs, Statfs};
+
+use uringmachine_runtime::clock;
 
 use super::fd::Fd;
 
@@ -47,4 +50,116 @@ pub fn writes_to_cache(fd: RawFd) -> bool {
                 BTRFS | EXT | F2FS | OVERLAY | TMPFS | XFS | ZFS
             )
         })
+}
+
+/// Kinds of file systems that wait for nothing but this machine (/proc/filesystems).
+const LOCAL: &[&str] = &[
+    "bcachefs",
+    "binfmt_misc",
+    "bpf",
+    "btrfs",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "erofs",
+    "exfat",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "fusectl",
+    "hugetlbfs",
+    "iso9660",
+    "mqueue",
+    "nsfs",
+    "ntfs3",
+    "overlay",
+    "proc",
+    "pstore",
+    "ramfs",
+    "rootfs",
+    "securityfs",
+    "selinuxfs",
+    "squashfs",
+    "sysfs",
+    "tmpfs",
+    "tracefs",
+    "vfat",
+    "xfs",
+    "zfs",
+];
+
+/// systemd's, for what is local: a file system that is mounted when somebody looks.
+const LOCAL_TRIGGER: &str = "/proc/sys/fs/binfmt_misc";
+
+/// How long what is mounted is believed, in nanoseconds.
+const BELIEVED: u64 = 1_000_000_000;
+
+/// Whether every file system that this process sees is of this machine, as it was a second ago at most (proc(5),
+/// /proc/self/mountinfo).
+#[inline]
+pub fn are_all_local() -> bool {
+    /// When it was looked up, and whether they were: the lowest bit.
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let (last, now) = (LAST.load(Ordering::Relaxed), clock::now());
+    if last != 0 && now.saturating_sub(last) < BELIEVED {
+        return last & 1 == 1;
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo");
+    let are_local = mounts.is_ok_and(|mounts| mounts.lines().all(is_local_mount));
+    LAST.store(now & !1 | u64::from(are_local), Ordering::Relaxed);
+    are_local
+}
+
+/// Of a line of mountinfo: the fifth field is where it is, and the kind comes after a hyphen.
+fn is_local_mount(line: &str) -> bool {
+    let kind = line
+        .split(" - ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next());
+    match kind {
+        Some("autofs") => line.split(' ').nth(4) == Some(LOCAL_TRIGGER),
+        Some(kind) => LOCAL.contains(&kind),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_local_mount;
+
+    #[test]
+    fn what_waits_for_others_is_not_local() {
+        let mount = |at: &str, kind: &str| {
+            is_local_mount(&format!(
+                "36 35 98:0 /mnt1 {at} rw,noatime master:1 shared:2 - {kind} /dev/root rw,errors=continue"
+            ))
+        };
+        for kind in ["ext4", "tmpfs", "overlay", "cgroup2", "zfs"] {
+            assert!(mount("/mnt2", kind), "{kind}");
+        }
+        for kind in [
+            "nfs4",
+            "cifs",
+            "fuse.sshfs",
+            "fuse",
+            "9p",
+            "virtiofs",
+            "autofs",
+            "ceph",
+            "of tomorrow",
+        ] {
+            assert!(!mount("/mnt2", kind), "{kind}");
+        }
+        assert!(mount("/proc/sys/fs/binfmt_misc", "autofs"));
+        // No optional fields at all, and a place with a hyphen, whose blanks are escaped.
+        assert!(is_local_mount(
+            "36 35 98:0 / /a\\040-\\040b rw - ext4 /dev/root rw"
+        ));
+        assert!(!is_local_mount("no line of such a file"));
+    }
 }

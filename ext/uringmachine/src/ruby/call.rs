@@ -111,6 +111,12 @@ pub fn called_from(hook: &[u8], methods: &[&[u8]]) -> bool {
         .is_some_and(|frame| methods.iter().any(|method| frame.is_of(method)))
 }
 
+/// The frame that has called a scheduler's hook, from within which this is called.
+#[inline]
+pub fn caller_of_hook() -> Option<Frame> {
+    frames::<2>(0).nth(1)
+}
+
 /// Whether any frame of the fiber that runs is one of these methods, each with its name and its full name.
 pub fn runs_within(methods: &[(&[u8], &[u8])]) -> bool {
     frames::<1024>(0).any(|frame| {
@@ -121,7 +127,7 @@ pub fn runs_within(methods: &[(&[u8], &[u8])]) -> bool {
 }
 
 /// A frame of the fiber that runs, valid while nothing returns.
-struct Frame(rb_sys::VALUE);
+pub struct Frame(rb_sys::VALUE);
 
 impl Frame {
     /// Whether it is of a method of this name.
@@ -132,8 +138,14 @@ impl Frame {
         name != NIL && super::string::with_bytes(name, |name| name == method)
     }
 
+    /// The address of its method, or of its code.
+    #[inline]
+    pub fn identity(&self) -> usize {
+        self.0 as usize
+    }
+
     /// The method's name after that of its class: a new String's.
-    fn full_name(&self) -> Vec<u8> {
+    pub fn full_name(&self) -> Vec<u8> {
         // SAFETY: as above.
         let name = may_raise(|| unsafe { super::rb_profile_frame_qualified_method_name(self.0) });
         name.map(super::string::copy).unwrap_or_default()
@@ -188,6 +200,15 @@ pub fn catch_unwinding(block: Value, arguments: &[Value]) -> Outcome {
     let address = &raw const data as rb_sys::VALUE;
     // SAFETY: `run` is given the address of a live Call.
     may_raise(|| unsafe { rb_sys::rb_catch_obj(tag().raw(), Some(run), address) })
+}
+
+/// Calls a method with a Proc as its block.
+pub fn call_with_block(receiver: Value, method: &str, block: Value) -> Outcome {
+    let method = id(method);
+    // SAFETY: there are no arguments.
+    may_raise(|| unsafe {
+        rb_sys::rb_funcall_with_block(receiver.raw(), method, 0, std::ptr::null(), block.raw())
+    })
 }
 
 /// What runs in the block of a call.

@@ -77,6 +77,19 @@ pub fn run_until_interrupted<W: Interruptible>(work: &W) {
     unsafe { call.without(interrupt::<W>, data, INTR_FAIL) };
 }
 
+/// Does what is brief without the lock: an interrupt waits for its end.
+///
+/// # Errors
+/// What an interrupt raises, before it or after it.
+pub fn briefly(work: impl FnOnce()) -> Result<(), Raise> {
+    unsafe extern "C" fn nothing(_: *mut c_void) {}
+    may_raise_for(|| {
+        let work = Work { work: Some(work) };
+        // SAFETY: the unblock function does nothing.
+        unsafe { work.without(nothing, std::ptr::null_mut(), 0) };
+    })
+}
+
 /// Makes a system call without the lock; an interrupt ends it by a signal.
 ///
 /// # Errors

@@ -127,6 +127,13 @@ extern "C" {
     fn rb_intern2(name: *const c_char, length: c_long) -> Id;
 }
 
+/// How often the collector has run.
+#[inline]
+pub fn gc_runs() -> usize {
+    // SAFETY: a plain accessor.
+    unsafe { rb_sys::rb_gc_count() as usize }
+}
+
 /// An object that is kept for ever, or kept by other means, known to all threads.
 pub struct Shared(AtomicU64);
 

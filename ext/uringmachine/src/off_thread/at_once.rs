@@ -1,0 +1,138 @@
+//! Which blocking operations are made on the scheduler's own thread, besides opens ([`super::quick_open`]).
+//!
+//! Ruby offers every operation that it makes without its lock. To hand one to a worker and to wait for that costs some
+//! twenty microseconds; most take one: a look at a file's status, an entry of a directory, a kilobyte inflated. These are
+//! made here, as far as they have been brief: what was long once goes to the workers the next times. A look at a file is
+//! only, while every file system that is mounted is of this machine: one behind a network might not answer.
+//!
+//! Ruby does not say what an operation does. The method that it is for does, by its name.
+
+use std::cell::Cell;
+
+use uringmachine_runtime::clock;
+use uringmachine_runtime::trust::Trust;
+
+use crate::os::file_system;
+use crate::ruby::{call, gc_runs};
+
+/// What an operation of a known method does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    /// It looks at files, and at what is in directories.
+    Look,
+    /// It computes.
+    Compute,
+}
+
+/// Methods that were looked up last, each with the address of its frame's method.
+type Known = [(usize, Option<Sort>); 4];
+
+thread_local! {
+    static TRUST: Cell<[Trust; 2]> = const { Cell::new([Trust::new(); 2]) };
+    /// With the count of the collector's runs: an address may be another method's after one.
+    static KNOWN: Cell<(usize, Known)> = const { Cell::new((0, [(0, None); 4])) };
+}
+
+/// Classes of whose methods some look at files only.
+const CLASSES: [&str; 4] = ["File", "FileTest", "File::Stat", "Dir"];
+
+/// Their names. `initialize` is File::Stat's or Dir's: what opens a file goes another way.
+const LOOKS: &[&str] = &[
+    "atime",
+    "birthtime",
+    "blockdev?",
+    "chardev?",
+    "children",
+    "ctime",
+    "directory?",
+    "each",
+    "each_child",
+    "empty?",
+    "entries",
+    "executable?",
+    "executable_real?",
+    "exist?",
+    "file?",
+    "foreach",
+    "ftype",
+    "glob",
+    "[]",
+    "grpowned?",
+    "identical?",
+    "lstat",
+    "mtime",
+    "open",
+    "owned?",
+    "pipe?",
+    "read",
+    "readable?",
+    "readable_real?",
+    "readlink",
+    "realdirpath",
+    "realpath",
+    "setgid?",
+    "setuid?",
+    "size",
+    "size?",
+    "socket?",
+    "stat",
+    "sticky?",
+    "symlink?",
+    "world_readable?",
+    "world_writable?",
+    "writable?",
+    "writable_real?",
+    "zero?",
+];
+
+/// What an operation of a method does, by the method's full name.
+fn sort_of(method: &str) -> Option<Sort> {
+    if method.starts_with("Zlib") {
+        return Some(Sort::Compute);
+    }
+    let (class, name) = method.rsplit_once(['.', '#'])?;
+    let opens = class == "File" && matches!(name, "open" | "read" | "each" | "foreach");
+    let begins = matches!(class, "File::Stat" | "Dir") && name == "initialize";
+    let looks = CLASSES.contains(&class) && LOOKS.contains(&name) && !opens;
+    (looks || begins).then_some(Sort::Look)
+}
+
+/// The sort of the operation that the scheduler's hook is called with, if it is to be made at once.
+#[inline]
+pub fn sort() -> Option<Sort> {
+    let sort = known()?;
+    let mut trust = TRUST.get();
+    let is_given = trust[sort as usize].is_given();
+    TRUST.set(trust);
+    (is_given && (sort == Sort::Compute || file_system::are_all_local())).then_some(sort)
+}
+
+#[inline]
+fn known() -> Option<Sort> {
+    let frame = call::caller_of_hook()?;
+    let runs = gc_runs();
+    let (last, mut known) = KNOWN.get();
+    if last == runs {
+        if let Some((_, sort)) = known.iter().find(|(method, _)| *method == frame.identity()) {
+            return *sort;
+        }
+    } else {
+        known = Known::default();
+    }
+    let sort = sort_of(&String::from_utf8_lossy(&frame.full_name()));
+    known.rotate_right(1);
+    known[0] = (frame.identity(), sort);
+    KNOWN.set((runs, known));
+    sort
+}
+
+/// Makes an operation, and learns from how long it takes.
+pub fn timed<T>(sort: Sort, operation: impl FnOnce() -> T) -> T {
+    let begun = clock::now();
+    let result = operation();
+    let duration = clock::now().saturating_sub(begun);
+    let mut trust = TRUST.get();
+    trust[sort as usize].note(duration);
+    TRUST.set(trust);
+    result
+}
