@@ -1,8 +1,13 @@
 -- For wrk: prints how many requests were answered, and how long the answers took, in microseconds.
--- An echo server is sent what is an answer.
+-- An echo server is sent what is an answer; but the first that is made wrk looks at only, and it must be a request.
 if os.getenv("UM_BENCH_ECHO") then
+  local looked = false
   request = function()
-    return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+    if looked then
+      return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+    end
+    looked = true
+    return wrk.format()
   end
 end
 

@@ -3,6 +3,7 @@
 # One measurement, in a process of its own: prints what it found as JSON.
 #
 #   measure.rb WORKLOAD PEER
+#   measure.rb GROWTH:NUMBER PEER
 #   measure.rb --missing PEER     prints why the peer cannot be had, if it cannot
 
 require "etc"
@@ -33,7 +34,20 @@ def timed(operations)
   found.merge(spent.transform_values { |seconds| seconds / operations * 1e6 })
 end
 
+# Two words: what grows, and how far.
+def measure_growth(name, number, peer)
+  found = timed(1) do
+    found = nil
+    Peers.run(peer) { |spawn| found = Workloads::GROWTH.fetch(name).last.call(spawn, number) }
+    found.call
+  end
+  found.compact
+end
+
 def measure(name, peer)
+  growing, number = name.split(":")
+  return measure_growth(growing, Integer(number), peer) if number
+
   if (workload = MachineWorkloads::ALL[name])
     return timed(workload.operations) { MachineWorkloads.measure(workload, peer) }
   end

@@ -7,16 +7,12 @@
 
 require "json"
 require "optparse"
-require "rbconfig"
 require_relative "peers"
 require_relative "workloads"
 require_relative "machine_workloads"
 require_relative "report"
+require_relative "sample"
 
-# Seconds that one measurement may take.
-LIMIT = 60
-MEASURE = File.join(__dir__, "measure.rb")
-JIT = RbConfig::CONFIG["YJIT_SUPPORT"].to_s == "no" ? [] : ["--yjit"]
 WORKLOADS = Workloads::ALL.merge(MachineWorkloads::ALL).freeze
 
 options = { rounds: 5, peers: Peers::NAMES }
@@ -31,26 +27,10 @@ end.parse!
 unknown = ARGV - WORKLOADS.keys
 abort "no such workload: #{unknown.join(", ")}" unless unknown.empty?
 
-# What one measurement found, from a process of its own; nil if it failed or took too long.
-def sample(*arguments)
-  reader, writer = IO.pipe
-  child = Process.spawn(RbConfig.ruby, *JIT, "-W0", MEASURE, *arguments, out: writer, pgroup: true)
-  writer.close
-  return warn("\r#{arguments.join(" with ")}: no answer in #{LIMIT} s") unless reader.wait_readable(LIMIT)
-
-  reader.read.lines.last
-ensure
-  reader.close
-  if child && Process.wait(child, Process::WNOHANG).nil?
-    Process.kill(:KILL, -child)
-    Process.wait(child)
-  end
-end
-
 # Those that can run here. Each is asked in a process of its own: two have the same names.
 def available(peers)
   peers.select do |peer|
-    reason = sample("--missing", peer)
+    reason = Sample.take("--missing", peer)
     warn "#{peer} is skipped: #{reason}" if reason
     reason.nil?
   end
@@ -68,7 +48,7 @@ rows = names.map do |name|
   options[:rounds].times do |round|
     samples.each do |peer, found|
       progress("#{name}: round #{round + 1} of #{options[:rounds]}, #{peer}")
-      line = sample(name, peer)
+      line = Sample.take(name, peer)
       found << JSON.parse(line, symbolize_names: true) if line
     end
   end

@@ -5,6 +5,7 @@ require "socket"
 require "tempfile"
 require "timeout"
 require "tmpdir"
+require "zlib"
 
 require_relative "http_load"
 require_relative "nginx"
@@ -135,6 +136,25 @@ module Workloads
     end
   end
 
+  # What looks at files, and what computes, is to cost what it does without a scheduler.
+  workload "file_stat", 50_000, wanted: 1.2 do |spawn, count|
+    spawn.call { count.times { File.stat(__FILE__) } }
+  end
+
+  workload "glob", 500, wanted: 1.2 do |spawn, count|
+    folder = Dir.mktmpdir("um")
+    100.times { |number| File.write(File.join(folder, number.to_s), "") }
+    spawn.call do
+      count.times { Dir.glob(File.join(folder, "*")) }
+      FileUtils.rm_rf(folder)
+    end
+  end
+
+  workload "inflate", 50_000, wanted: 1.2 do |spawn, count|
+    packed = Zlib.deflate("inflated" * 128)
+    spawn.call { count.times { Zlib.inflate(packed) } }
+  end
+
   workload "processes", 100, wanted: 0.87 do |spawn, count|
     10.times { spawn.call { (count / 10).times { system("/bin/true") } } }
   end
@@ -190,6 +210,73 @@ module Workloads
       socket.close
     end
   end
+
+  # An echo server for as many connections.
+  def self.echo(spawn, connections)
+    server = listen
+    # More than the queue of those that ask to be let in holds ask again after seconds.
+    load = HttpLoad.new(server.addr[1], connections, echo: true, seconds: connections > 4096 ? 8 : 2)
+    spawn.call do
+      connections.times do
+        socket = server.accept
+        spawn.call do
+          buffer = +""
+          loop { socket.write(socket.readpartial(4096, buffer)) }
+        rescue EOFError, SystemCallError
+          socket.close
+        end
+      end
+    end
+    -> { load.result.then { |found| found.merge(operations: found[:requests]) } }
+  end
+
+  # Two fibers that talk to each other while many others wait.
+  def self.beside(spawn, waiting, count)
+    queue = Thread::Queue.new
+    waiting.times { spawn.call { queue.pop } }
+    near, far = UNIXSocket.pair
+    found = nil
+    spawn.call do
+      before = Process.clock_gettime(Process::CLOCK_PROCESS_CPUTIME_ID)
+      count.times { near.write("p") && near.readpartial(8) }
+      found = { operations: count, cpu: Process.clock_gettime(Process::CLOCK_PROCESS_CPUTIME_ID) - before }
+      near.close
+      waiting.times { queue << nil }
+    end
+    spawn.call do
+      loop { far.write(far.readpartial(8)) }
+    rescue EOFError
+      far.close
+    end
+    -> { found }
+  end
+
+  # Bytes of memory that fibers need which wait for a line each.
+  def self.waiting_for_lines(spawn, waiting)
+    pairs = Array.new(waiting) { UNIXSocket.pair }
+    GC.start
+    before = resident
+    grown = nil
+    pairs.each { |reader, _| spawn.call { nil while reader.gets } }
+    spawn.call do
+      # All of them have read a line, and wait for the next.
+      pairs.each { |_, writer| writer.write("line\n") }
+      20.times { sleep 0 }
+      GC.start
+      grown = resident - before
+      pairs.each { |_, writer| writer.close }
+    end
+    -> { { bytes: grown / waiting } }
+  end
+
+  def self.resident = File.read("/proc/self/statm").split[1].to_i * Etc.sysconf(Etc::SC_PAGESIZE)
+
+  # What bench/growth.rb measures: each with the number that grows.
+  GROWTH = {
+    "echo" => [[10, 100, 1_000, 10_000], ->(spawn, number) { echo(spawn, number) }],
+    "beside" => [[100, 1_000, 10_000, 100_000], ->(spawn, number) { beside(spawn, number, 20_000) }],
+    "memory" => [[100, 1_000, 10_000], ->(spawn, number) { waiting_for_lines(spawn, number) }]
+  }.freeze
 
   def self.listen
     TCPServer.new("127.0.0.1", 0).tap { |server| server.listen(4096) }

@@ -34,15 +34,23 @@ enum Work {
 /// An operation may use objects, so it is for threads of its own Ractor.
 static POOL: PerRactor<Pool<Work>> = PerRactor::new();
 
-/// Runs an operation on a worker and waits for its end, or leaves it to Ruby if it is sure to be quick.
+/// As [`wait`], of a 3.4 Proc; `sort` is what it does if it is to be made at once.
+pub fn wait_for_callable(
+    machine: &Machine,
+    me: TaskId,
+    callable: Value,
+    sort: Option<at_once::Sort>,
+) -> Outcome {
+    let Some(sort) = sort else {
+        return call_on_worker(machine, me, callable);
+    };
+    machine.raise_pending(me)?;
+    at_once::timed(sort, || call_here(callable))
+}
+
+/// Runs an operation on a worker and waits for its end, or makes it here, or leaves it to Ruby, if it is sure to be quick.
 pub fn wait(machine: &Machine, me: TaskId, operation: Value) -> Outcome {
     machine.raise_pending(me)?;
-    if !blocking_operation::is_there() {
-        return match at_once::sort() {
-            Some(sort) => at_once::timed(sort, || call_here(operation)),
-            None => call_on_worker(machine, me, operation),
-        };
-    }
     let operation = blocking_operation::extract(operation)?;
     // SAFETY: the fiber that runs waits for it, here or in Ruby.
     if unsafe { quick_open::is_quick(operation) } {
