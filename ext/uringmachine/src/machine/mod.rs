@@ -23,6 +23,7 @@ pub mod registry;
 pub mod report;
 pub mod splice;
 pub mod spun;
+pub mod step_back;
 pub mod switch;
 pub mod task;
 pub mod thread_call;
