@@ -36,8 +36,6 @@ MACHINE = {
 }.freeze
 
 SCHEDULER = {
-  # Done at once; the folder's file system is of this machine.
-  "File.stat" => [1_000, "n.times { File.stat('/') }"],
   "sleep 0" => [5_000, "n.times { sleep(0) }"],
   "schedule and finish" => [1_000, "n.times { Fiber.schedule { nil } }"],
   "Queue between fibers" => [3_000, "queue = Queue.new; Fiber.schedule { n.times { queue.pop } }; n.times { queue << 1; sleep(0) }"],
