@@ -7,8 +7,6 @@
 #
 # 100,000 fibers need more mappings than Linux gives a process at first: sysctl vm.max_map_count=1000000.
 
-require "json"
-require "io/wait"
 require_relative "peers"
 require_relative "report"
 require_relative "sample"
@@ -53,15 +51,9 @@ TITLES.each do |name, (title, figure)|
   numbers = Workloads::GROWTH.fetch(name).first
   medians = Hash.new { |hash, peer| hash[peer] = {} }
   numbers.each do |number|
-    samples = Hash.new { |hash, peer| hash[peer] = [] }
-    rounds.times do |round|
-      peers.each do |peer|
-        $stderr.print "\r#{name} #{number}: round #{round + 1} of #{rounds}, #{peer}          \r"
-        line = Sample.take("#{name}:#{number}", peer)
-        samples[peer] << JSON.parse(line, symbolize_names: true) if line
-      end
-    end
-    samples.each { |peer, found| medians[peer][number] = Report.median(found.map { |sample| sample.fetch(figure) }) }
+    samples = peers.to_h { |peer| [peer, []] }
+    Sample.rounds(rounds, "#{name}:#{number}", samples)
+    samples.reject { |_, found| found.empty? }.each { |peer, found| medians[peer][number] = Report.median(found.map { |sample| sample.fetch(figure) }) }
   end
   puts "| #{title} | #{numbers.join(" | ")} |", "|---#{"|---" * numbers.size}|"
   medians.each { |peer, found| puts "| #{peer} | #{numbers.map { |number| found[number] ? format("%.2f", found[number]) : "" }.join(" | ")} |" }

@@ -36,8 +36,6 @@ def available(peers)
   end
 end
 
-def progress(line) = $stderr.print("\r#{line.ljust(70)}\r")
-
 scheduler_peers = available(["um", *options[:peers]].uniq)
 machine_peers = available(MachineWorkloads::PEERS.select { |peer| peer == "machine" || peer == "floor" || scheduler_peers.include?(peer) })
 names = ARGV.empty? ? WORKLOADS.keys : ARGV
@@ -45,14 +43,7 @@ rows = names.map do |name|
   workload = WORKLOADS.fetch(name)
   peers = MachineWorkloads::ALL.key?(name) ? machine_peers : scheduler_peers
   samples = peers.reject { |peer| workload.missing(peer) }.to_h { |peer| [peer, []] }
-  options[:rounds].times do |round|
-    samples.each do |peer, found|
-      progress("#{name}: round #{round + 1} of #{options[:rounds]}, #{peer}")
-      line = Sample.take(name, peer)
-      found << JSON.parse(line, symbolize_names: true) if line
-    end
-  end
-  progress("")
+  Sample.rounds(options[:rounds], name, samples)
   row = Report::Row.new(name, workload.wanted, samples.reject { |_, found| found.empty? })
   puts row.line
   $stdout.flush

@@ -1,15 +1,31 @@
 # frozen_string_literal: true
 
+require "io/wait"
+require "json"
 require "rbconfig"
 
 # One measurement: a run of measure.rb.
 module Sample
   # Seconds that it may take.
-  LIMIT = 60
+  LIMIT = 20
   MEASURE = File.join(__dir__, "measure.rb")
   JIT = RbConfig::CONFIG["YJIT_SUPPORT"].to_s == "no" ? [] : ["--yjit"]
 
   module_function
+
+  # Measures a workload with each peer in turn, as often. `samples` has a list for each; one that gave no answer is left out of
+  # the rounds that follow.
+  def rounds(number, workload, samples)
+    asked = samples.dup
+    number.times do |round|
+      asked.to_a.each do |peer, found|
+        $stderr.print("\r#{"#{workload}: round #{round + 1} of #{number}, #{peer}".ljust(70)}\r")
+        line = take(workload, peer)
+        line ? found << JSON.parse(line, symbolize_names: true) : asked.delete(peer)
+      end
+    end
+    $stderr.print("\r#{" " * 70}\r")
+  end
 
   # What it found, a line; nil if it failed or took too long.
   def take(*arguments)

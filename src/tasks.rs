@@ -213,18 +213,7 @@ impl<T> Tasks<T> {
     /// If there is no such task.
     #[inline]
     pub fn begin_wait(&mut self, id: TaskId) -> WaitId {
-        self.serial += 1;
-        let task = self.tasks.get_mut(id).expect("only a task can wait");
-        if task.state == State::Running {
-            self.waiting += 1;
-        }
-        task.state = State::Waiting;
-        task.serial = self.serial;
-        task.missed = None;
-        WaitId {
-            task: id,
-            serial: self.serial,
-        }
+        self.enter(id, State::Waiting)
     }
 
     /// Starts a wait that has ended already: the task goes to the end of the run queue.
@@ -232,21 +221,26 @@ impl<T> Tasks<T> {
     /// # Panics
     /// If there is no such task.
     #[inline(always)]
-    pub fn step_back(&mut self, id: TaskId) -> WaitId {
+    pub fn step_back(&mut self, id: TaskId) {
+        let wait = self.enter(id, State::Ready(Wake::Complete));
+        self.queue.push_back(wait);
+    }
+
+    /// Starts a wait in a state.
+    #[inline(always)]
+    fn enter(&mut self, id: TaskId, state: State) -> WaitId {
         self.serial += 1;
         let task = self.tasks.get_mut(id).expect("only a task can wait");
         if task.state == State::Running {
             self.waiting += 1;
         }
-        task.state = State::Ready(Wake::Complete);
+        task.state = state;
         task.serial = self.serial;
         task.missed = None;
-        let wait = WaitId {
+        WaitId {
             task: id,
             serial: self.serial,
-        };
-        self.queue.push_back(wait);
-        wait
+        }
     }
 
     /// Ends the task's wait, whatever its state: the task runs.
@@ -393,7 +387,8 @@ mod tests {
         tasks.end_wait(first);
         let wait = tasks.begin_wait(second);
         tasks.wake(wait, Wake::Complete);
-        let wait = tasks.step_back(first);
+        tasks.step_back(first);
+        let wait = tasks.current_wait(first).expect("it waits");
         assert!(!tasks.wake(earlier, Wake::Timeout));
         assert!(!tasks.wake(wait, Wake::Complete));
         assert_eq!(tasks.waiting(), 2);

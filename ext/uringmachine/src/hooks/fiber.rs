@@ -1,7 +1,5 @@
 //! fiber: Fiber.schedule.
 
-use std::sync::OnceLock;
-
 use magnus::{method, Error, Module, RClass};
 use uringmachine_runtime::Wake;
 
@@ -9,7 +7,7 @@ use crate::classes::fiber_scheduler::Scheduler;
 use crate::machine::wait::Wait;
 use crate::ruby::fiber::{new_by_ruby, transfer};
 use crate::ruby::this::This;
-use crate::ruby::{collections, id, is_hash, options, values, Id, Outcome, Raise, Value};
+use crate::ruby::{collections, is_hash, options, values, Name, Outcome, Raise, Value};
 
 /// Starts a fiber at once and returns it when it first waits, or ends. Fiber.schedule calls it.
 ///
@@ -58,8 +56,8 @@ fn storage(arguments: &[Value]) -> Result<Option<Value>, Raise> {
 
 /// A fiber that does not block, with a body.
 fn new_fiber(body: Value, storage: Option<Value>) -> Result<(Value, Value), Raise> {
-    static NEW: OnceLock<Id> = OnceLock::new();
-    let new = *NEW.get_or_init(|| id("new"));
+    static NEW: Name = Name::new("new");
+    let new = NEW.id();
     let options = match storage {
         None => None,
         Some(storage) => Some(options(&[("storage", storage)])?),

@@ -180,7 +180,8 @@ pub fn find(value: Value) -> Result<This<Um>, Raise> {
 /// lost is not to be found. `NIL` if the thread has none and none is to be made.
 pub fn used_by(thread: Value, make: bool) -> Outcome {
     // No variable of a program's: it has no `@`. A frozen thread keeps none.
-    let variable = ruby::id("__um_machines");
+    static MACHINES: ruby::Name = ruby::Name::new("__um_machines");
+    let variable = MACHINES.id();
     let known = ruby::variable(thread, variable);
     if known != NIL || !make || ruby::is_frozen(thread) {
         return Ok(known);

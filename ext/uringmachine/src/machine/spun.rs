@@ -5,25 +5,17 @@ use std::sync::OnceLock;
 
 use super::{report, Machine};
 use crate::ruby::{
-    self, call, classes, collections, errors, is_a, set_variable, variable, Id, Outcome, Raise,
-    Shared, Value, NIL, TRUE,
+    call, classes, collections, errors, is_a, set_variable, variable, Name, Outcome, Raise, Shared,
+    Value, NIL, TRUE,
 };
 
 /// How a value is pushed to a UM::Queue, which is a class above.
 pub static PUSH: OnceLock<fn(Value, Value)> = OnceLock::new();
 
 /// What a fiber of a machine keeps of itself, in instance variables that no program's collide with.
-pub fn result_variable() -> Id {
-    ruby::id("@um_result")
-}
-
-pub fn done_variable() -> Id {
-    ruby::id("@um_done")
-}
-
-pub fn listeners_variable() -> Id {
-    ruby::id("@um_done_listeners")
-}
+pub static RESULT: Name = Name::new("@um_result");
+pub static DONE: Name = Name::new("@um_done");
+pub static LISTENERS: Name = Name::new("@um_done_listeners");
 
 /// Notes that a spun fiber was ended before it began: by Fiber#kill.
 pub fn end_unstarted(machine: &Machine, fiber: Value) -> Result<(), Raise> {
@@ -38,7 +30,7 @@ pub fn tell_listeners(fiber: Value) -> bool {
     if !ANY_LISTENERS.load(Ordering::Relaxed) {
         return false;
     }
-    let listeners = variable(fiber, listeners_variable());
+    let listeners = variable(fiber, LISTENERS.id());
     let (true, Some(push)) = (listeners != NIL, PUSH.get()) else {
         return false;
     };
@@ -59,9 +51,9 @@ pub fn end(machine: Option<&Machine>, fiber: Value, result: Outcome) -> Result<(
         Err(raise) => (NIL, Some(raise)),
     };
     if value != NIL {
-        set_variable(fiber, result_variable(), value)?;
+        set_variable(fiber, RESULT.id(), value)?;
     }
-    set_variable(fiber, done_variable(), TRUE)?;
+    set_variable(fiber, DONE.id(), TRUE)?;
     let failed = is_a(value, classes::exception()) && unwinds.is_none();
     let mut reported = Ok(());
     if !tell_listeners(fiber) && failed && !is_a(value, errors::terminate_class()) {

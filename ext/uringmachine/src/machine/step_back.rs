@@ -12,11 +12,9 @@ impl Parts {
     /// The running task goes to the end of the run queue; says who is next. `None` if there is more to be seen to first.
     #[inline(always)]
     fn step_back(&mut self, me: TaskId) -> Option<Step> {
-        if !self.raises.is_empty() || self.turns.polls_next() {
+        if !self.raises.is_empty() || !self.turns.passes() {
             return None;
         }
-        // The look at the ring comes nearer.
-        self.turns.is_to_poll();
         if self.driver.tasks.queue_is_empty() {
             return Some(Step::Woken(Wake::Complete));
         }

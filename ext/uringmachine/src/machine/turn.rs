@@ -67,10 +67,14 @@ impl Turns {
         self.countdown == 0
     }
 
-    /// Whether the next switch is to look at the ring.
+    /// As [`Turns::is_to_poll`]; the look is not nearer by this one if it is the turn.
     #[inline]
-    pub fn polls_next(&self) -> bool {
-        self.countdown <= 1
+    pub fn passes(&mut self) -> bool {
+        let passes = self.countdown > 1;
+        if passes {
+            self.countdown -= 1;
+        }
+        passes
     }
 
     /// Notes that bytes were moved without waiting.

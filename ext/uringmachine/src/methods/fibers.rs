@@ -10,9 +10,7 @@ use uringmachine_runtime::{TaskId, Wake};
 use crate::classes::queue;
 use crate::machine::caller::{machine_method, Answer, Caller};
 use crate::machine::owner::Um;
-use crate::machine::spun::{
-    done_variable, end, listeners_variable, result_variable, ANY_LISTENERS, KILL,
-};
+use crate::machine::spun::{end, ANY_LISTENERS, DONE, KILL, LISTENERS, RESULT};
 use crate::machine::switch::take_starting;
 use crate::machine::{registry, Machine, Parts, Pending, Waiter};
 use crate::ruby::arguments::{wrong_type, Arguments};
@@ -301,12 +299,12 @@ fn collect(um: &Um, wanted: impl Fn(State, &Waiter) -> bool) -> Outcome {
 fn add_done_listener(fiber: Value, queue: Value) -> Outcome {
     queue::check(queue)?;
     // Without a call that gives up the lock between the look and the entry.
-    if truthy(variable(fiber, done_variable())) || !fiber::is_alive(fiber) {
+    if truthy(variable(fiber, DONE.id())) || !fiber::is_alive(fiber) {
         queue::push(queue, fiber);
         return Ok(fiber);
     }
     ANY_LISTENERS.store(true, Ordering::Relaxed);
-    collections::push_to_variable(fiber, listeners_variable(), queue)?;
+    collections::push_to_variable(fiber, LISTENERS.id(), queue)?;
     Ok(fiber)
 }
 
@@ -315,7 +313,7 @@ fn add_done_listener(fiber: Value, queue: Value) -> Outcome {
 /// @example
 ///   fiber.result #=> 42
 fn result(fiber: Value) -> Value {
-    variable(fiber, result_variable())
+    variable(fiber, RESULT.id())
 }
 
 /// @method Fiber#done?
@@ -324,7 +322,7 @@ fn result(fiber: Value) -> Value {
 /// @example
 ///   fiber.done? #=> true
 fn is_done(fiber: Value) -> Value {
-    variable(fiber, done_variable())
+    variable(fiber, DONE.id())
 }
 
 /// @method Fiber#done_listeners
@@ -332,7 +330,7 @@ fn is_done(fiber: Value) -> Value {
 /// @example
 ///   fiber.done_listeners #=> nil
 fn done_listeners(fiber: Value) -> Value {
-    variable(fiber, listeners_variable())
+    variable(fiber, LISTENERS.id())
 }
 
 /// Notes that the fiber has ended. For programs that run their fibers themselves.
@@ -342,7 +340,7 @@ fn done_listeners(fiber: Value) -> Value {
 /// @example
 ///   fiber.mark_as_done
 fn mark_as_done(fiber: Value) -> Outcome {
-    set_variable(fiber, done_variable(), TRUE)?;
+    set_variable(fiber, DONE.id(), TRUE)?;
     Ok(TRUE)
 }
 
@@ -354,7 +352,7 @@ fn mark_as_done(fiber: Value) -> Outcome {
 /// @example
 ///   fiber.set_result(42)
 fn set_result(fiber: Value, value: Value) -> Outcome {
-    set_variable(fiber, result_variable(), value)?;
+    set_variable(fiber, RESULT.id(), value)?;
     Ok(value)
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_long};
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::OnceLock;
 
 use super::{may_raise, may_raise_for, Id, Outcome, Raise, Value, NIL, UNDEF};
 
@@ -9,6 +10,28 @@ use super::{may_raise, may_raise_for, Id, Outcome, Raise, Value, NIL, UNDEF};
 pub fn id(name: &str) -> Id {
     // SAFETY: the name is copied.
     unsafe { super::rb_intern2(name.as_ptr().cast::<c_char>(), name.len() as c_long) }
+}
+
+/// A name that is looked up once.
+pub struct Name {
+    name: &'static str,
+    id: OnceLock<Id>,
+}
+
+impl Name {
+    /// To be a `static`.
+    pub const fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            id: OnceLock::new(),
+        }
+    }
+
+    /// Its identity, which is not collected.
+    #[inline]
+    pub fn id(&self) -> Id {
+        *self.id.get_or_init(|| id(self.name))
+    }
 }
 
 /// Calls a public or private method.

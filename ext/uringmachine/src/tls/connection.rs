@@ -64,7 +64,8 @@ impl Connection {
 
     /// The IO below.
     fn io(&self) -> Value {
-        ruby::variable(self.ssl.object, ruby::id("@io"))
+        static IO: ruby::Name = ruby::Name::new("@io");
+        ruby::variable(self.ssl.object, IO.id())
     }
 
     /// The descriptor below; IOError if it is closed.
@@ -120,7 +121,8 @@ impl Connection {
 
     /// What a callback has raised: the openssl extension notes it and goes on.
     fn callback_error(&self) -> Option<Raise> {
-        let variable = ruby::id("callback_state");
+        static STATE: ruby::Name = ruby::Name::new("callback_state");
+        let variable = STATE.id();
         let state = ruby::as_fixnum(ruby::variable(self.ssl.object, variable))?;
         // A frozen socket has never had one.
         let _ = ruby::set_variable(self.ssl.object, variable, NIL);

@@ -29,7 +29,7 @@ use crate::machine::owner::{self, Um};
 use crate::machine::registry;
 use crate::os::Errno;
 use crate::ruby::this::This;
-use crate::ruby::{self, arguments, classes, is_a, Id, Raise, Shared, Value, NIL, TRUE};
+use crate::ruby::{self, arguments, classes, is_a, Name, Raise, Shared, Value, NIL, TRUE};
 use kernel::Kernel;
 use wire::{Keeper, Wire};
 
@@ -129,13 +129,8 @@ pub fn set_socket_module(module: Value) {
 }
 
 /// What an SSLSocket keeps of us, in instance variables that Ruby code does not see.
-fn keeper_variable() -> Id {
-    ruby::id("__um_wire")
-}
-
-fn machine_variable() -> Id {
-    ruby::id("__um_machine")
-}
+static KEEPER: Name = Name::new("__um_wire");
+static MACHINE: Name = Name::new("__um_machine");
 
 /// Puts an SSLSocket on the ring of the UM `machine`: gives it a BIO of ours, once, and extends it with
 /// UM::TLS::Socket. Its own methods go through that machine when they are called on the machine's thread.
@@ -159,20 +154,20 @@ pub fn set_bio(machine: Value, object: Value, kernel: bool) -> Result<(), Raise>
         }
         let wire = Wire::new(fd, is_socket, offer);
         let keeper = Keeper::of(&Ruby::get_with(object.to_magnus()), wire.clone());
-        ruby::set_variable(object, keeper_variable(), keeper)?;
+        ruby::set_variable(object, KEEPER.id(), keeper)?;
         if bio::give(ssl, wire).is_none() {
             return Err(ssl.openssl.error("BIO_new"));
         }
         ruby::set_variable(object, ruby::id("@__um_bio__"), TRUE)?;
         classes::extend(object, SOCKET.get())?;
     }
-    ruby::set_variable(object, machine_variable(), machine)
+    ruby::set_variable(object, MACHINE.id(), machine)
 }
 
 /// The UM whose ring an SSLSocket's own methods go through on this thread: the one that it was put on if
 /// that is this thread's, else the thread's own.
 pub fn machine_of(object: Value) -> Result<This<Um>, Raise> {
-    let machine = ruby::variable(object, machine_variable());
+    let machine = ruby::variable(object, MACHINE.id());
     if machine != NIL {
         let machine = owner::find(machine)?;
         if machine.machine()?.is_own() {
