@@ -116,7 +116,7 @@ private_apt() {
   apt-get "${APT_OPTIONS[@]}" update -qq >&2 || die "Debian's package lists could not be fetched from $mirror; is the network there?"
 }
 
-# Where a built extension is, by Ruby.
+# Where a built extension is, by Ruby, and by the features of cargo that UM_FEATURES names.
 describe_ruby() {
-  "$1" -e 'puts "#{RUBY_ENGINE}-#{RUBY_VERSION}-#{RUBY_PLATFORM}"'
+  "$1" -e 'puts ["#{RUBY_ENGINE}-#{RUBY_VERSION}-#{RUBY_PLATFORM}", ENV["UM_FEATURES"].to_s].reject(&:empty?).join("-")'
 }

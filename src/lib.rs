@@ -18,6 +18,7 @@ pub mod byte_queue;
 pub mod clock;
 pub mod driver;
 pub mod error;
+pub mod faults;
 pub mod features;
 pub mod in_flight;
 pub mod lines;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::types::BufRingEntry;
 use io_uring::{cqueue, IoUring};
 
+use crate::faults;
 use crate::mapping::Mapping;
 
 /// The group that multishots name.
@@ -59,6 +60,7 @@ impl ProvidedBuffers {
     }
 
     fn register(uring: &IoUring, plan: &Plan, incremental: bool) -> io::Result<Self> {
+        faults::fails("register")?;
         let entries = usize::from(plan.count) * std::mem::size_of::<BufRingEntry>();
         let offset = entries.next_multiple_of(4096);
         let memory = Mapping::new(offset + usize::from(plan.count) * plan.size as usize)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use io_uring::IoUring;
 
+use crate::faults;
 use crate::mapping::Mapping;
 
 /// The slots of a ring's table; each holds one buffer.
@@ -42,6 +43,7 @@ impl RegisteredBuffers {
         size: usize,
     ) -> io::Result<(RegionId, Arc<Mapping>)> {
         if !self.table {
+            faults::fails("register")?;
             uring.submitter().register_buffers_sparse(SLOTS)?;
             self.table = true;
         }

@@ -7,6 +7,8 @@ use std::os::fd::RawFd;
 
 use io_uring::{opcode, squeue, IoUring};
 
+use crate::faults;
+
 /// The slots of a ring's table. The kernel allows no more than the process may have descriptors.
 const SLOTS: usize = 1024;
 const FREE: RawFd = -1;
@@ -32,6 +34,7 @@ impl RegisteredFiles {
         }
         if self.slots.is_empty() {
             let slots = SLOTS.min(descriptors_allowed());
+            faults::fails("register")?;
             uring.submitter().register_files_sparse(slots as u32)?;
             self.slots = vec![FREE; slots];
         }

@@ -143,15 +143,17 @@ class TestThreads < SchedulerTest
 
   # The fiber has written, and does not go on: it is its turn until the thread ends.
   def test_what_waits_for_a_fiber_is_written_as_a_thread_ends
-    reader, writer = IO.pipe
-    in_ending_thread(at_once: true) do |machine|
-      machine.spin { machine.write(writer.fileno, "first ") }
-      machine.snooze
-      machine.submit
-      machine.write_async(writer.fileno, "second")
+    [true, false].each do |submitted|
+      reader, writer = IO.pipe
+      in_ending_thread(at_once: true) do |machine|
+        machine.spin { machine.write(writer.fileno, "first ") }
+        machine.snooze
+        machine.submit if submitted
+        machine.write_async(writer.fileno, "second")
+      end
+      writer.close
+      assert_equal "first second", reader.read
     end
-    writer.close
-    assert_equal "first second", reader.read
   end
 
   def test_a_buffer_that_an_ended_thread_was_reading_into_is_free

@@ -98,7 +98,10 @@ impl<T> Driver<T> {
         self.submitted += 1;
         match &mut self.kernel {
             // SAFETY: the caller's promise.
-            Some(kernel) => unsafe { kernel.ring.push(&kernel.files.redirect(entry)) },
+            Some(kernel) => unsafe {
+                let entry = kernel.ring.operation(entry);
+                kernel.ring.push(&kernel.files.redirect(entry))
+            },
             None => Err(io::Error::from_raw_os_error(libc::EBADF)),
         }
     }
@@ -187,16 +190,19 @@ impl<T> Driver<T> {
             kernel.files.clear(kernel.ring.uring());
         }
         if self.lines.works() > 0 {
-            self.end_turns();
             let until = start + limit / 10;
-            self.wait_until(until, |driver| driver.lines.works() == 0);
+            self.wait_until(until, |driver| {
+                // Again and again: what a task has the kernel write may end meanwhile.
+                driver.end_turns();
+                driver.lines.works() == 0
+            });
             self.give_up_work();
         }
         let entry = CancelAll.entry().user_data(NOBODY);
         // SAFETY: a cancel points to nothing.
         let pushed = self.ring().and_then(|ring| unsafe { ring.push(&entry) });
         if pushed.is_ok() {
-            let ended = |driver: &Self| driver.in_flight.count() == driver.in_flight.lent();
+            let ended = |driver: &mut Self| driver.in_flight.count() == driver.in_flight.lent();
             self.wait_until(deadline, ended);
             let until = deadline.min(clock::now() + limit / 10);
             self.wait_until(until, |driver| {
@@ -207,7 +213,7 @@ impl<T> Driver<T> {
     }
 
     /// Submits and reaps, and runs no task, until something is so, or `deadline` has come.
-    fn wait_until(&mut self, deadline: u64, is_so: impl Fn(&Self) -> bool) {
+    fn wait_until(&mut self, deadline: u64, mut is_so: impl FnMut(&mut Self) -> bool) {
         let mut wait = None;
         loop {
             let entered = self.ring().and_then(|ring| match wait {

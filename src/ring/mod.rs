@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use io_uring::squeue::Entry;
 use io_uring::{cqueue, types, EnterFlags, IoUring};
 
+use crate::faults::{Enter, Faults};
 use crate::features::Features;
 use crate::provided_buffers::ProvidedBuffers;
 
@@ -24,6 +25,7 @@ pub struct Ring {
     sqpoll: bool,
     /// The ring's index among the thread's registered descriptors, once [`Ring::enable`] had one.
     registered: Option<u32>,
+    faults: Faults,
 }
 
 /// How many entries a ring has unless asked otherwise: small, since a full queue is flushed.
@@ -64,6 +66,12 @@ impl Ring {
         self.uring.as_raw_fd()
     }
 
+    /// The operation that is pushed: see [`crate::faults`].
+    #[inline]
+    pub(crate) fn operation(&mut self, entry: Entry) -> Entry {
+        self.faults.submitted(entry)
+    }
+
     /// Queues an entry; a full queue is submitted first.
     ///
     /// # Safety
@@ -89,13 +97,16 @@ impl Ring {
     #[inline]
     pub fn wants_enter(&mut self) -> bool {
         let submission = self.uring.submission();
-        !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
+        !submission.is_empty()
+            || submission.taskrun()
+            || submission.cq_overflow()
+            || self.faults.holds()
     }
 
     /// Whether completions are there to be reaped.
     #[inline]
     pub fn has_completions(&mut self) -> bool {
-        !self.uring.completion().is_empty()
+        self.faults.has_completions(&self.uring.completion())
     }
 
     /// Submits what is queued, lets the kernel post completions, and waits for `want` of them, at
@@ -105,7 +116,19 @@ impl Ring {
     /// Under DEFER_TASKRUN completions are posted only by an enter with GETEVENTS, so it is always
     /// set.
     pub fn enter(&mut self, want: u32, timeout: Option<u64>) -> io::Result<()> {
-        let to_submit = self.unsubmitted() as u32;
+        let enter = Enter {
+            to_submit: self.unsubmitted() as u32,
+            want,
+            timeout,
+        };
+        let Some(enter) = self.faults.entering(enter) else {
+            return Ok(());
+        };
+        let Enter {
+            to_submit,
+            want,
+            timeout,
+        } = enter;
         let flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
         let mut extra = 0;
         if self.sqpoll {
@@ -167,7 +190,7 @@ impl Ring {
     /// Takes one completion off the queue, if there is any.
     #[inline]
     pub fn reap(&mut self) -> Option<cqueue::Entry> {
-        self.uring.completion().next()
+        self.faults.reap(&mut self.uring.completion())
     }
 
     /// Whether completions are deferred to enters with GETEVENTS.

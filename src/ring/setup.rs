@@ -7,6 +7,7 @@ use io_uring::{IoUring, Probe};
 
 use super::Ring;
 use crate::error::SetupError;
+use crate::faults::{self, Faults};
 use crate::features::Features;
 
 const REGISTER_RING_FDS: libc::c_uint = 20;
@@ -47,13 +48,15 @@ impl Ring {
         no_sqarray: bool,
         sqpoll: Option<u32>,
     ) -> io::Result<IoUring> {
+        faults::fails("setup")?;
+        let completions = entries.saturating_mul(COMPLETIONS_PER_ENTRY);
         let mut builder = IoUring::builder();
         builder
             .dontfork()
             .setup_clamp()
             .setup_r_disabled()
             .setup_submit_all()
-            .setup_cqsize(entries.saturating_mul(COMPLETIONS_PER_ENTRY));
+            .setup_cqsize(faults::completion_entries(completions));
         if let Some(idle) = sqpoll {
             builder.setup_sqpoll(idle);
         } else if defer_taskrun {
@@ -67,7 +70,7 @@ impl Ring {
         if no_sqarray {
             builder.setup_no_sqarray();
         }
-        builder.build(entries)
+        builder.build(faults::submission_entries(entries))
     }
 
     fn probed(
@@ -95,6 +98,7 @@ impl Ring {
             features,
             defer_taskrun,
             registered: None,
+            faults: Faults::default(),
         })
     }
 

@@ -5,6 +5,7 @@
 
 use std::os::fd::RawFd;
 
+use uringmachine_runtime::faults::{self, Attempt};
 use uringmachine_runtime::memory::{Memory, MemoryMut};
 
 use super::{Errno, Result};
@@ -49,7 +50,8 @@ pub fn write(fd: RawFd, memory: &impl Memory) -> Result<usize> {
 /// recv(2).
 #[inline]
 pub fn recv(fd: RawFd, memory: &mut impl MemoryMut, flags: i32) -> Result<usize> {
-    let room = piece_mut(memory);
+    let mut room = piece_mut(memory);
+    room.iov_len = faults::attempted(Attempt::Read, fd, room.iov_len);
     // SAFETY: the memory's own promise.
     count(unsafe { libc::recv(fd, room.iov_base, room.iov_len, flags) })
 }
@@ -57,7 +59,8 @@ pub fn recv(fd: RawFd, memory: &mut impl MemoryMut, flags: i32) -> Result<usize>
 /// send(2).
 #[inline]
 pub fn send(fd: RawFd, memory: &impl Memory, flags: i32) -> Result<usize> {
-    let bytes = piece(memory);
+    let mut bytes = piece(memory);
+    bytes.iov_len = faults::attempted(Attempt::Write, fd, bytes.iov_len);
     // SAFETY: the memory's own promise.
     count(unsafe { libc::send(fd, bytes.iov_base, bytes.iov_len, flags) })
 }
@@ -65,7 +68,8 @@ pub fn send(fd: RawFd, memory: &impl Memory, flags: i32) -> Result<usize> {
 /// preadv2(2) of one piece; the position -1 is the file's own.
 #[inline]
 pub fn preadv2(fd: RawFd, memory: &mut impl MemoryMut, position: i64, flags: i32) -> Result<usize> {
-    let room = piece_mut(memory);
+    let mut room = piece_mut(memory);
+    room.iov_len = faults::attempted(Attempt::Read, fd, room.iov_len);
     // SAFETY: one piece, on this frame, of memory that promises to be there.
     count(unsafe { libc::preadv2(fd, &raw const room, 1, position, flags) })
 }
@@ -73,7 +77,8 @@ pub fn preadv2(fd: RawFd, memory: &mut impl MemoryMut, position: i64, flags: i32
 /// pwritev2(2) of one piece; the position -1 is the file's own.
 #[inline]
 pub fn pwritev2(fd: RawFd, memory: &impl Memory, position: i64, flags: i32) -> Result<usize> {
-    let bytes = piece(memory);
+    let mut bytes = piece(memory);
+    bytes.iov_len = faults::attempted(Attempt::Write, fd, bytes.iov_len);
     // SAFETY: one piece, on this frame, of memory that promises to be there.
     count(unsafe { libc::pwritev2(fd, &raw const bytes, 1, position, flags) })
 }

@@ -1,5 +1,8 @@
 //! Attempts to move bytes without waiting.
 
+use uringmachine_runtime::faults;
+
+use super::by_kind::AGAIN;
 use super::Transfer;
 use crate::machine::hints::Kind;
 use crate::os::fd::Fd;
@@ -9,6 +12,10 @@ impl Transfer<'_> {
     /// Tries without waiting: a count, or -errno.
     #[inline(always)]
     pub(super) fn at_once(&self, kind: Kind, done: usize) -> isize {
+        // One that would not wait for a file to be written, or that whoever reads a stream may have asked for.
+        if self.writes != (kind == Kind::File) && faults::is_in_vain() {
+            return AGAIN;
+        }
         let position = self.position_after(done);
         loop {
             let moved = self.part.at_once(done, |bytes| {

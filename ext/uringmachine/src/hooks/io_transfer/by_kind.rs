@@ -15,7 +15,7 @@ const WRITTEN_AT_ONCE: usize = 1 << 20;
 /// What a pipe that is ready takes without waiting (pipe(7), PIPE_BUF).
 const PIPE_TAKES: usize = 4096;
 
-const AGAIN: isize = -(libc::EAGAIN as isize);
+pub(super) const AGAIN: isize = -(libc::EAGAIN as isize);
 const INTERRUPTED: isize = -(libc::EINTR as isize);
 const REFUSED: isize = -(libc::EOPNOTSUPP as isize);
 const NO_SOCKET: isize = -(libc::ENOTSOCK as isize);

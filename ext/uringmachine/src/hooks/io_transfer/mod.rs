@@ -12,7 +12,7 @@ mod lend;
 use std::cell::Cell;
 use std::os::fd::RawFd;
 
-use uringmachine_runtime::TaskId;
+use uringmachine_runtime::{faults, TaskId};
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::lending::hooked::Part;
@@ -213,11 +213,12 @@ impl<'a> Transfer<'a> {
     /// Moves bytes once, waiting if it must.
     fn once(&self, done: usize) -> Moved {
         loop {
-            let (descriptor, features) = {
+            let (mut descriptor, features) = {
                 let mut parts = self.machine.parts();
                 let features = parts.driver.features();
                 (parts.descriptors.get(self.fd, self.io), features)
             };
+            descriptor.drained |= faults::is_in_vain();
             let step = match descriptor.kind {
                 Kind::File => Step::Done(self.with_file(descriptor, features, done)?),
                 kind if self.position != CURRENT && self.has_no_position(kind) => {
