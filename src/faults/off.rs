@@ -9,10 +9,15 @@ use io_uring::{cqueue, CompletionQueue};
 use super::{Attempt, Enter};
 
 /// None.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Faults;
 
 impl Faults {
+    /// None.
+    pub fn of_a_ring() -> Self {
+        Self
+    }
+
     /// The operation that is submitted.
     #[inline(always)]
     pub fn submitted(&mut self, entry: Entry) -> Entry {
@@ -64,7 +69,7 @@ pub fn attempted(_: Attempt, _: RawFd, length: usize) -> usize {
 
 /// Whether an attempt that is made again through the ring is in vain.
 #[inline(always)]
-pub fn is_in_vain() -> bool {
+pub fn is_in_vain(_: Attempt) -> bool {
     false
 }
 

@@ -24,8 +24,12 @@ pub struct Faults {
     age: u32,
 }
 
-impl Default for Faults {
-    fn default() -> Self {
+/// How many enters a completion is held for at most.
+const OLD: u32 = 8;
+
+impl Faults {
+    /// Those of the ring that is being set up.
+    pub fn of_a_ring() -> Self {
         Self {
             chance: Plan::current().map(|plan| (plan, Chance::new(plan.seed))),
             held: VecDeque::new(),
@@ -34,12 +38,7 @@ impl Default for Faults {
             age: 0,
         }
     }
-}
 
-/// How many enters a completion is held for at most.
-const OLD: u32 = 8;
-
-impl Faults {
     /// The operation that is submitted: the same, a shorter one, or one that does nothing, and will be said to have failed.
     pub fn submitted(&mut self, entry: Entry) -> Entry {
         let Some((plan, chance)) = &mut self.chance else {
@@ -292,9 +291,12 @@ pub fn attempted(attempt: Attempt, fd: RawFd, length: usize) -> usize {
     by_thread(|plan, chance| shorter(plan, chance, attempt, fd, length)).unwrap_or(length)
 }
 
-/// Whether an attempt that is made again through the ring is in vain.
-pub fn is_in_vain() -> bool {
-    by_thread(|_, chance| chance.one_in(4)).unwrap_or(false)
+/// Whether an attempt that is made again through the ring is in vain. One that writes is, where writes are cut short too.
+pub fn is_in_vain(attempt: Attempt) -> bool {
+    by_thread(|plan, chance| {
+        chance.one_in(4) && (attempt == Attempt::Read || plan.least < u32::MAX)
+    })
+    .unwrap_or(false)
 }
 
 /// The kind of file that a descriptor is, S_IFREG say; 0 if it is closed.

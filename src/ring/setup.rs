@@ -98,7 +98,7 @@ impl Ring {
             features,
             defer_taskrun,
             registered: None,
-            faults: Faults::default(),
+            faults: Faults::of_a_ring(),
         })
     }
 

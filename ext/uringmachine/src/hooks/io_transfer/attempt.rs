@@ -1,6 +1,6 @@
 //! Attempts to move bytes without waiting.
 
-use uringmachine_runtime::faults;
+use uringmachine_runtime::faults::{self, Attempt};
 
 use super::by_kind::AGAIN;
 use super::Transfer;
@@ -13,7 +13,12 @@ impl Transfer<'_> {
     #[inline(always)]
     pub(super) fn at_once(&self, kind: Kind, done: usize) -> isize {
         // One that would not wait for a file to be written, or that whoever reads a stream may have asked for.
-        if self.writes != (kind == Kind::File) && faults::is_in_vain() {
+        let in_vain = match (kind, self.writes) {
+            (Kind::File, false) => faults::is_in_vain(Attempt::Read),
+            (Kind::File, true) | (_, false) => false,
+            (_, true) => faults::is_in_vain(Attempt::Write),
+        };
+        if in_vain {
             return AGAIN;
         }
         let position = self.position_after(done);

@@ -12,7 +12,8 @@ mod lend;
 use std::cell::Cell;
 use std::os::fd::RawFd;
 
-use uringmachine_runtime::{faults, TaskId};
+use uringmachine_runtime::faults::{self, Attempt};
+use uringmachine_runtime::TaskId;
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::lending::hooked::Part;
@@ -218,7 +219,7 @@ impl<'a> Transfer<'a> {
                 let features = parts.driver.features();
                 (parts.descriptors.get(self.fd, self.io), features)
             };
-            descriptor.drained |= faults::is_in_vain();
+            descriptor.drained |= faults::is_in_vain(Attempt::Read);
             let step = match descriptor.kind {
                 Kind::File => Step::Done(self.with_file(descriptor, features, done)?),
                 kind if self.position != CURRENT && self.has_no_position(kind) => {
