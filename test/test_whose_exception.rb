@@ -52,6 +52,31 @@ class TestWhoseException < SchedulerTest
     assert_equal [Timeout::Error], log.drop(2)
   end
 
+  # The scheduler is being closed, and a fiber that it has gone on with was the last to wait.
+  def test_a_thread_is_ended_whose_last_fiber_to_wait_is_not_its_programs
+    { raise: [Stop], kill: [] }.each do |ends, arguments|
+      told = Thread::Queue.new
+      log = []
+      thread = thread_under(log) do
+        Fiber.set_scheduler(UM::FiberScheduler.new)
+        Fiber.schedule do
+          sleep 0
+          told << true
+          sleep
+        ensure
+          log << :unwound
+        end
+        Fiber.set_scheduler(nil)
+      end
+      told.pop
+      sleep 0.001 until thread.stop?
+      thread.public_send(ends, *arguments)
+      thread.join
+
+      assert_equal [:unwound, *arguments], log, ends
+    end
+  end
+
   def test_what_is_raised_in_the_thread_is_raised_in_its_program
     [[Stop], [Stop, "enough"], [Stop.new("enough")]].each do |arguments|
       log = []

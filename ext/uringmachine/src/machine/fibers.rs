@@ -43,6 +43,8 @@ pub struct Fibers {
     kept: Option<TaskId>,
     /// How many tasks interrupt another one of their fiber.
     interrupting: usize,
+    /// An interrupt of the thread came to another fiber than it is for, which is switched to.
+    pub is_interrupted: bool,
 }
 
 impl Default for Fibers {
@@ -54,6 +56,7 @@ impl Default for Fibers {
             by_fiber: ByFiber::default(),
             kept: None,
             interrupting: 0,
+            is_interrupted: false,
         }
     }
 }

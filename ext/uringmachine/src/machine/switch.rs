@@ -15,6 +15,8 @@ pub(super) enum Step {
     Woken(Wake),
     /// Something is to be raised in a fiber that does not wait here.
     RaiseElsewhere,
+    /// An interrupt of the thread is to be seen to.
+    Interrupted,
     /// Another fiber is next.
     Switch(Value),
     /// So is one that this machine has not run yet.
@@ -50,6 +52,9 @@ impl Machine {
     #[inline(always)]
     fn next_step(&self, me: TaskId) -> Step {
         let mut parts = self.parts();
+        if parts.fibers.is_interrupted {
+            return Step::Interrupted;
+        }
         if parts.driver.tasks.state(me) == Some(State::Running) {
             return Step::Woken(parts.waiter(me).woken);
         }
@@ -78,6 +83,7 @@ impl Machine {
                     self.raise_elsewhere(me)?;
                     continue;
                 }
+                Step::Interrupted => self.check_interrupts(me)?,
                 Step::Switch(fiber) => {
                     fiber::transfer(fiber, &[])?;
                 }
@@ -212,12 +218,16 @@ impl Machine {
     }
 
     /// An interrupt (a signal, Thread#raise, Thread#kill) belongs to the thread, not to the fiber that
-    /// happened to wait last: if the root fiber is parked here, it gets it. A fiber switch checks interrupts on arrival
-    /// (cont.c, fiber_switch).
+    /// happened to wait last: if the root fiber is parked here, it gets it. That one has to look for it: Ruby notes an
+    /// interrupt of the fiber that ran when it came, and a switch takes no more along than that a signal has (cont.c,
+    /// ec_switch).
+    #[cold]
     fn check_interrupts(&self, me: TaskId) -> Result<(), Raise> {
         let (target, ending) = {
-            let parts = self.parts();
-            (parts.interrupt_target(), parts.ending)
+            let mut parts = self.parts();
+            let (target, ending) = (parts.interrupt_target(), parts.ending);
+            parts.fibers.is_interrupted = !ending && target.is_some_and(|root| root != me);
+            (target, ending)
         };
         match target {
             // What interrupts the end of a thread is raised when that is over: no ensure block is cut short.
@@ -348,6 +358,7 @@ impl Machine {
             // Nobody wakes who does not wait.
             Step::Woken(_) => Ok(()),
             Step::RaiseElsewhere => self.raise_elsewhere(me),
+            Step::Interrupted => self.check_interrupts(me),
             Step::Switch(fiber) => fiber::transfer(fiber, &[]).map(drop),
             Step::Start(task) => self.start(task).map(drop),
             Step::Idle => self.idle(me),
@@ -394,6 +405,10 @@ impl Machine {
                 Step::Woken(_) => continue,
                 Step::RaiseElsewhere => {
                     self.raise_elsewhere(NOBODY)?;
+                    continue;
+                }
+                Step::Interrupted => {
+                    self.check_interrupts(NOBODY)?;
                     continue;
                 }
                 // Whoever schedules this fiber makes it a task again, which has never run here.
