@@ -1,0 +1,243 @@
+# frozen_string_literal: true
+
+require "English"
+require "fileutils"
+require "open3"
+require "rbconfig"
+
+# Safeguards are tested by breaking them: each change of a list takes one out, and a test is to notice. A change that none
+# notices is a fault of the tests. See script/mutants.
+module Mutants
+  ROOT = File.expand_path("..", __dir__)
+  LIST = File.join(__dir__, "mutants.list.rb")
+
+  # A change: in `file` the text `from`, which is there once, becomes `to`. One of `tests` is to fail then.
+  #
+  # A test is a file of test/, with a pattern of names after it if the file takes long, or `cargo` and a pattern of the
+  # driver's own. The first that fails counts.
+  Mutant = Data.define(:name, :safeguard, :file, :from, :to, :tests) do
+    # What is wrong with it; nil if nothing is.
+    def fault(root = ROOT)
+      path = File.join(root, file)
+      return "there is no #{file}" unless File.exist?(path)
+
+      count = File.read(path).scan(from).size
+      return "its text is in #{file} #{count} times, not once" unless count == 1
+      return "it changes nothing" if from == to
+
+      missing = tests.map { |test| test[%r{\Atest/\S+}] }.compact.reject { |test| File.exist?(File.join(root, test)) }
+      return "there is no #{missing.first}" unless missing.empty?
+
+      "no test is named" if tests.empty?
+    end
+
+    def rust? = file.end_with?(".rs")
+  end
+
+  class << self
+    # The list, as it stands in the order of its file.
+    def list
+      @list ||= begin
+        @mutants = []
+        instance_eval(File.read(LIST), LIST)
+        @mutants.freeze
+      end
+    end
+
+    # An entry of the list.
+    def mutant(name, safeguard, file:, from:, to:, tests:)
+      @mutants << Mutant.new(name:, safeguard:, file:, from:, to:, tests:)
+    end
+
+    # What is wrong with the list, a line each.
+    def faults
+      names = list.map(&:name)
+      names.tally.filter_map { |name, count| "#{name}: there are #{count} of that name" if count > 1 } +
+        list.filter_map { |one| (fault = one.fault) && "#{one.name}: #{fault}" }
+    end
+  end
+
+  # Applies changes one by one to a copy of the tree, and runs their tests. The copy and what is built of it stay in
+  # target/, so that the next build is of what has changed.
+  class Run
+    HOME = File.join(ROOT, "target", "mutants")
+    TREE = File.join(HOME, "tree")
+    BUILT = File.join(HOME, "built")
+    LIBRARY = File.join(HOME, "lib", "uringmachine", "uringmachine.so")
+    # A quick build: as it is released it takes ten times as long.
+    QUICK = {
+      "CARGO_PROFILE_RELEASE_LTO" => "off", "CARGO_PROFILE_RELEASE_CODEGEN_UNITS" => "16",
+      "CARGO_PROFILE_RELEASE_OPT_LEVEL" => "1", "CARGO_PROFILE_RELEASE_INCREMENTAL" => "true",
+      "CARGO_PROFILE_RELEASE_DEBUG" => "0", "CARGO_TARGET_DIR" => BUILT, "RUBY" => RbConfig.ruby
+    }.freeze
+    # A test that hangs says so after PATIENCE seconds, and is ended after LONGEST: either is noticed.
+    PATIENCE = 30
+    LONGEST = 240
+
+    # The list is at fault: a change does not build, or a test fails without any.
+    class Fault < StandardError; end
+
+    # How one ended: which test has failed, or nil, and by what.
+    Result = Data.define(:mutant, :test, :sign, :seconds)
+
+    def initialize(mutants)
+      @mutants = mutants
+    end
+
+    # Says what becomes of each; returns whether all were caught.
+    def run
+      mirror
+      build
+      check_tests
+      results = @mutants.each.with_index(1).map { |mutant, number| try(mutant, number) }
+      table(results)
+      results.all?(&:test)
+    end
+
+    private
+
+    # Makes the copy equal to the tree. Files that have not changed keep their times.
+    def mirror
+      list, = Open3.capture2("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+      files = list.split("\0").select { |file| File.file?(File.join(ROOT, file)) }
+      files.each { |file| copy(file) }
+      (Dir.glob("**/*", File::FNM_DOTMATCH, base: TREE).select { |file| File.file?(File.join(TREE, file)) } - files).each do |file|
+        File.delete(File.join(TREE, file))
+      end
+    end
+
+    def copy(file)
+      from = File.join(ROOT, file)
+      to = File.join(TREE, file)
+      return if File.exist?(to) && FileUtils.identical?(from, to)
+
+      FileUtils.mkdir_p(File.dirname(to))
+      FileUtils.cp(from, to)
+    end
+
+    def build
+      output, status = Open3.capture2e(QUICK, "cargo", "build", "--release", "--locked", "--quiet", "--package", "uringmachine", chdir: TREE)
+      raise Fault, "it does not build:\n#{output}" unless status.success?
+
+      FileUtils.mkdir_p(File.dirname(LIBRARY))
+      # A new file, not new bytes in one that a running process may have mapped.
+      FileUtils.rm_f(LIBRARY)
+      FileUtils.cp(File.join(BUILT, "release", "liburingmachine.so"), LIBRARY)
+    end
+
+    # Without a change, every test passes.
+    def check_tests
+      @mutants.flat_map(&:tests).uniq.each do |test|
+        say "without a change: #{test}"
+        sign = failure(test)
+        raise Fault, "#{test} fails without a change: #{sign}\n#{@output}" if sign
+      end
+    end
+
+    def try(mutant, number)
+      start = now
+      say "#{number}/#{@mutants.size} #{mutant.name}: #{mutant.safeguard}"
+      test, sign = changed(mutant) { caught_by(mutant) }
+      result = Result.new(mutant:, test:, sign:, seconds: (now - start).round)
+      puts "#{verdict(result)}  #{mutant.name}  (#{result.seconds} s)"
+      result
+    end
+
+    # Runs the block while the copy is changed.
+    def changed(mutant)
+      path = File.join(TREE, mutant.file)
+      text = File.read(path)
+      File.write(path, text.sub(mutant.from) { mutant.to })
+      yield
+    rescue Fault => e
+      raise Fault, "#{mutant.name}: #{e.message}"
+    ensure
+      File.write(path, text)
+
+    end
+
+
+    def caught_by(mutant)
+      built = !mutant.rust?
+      mutant.tests.each do |test|
+        unless built || test.start_with?("cargo")
+          build
+          built = true
+        end
+        sign = failure(test)
+        return [test, sign] if sign
+      end
+      nil
+    end
+
+    # How a test fails; nil if it passes.
+    def failure(test)
+      @output, status = bounded(*command(test))
+      return if status&.success?
+      return "hangs" if status.nil?
+
+      @output[/^(\S+#\S+) hangs/, 1]&.then { |name| "#{name} hangs" } || @output[/^(?:Failure|Error):\n(\S+?)[: ]/, 1] || crash(status)
+    end
+
+    def crash(status)
+      @output[/^test .*::(\S+) \.\.\. FAILED/, 1] || (status.signaled? ? "signal #{status.termsig}" : @output.lines.grep(/error|BUG/i).first.to_s.strip[0, 80])
+    end
+
+    def command(test)
+      file, *names = test.split
+      return ["cargo", "test", "--locked", "--quiet", "--package", "uringmachine-runtime", *names] if file == "cargo"
+
+      folders = [File.join(TREE, "lib"), File.join(HOME, "lib"), File.join(TREE, "test")]
+      names = names.empty? ? [] : ["-n", "/#{names.join("|")}/"]
+      [RbConfig.ruby, "-W:no-experimental", *folders.flat_map { |folder| ["-I", folder] }, file, *names]
+    end
+
+    # The output and the status of a command, which is nil if it takes too long.
+    def bounded(*command)
+      reader, writer = IO.pipe
+      environment = QUICK.merge("UM_TEST_PATIENCE" => PATIENCE.to_s, "RUBYLIB" => nil, "MALLOC_PERTURB_" => "255")
+      pid = spawn(environment, *command, chdir: TREE, in: File::NULL, %i[out err] => writer, pgroup: true)
+      writer.close
+      output = Thread.new { reader.read }
+      deadline = now + LONGEST
+      sleep 0.02 until (ended = Process.wait2(pid, Process::WNOHANG)) || now > deadline
+      # Its children too.
+      Process.kill(:KILL, -pid) rescue Errno::ESRCH
+      Process.wait(pid) unless ended
+      [output.value, ended&.last]
+    ensure
+      reader.close
+    end
+
+    def verdict(result) = result.test ? "caught" : "MISSED"
+
+    def table(results)
+      width = results.map { |result| result.mutant.name.size }.max
+      puts
+      results.each do |result|
+        puts format("%-#{width}s  %s  %s", result.mutant.name, verdict(result), result.test && "#{result.test.split.first}: #{result.sign}")
+      end
+      missed = results.reject(&:test)
+      puts "#{results.size} safeguards, #{missed.size} of them missed by the tests"
+    end
+
+    def say(line) = warn("==> #{line}")
+
+    def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+  end
+
+  # The command: see script/mutants.
+  def self.command(arguments)
+    abort faults.join("\n") unless faults.empty?
+    return puts("#{list.size} changes, each of a text that is there once") if arguments == ["--check"]
+    return list.each { |one| puts format("%-32s %s", one.name, one.safeguard) } if arguments == ["--list"]
+
+    chosen = arguments.empty? ? list : list.select { |one| arguments.any? { |name| File.fnmatch(name, one.name) } }
+    abort "no change is called #{arguments.join(", ")}; --list names them" if chosen.empty?
+    exit Run.new(chosen).run
+  rescue Run::Fault => e
+    abort e.message
+  end
+end
+
+Mutants.command(ARGV) if $PROGRAM_NAME == __FILE__
