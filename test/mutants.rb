@@ -58,9 +58,9 @@ module Mutants
   end
 
   # Applies changes one by one to a copy of the tree, and runs their tests. The copy and what is built of it stay in
-  # target/, so that the next build is of what has changed.
+  # target/, or in the folder UM_MUTANTS, so that the next build is of what has changed.
   class Run
-    HOME = File.join(ROOT, "target", "mutants")
+    HOME = ENV.fetch("UM_MUTANTS", File.join(ROOT, "target", "mutants"))
     TREE = File.join(HOME, "tree")
     BUILT = File.join(HOME, "built")
     LIBRARY = File.join(HOME, "lib", "uringmachine", "uringmachine.so")
@@ -77,8 +77,10 @@ module Mutants
     # The list is at fault: a change does not build, or a test fails without any.
     class Fault < StandardError; end
 
-    # How one ended: which test has failed, or nil, and by what.
-    Result = Data.define(:mutant, :test, :sign, :seconds)
+    # How one ended: which test has failed, or nil, and by what; or what is wrong with the change itself.
+    Result = Data.define(:mutant, :test, :sign, :fault, :seconds) do
+      def verdict = fault ? "FAULT" : (test ? "caught" : "MISSED")
+    end
 
     def initialize(mutants)
       @mutants = mutants
@@ -86,6 +88,9 @@ module Mutants
 
     # Says what becomes of each; returns whether all were caught.
     def run
+      # A test whose child is interrupted goes wrong where this was started with SIGINT ignored, as a shell does with what
+      # it runs in the background.
+      trap(:INT, "DEFAULT")
       mirror
       build
       check_tests
@@ -125,21 +130,25 @@ module Mutants
       FileUtils.cp(File.join(BUILT, "release", "liburingmachine.so"), LIBRARY)
     end
 
-    # Without a change, every test passes.
+    # Those that fail without a change: they say nothing of one.
     def check_tests
-      @mutants.flat_map(&:tests).uniq.each do |test|
-        say "without a change: #{test}"
+      tests = @mutants.flat_map(&:tests).uniq
+      @failing = tests.each.with_index(1).with_object({}) do |(test, number), failing|
+        say "without a change, #{number}/#{tests.size}: #{test}"
         sign = failure(test)
-        raise Fault, "#{test} fails without a change: #{sign}\n#{@output}" if sign
+        next unless sign
+
+        failing[test] = "#{test} fails without a change: #{sign}"
+        puts failing[test], @output
       end
     end
 
     def try(mutant, number)
       start = now
       say "#{number}/#{@mutants.size} #{mutant.name}: #{mutant.safeguard}"
-      test, sign = changed(mutant) { caught_by(mutant) }
-      result = Result.new(mutant:, test:, sign:, seconds: (now - start).round)
-      puts "#{verdict(result)}  #{mutant.name}  (#{result.seconds} s)"
+      test, sign, fault = changed(mutant) { caught_by(mutant) }
+      result = Result.new(mutant:, test:, sign:, fault:, seconds: (now - start).round)
+      puts "#{result.verdict}  #{mutant.name}  #{sign || fault}  (#{result.seconds} s)"
       result
     end
 
@@ -150,16 +159,16 @@ module Mutants
       File.write(path, text.sub(mutant.from) { mutant.to })
       yield
     rescue Fault => e
-      raise Fault, "#{mutant.name}: #{e.message}"
+      [nil, nil, e.message]
     ensure
       File.write(path, text)
-
     end
-
 
     def caught_by(mutant)
       built = !mutant.rust?
       mutant.tests.each do |test|
+        raise Fault, @failing[test] if @failing[test]
+
         unless built || test.start_with?("cargo")
           build
           built = true
@@ -176,11 +185,16 @@ module Mutants
       return if status&.success?
       return "hangs" if status.nil?
 
-      @output[/^(\S+#\S+) hangs/, 1]&.then { |name| "#{name} hangs" } || @output[/^(?:Failure|Error):\n(\S+?)[: ]/, 1] || crash(status)
+      hang = @output[/(test_\w+) hangs:/, 1]
+      return "#{hang} hangs" if hang
+
+      @output[/^\s*\d+\) (?:Failure|Error):\n([^\s:]+)/, 1] || @output[/^---- (\S+) stdout/, 1] || crash(status)
     end
 
+    # What a process that has not come to its report says.
     def crash(status)
-      @output[/^test .*::(\S+) \.\.\. FAILED/, 1] || (status.signaled? ? "signal #{status.termsig}" : @output.lines.grep(/error|BUG/i).first.to_s.strip[0, 80])
+      line = @output.lines.grep(/error|BUG|panic/i).first.to_s.strip[0, 80]
+      status.signaled? ? "signal #{status.termsig} #{line}" : line
     end
 
     def command(test)
@@ -209,16 +223,14 @@ module Mutants
       reader.close
     end
 
-    def verdict(result) = result.test ? "caught" : "MISSED"
-
     def table(results)
       width = results.map { |result| result.mutant.name.size }.max
       puts
       results.each do |result|
-        puts format("%-#{width}s  %s  %s", result.mutant.name, verdict(result), result.test && "#{result.test.split.first}: #{result.sign}")
+        noticed = "#{result.test.split.first}: #{result.sign}" if result.test
+        puts format("%-#{width}s  %-6s  %s", result.mutant.name, result.verdict, noticed || result.mutant.safeguard)
       end
-      missed = results.reject(&:test)
-      puts "#{results.size} safeguards, #{missed.size} of them missed by the tests"
+      puts "#{results.size} safeguards: #{results.map(&:verdict).tally.map { |verdict, count| "#{count} #{verdict}" }.join(", ")}"
     end
 
     def say(line) = warn("==> #{line}")
@@ -228,6 +240,7 @@ module Mutants
 
   # The command: see script/mutants.
   def self.command(arguments)
+    $stdout.sync = true
     abort faults.join("\n") unless faults.empty?
     return puts("#{list.size} changes, each of a text that is there once") if arguments == ["--check"]
     return list.each { |one| puts format("%-32s %s", one.name, one.safeguard) } if arguments == ["--list"]
