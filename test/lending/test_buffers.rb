@@ -35,6 +35,22 @@ class TestBuffers < SchedulerTest
     end
   end
 
+  # What nobody has locked is, while the kernel works on it: it can be neither freed nor made smaller.
+  def test_a_buffer_of_a_hook_is_locked_while_it_waits
+    in_fiber do
+      reader, writer = UNIXSocket.pair
+      buffer = IO::Buffer.new(4 << 20)
+      [-> { buffer.read(reader, 1) }, -> { buffer.write(writer, buffer.size) }].each_with_index do |transfer, writes|
+        fiber = Fiber.schedule { transfer.call }
+        assert_predicate buffer, :locked?
+        assert_raises(IO::Buffer::LockedError) { buffer.free }
+        writes.zero? ? writer << "x" : reader.read(buffer.size)
+        sleep 0 while fiber.alive?
+        refute_predicate buffer, :locked?
+      end
+    end
+  end
+
   # Its lock does not keep the memory, which is its parent's.
   def test_a_slice_whose_buffer_is_freed_while_it_is_read_into_is_a_clear_error
     [false, true].each do |locked|

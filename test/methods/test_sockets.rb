@@ -128,6 +128,27 @@ class TestMachineSockets < MachineTest
     assert_kind_of Integer, opened(machine.join(fiber))
   end
 
+  # The accept has ended well, and what is raised in its thread comes first: nobody is given the connection.
+  def test_a_connection_that_comes_as_the_thread_is_interrupted_is_closed
+    address = "\0um-interrupted-#{Process.pid}"
+    server = UNIXServer.new(address)
+    accepting = Thread.new do
+      Thread.current.report_on_exception = false
+      UM.new.accept(server.fileno)
+    end
+    Thread.pass until accepting.stop?
+    # Neither lets the other thread run Ruby in between.
+    client = Socket.new(:UNIX, :STREAM)
+    client.connect_nonblock(Addrinfo.unix(address))
+    accepting.raise(TooLate)
+    assert_raises(TooLate) { accepting.value }
+    # It may be that it was not accepted: then it is the next one's.
+    server.accept_nonblock.close unless client.wait_readable(0.1)
+    assert_nil client.recv(1)
+  ensure
+    [server, client].each(&:close)
+  end
+
   def test_a_cancelled_accept_leaves_the_connection_to_the_next_and_leaks_nothing
     server, port = listener
     20.times do

@@ -193,8 +193,11 @@ class TestMachineTransfer < MachineTest
     message = +"x" * 100_000
     fibers = Array.new(3) { machine.spin { machine.write(@writer, message) } }
     machine.snooze
-    assert_raises(RuntimeError) { message << "more" }
-    read(65_536) until fibers.all? { |fiber| machine.snooze || fiber.done? }
+    until fibers.all?(&:done?)
+      assert_raises(RuntimeError) { message << "more" }
+      read(65_536)
+      machine.snooze
+    end
     message << "more"
   end
 
