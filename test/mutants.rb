@@ -72,7 +72,7 @@ module Mutants
     }.freeze
     # A test that hangs says so after PATIENCE seconds, and is ended after LONGEST: either is noticed.
     PATIENCE = 30
-    LONGEST = 240
+    LONGEST = 120
 
     # The list is at fault: a change does not build, or a test fails without any.
     class Fault < StandardError; end

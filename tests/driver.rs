@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::UnixDatagram;
 
 use uringmachine_runtime::multishot::Arrivals;
 use uringmachine_runtime::operations::{AcceptMultishot, RecvMultishot};
@@ -189,6 +190,28 @@ fn receive(driver: &mut Driver<()>, fd: &impl AsRawFd, limit: usize) -> OpKey {
     driver
         .start_multishot(recv, Arrivals::bytes(limit))
         .unwrap()
+}
+
+// The kernel answers with the message's length then, which the buffer has not room for.
+#[test]
+fn a_message_that_is_cut_off_ends_where_its_buffer_does() {
+    let mut driver = driver();
+    let (receiver, sender) = UnixDatagram::pair().unwrap();
+    let recv = RecvMultishot {
+        fd: receiver.as_raw_fd(),
+        group: driver.buffer_group().unwrap(),
+        flags: libc::MSG_TRUNC,
+    };
+    let op = driver
+        .start_multishot(recv, Arrivals::bytes(1 << 20))
+        .unwrap();
+    driver.poll().unwrap();
+    sender.send(&[7; 100_000]).unwrap();
+    driver.poll().unwrap();
+    let counts = driver.counts();
+    let bytes = received(&mut driver, op);
+    let whole = counts.buffer_space / counts.buffers;
+    assert_eq!(bytes, vec![7; whole]);
 }
 
 fn received(driver: &mut Driver<()>, op: OpKey) -> Vec<u8> {
