@@ -246,7 +246,7 @@ mutant "pool-bounds", "what goes beyond a registered buffer is none",
        file: "src/registered_buffers.rs",
        from: "place < region.count as usize && offset % region.size + length <= region.size;",
        to: "place < region.count as usize && length <= region.size;",
-       tests: ["test/classes/test_buffer_pool.rb"]
+       tests: ["cargo --test driver"]
 
 mutant "pool-collected", "the registered buffers of a pool that is dropped are given back",
        file: "#{EXT}/classes/buffer_pool.rs",
@@ -333,12 +333,6 @@ mutant "fork-descriptors", "a child of fork closes what its parent's machines ha
        to: "",
        tests: ["test/test_fork.rb"]
 
-mutant "fork-work", "a child of fork has none of the work that nobody waits for",
-       file: "src/driver/mod.rs",
-       from: "        self.expired = Vec::new();\n        self.lines = Lines::default();",
-       to: "        self.expired = Vec::new();",
-       tests: ["test/machine/test_line.rb", "test/test_fork.rb"]
-
 # --- Exceptions
 
 mutant "second-exception-kept", "of two exceptions the second is raised at the next wait",
@@ -409,8 +403,8 @@ mutant "interrupt-of-the-root", "an interrupt of the thread is raised in its pro
 
 mutant "end-cuts-nothing-short", "what interrupts the end of a thread cuts no ensure block short",
        file: "#{EXT}/machine/switch.rs",
-       from: "            _ if ending => {",
-       to: "            _ if ending && me == NOBODY => {",
+       from: "let is_late = self.parts().ending\n            && match",
+       to: "let is_late = self.parts().late.is_none()\n            && false\n            && match",
        tests: ["test/test_whose_exception.rb"]
 
 mutant "masks", "Thread.handle_interrupt holds timeouts back",
@@ -421,17 +415,11 @@ mutant "masks", "Thread.handle_interrupt holds timeouts back",
 
 # --- Closing
 
-mutant "close-cancels", "a close ends the operations of the kernel on the descriptor",
-       file: "#{EXT}/machine/closing.rs",
-       from: "        let _ = parts.driver.cancel(*operation);",
-       to: "        let _ = operation;",
-       tests: ["test/test_closing.rb", "test/hooks/test_io_close.rb", "test/test_interrupts.rb"]
-
-mutant "close-waits", "a close waits until the kernel has let go of the file",
-       file: "#{EXT}/machine/closing.rs",
-       from: "        let _ = parts.driver.drain(operation, DRAIN_AT_ONCE);",
-       to: "        let _ = (operation, DRAIN_AT_ONCE);",
-       tests: ["test/hooks/test_io_close.rb", "test/test_closing.rb", "test/test_interrupts.rb"]
+mutant "close-cancels", "a close by the machine ends the operations of the kernel on the descriptor",
+       file: "src/driver/turns.rs",
+       from: "            let _ = self.cancel(op);",
+       to: "            let _ = op;",
+       tests: ["test/methods/test_streams.rb close", "test/methods/test_transfer.rb close", "test/test_threads.rb"]
 
 mutant "close-of-the-rest", "what is left of a write whose descriptor was closed goes to nobody else",
        file: "#{EXT}/hooks/io_transfer/mod.rs",

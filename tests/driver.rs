@@ -214,6 +214,22 @@ fn a_message_that_is_cut_off_ends_where_its_buffer_does() {
     assert_eq!(bytes, vec![7; whole]);
 }
 
+#[test]
+fn a_registered_buffer_ends_before_the_next_one() {
+    let mut driver = driver();
+    let (first, memory) = driver.register_buffers(2, 4096).unwrap();
+    let index =
+        |place: usize, length| driver.registered_index(memory.base().wrapping_add(place), length);
+    let first = first as u16;
+    assert_eq!(index(0, 4096), Some(first));
+    assert_eq!(index(4096, 4096), Some(first + 1));
+    assert_eq!(index(4000, 96), Some(first));
+    for (place, length) in [(4000, 97), (0, 4097), (8192, 0), (4096 + 4000, 97)] {
+        assert_eq!(index(place, length), None, "{length} bytes at {place}");
+    }
+    assert_eq!(index(0_usize.wrapping_sub(1), 1), None);
+}
+
 fn received(driver: &mut Driver<()>, op: OpKey) -> Vec<u8> {
     match &mut driver.multishot(op).unwrap().arrivals {
         Arrivals::Bytes { bytes, .. } => {
