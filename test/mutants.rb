@@ -14,7 +14,7 @@ module Mutants
   # A change: in `file` the text `from`, which is there once, becomes `to`. One of `tests` is to fail then.
   #
   # A test is a file of test/, with a pattern of names after it if the file takes long, or `cargo` and a pattern of the
-  # driver's own. The first that fails counts.
+  # driver's own, or `ext` and one of the extension's that need no Ruby. The first that fails counts.
   Mutant = Data.define(:name, :safeguard, :file, :from, :to, :tests) do
     # What is wrong with it; nil if nothing is.
     def fault(root = ROOT)
@@ -169,7 +169,7 @@ module Mutants
       mutant.tests.each do |test|
         raise Fault, @failing[test] if @failing[test]
 
-        unless built || test.start_with?("cargo")
+        unless built || test.start_with?("cargo", "ext")
           build
           built = true
         end
@@ -200,6 +200,8 @@ module Mutants
     def command(test)
       file, *names = test.split
       return ["cargo", "test", "--locked", "--quiet", "--package", "uringmachine-runtime", *names] if file == "cargo"
+
+      return ["cargo", "test", "--locked", "--quiet", "--package", "uringmachine", "--lib", *names] if file == "ext"
 
       folders = [File.join(TREE, "lib"), File.join(HOME, "lib"), File.join(TREE, "test")]
       names = names.empty? ? [] : ["-n", "/#{names.join("|")}/"]

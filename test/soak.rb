@@ -19,10 +19,11 @@ class Soak
   FIBERS = 60
   # Descriptors beside those of the connections that stay: the program's own, and those of what comes and goes.
   SPARE = 1500
-  # What memory may grow by from the first tenth to the end: in so short a time that Ruby's heap is still growing, by more.
+  # What memory may grow by from the first tenth to the end; while Ruby's heap, the pools of threads and malloc(3) have not
+  # come to their size, which takes so many seconds, it is bounded only.
   GROWTH = 0.05
   SHORT = 600
-  GROWTH_WHILE_SHORT = 0.25
+  GROWTH_WHILE_SHORT = 1.0
 
   class Cancel < StandardError; end
 
@@ -217,6 +218,9 @@ class Soak
 
     # A thread with a machine of its own, which comes and goes.
     def thread
+      # A crowd of them would keep each other from Ruby's lock.
+      return sleep(0.001) if @soak.crowded?
+
       bytes = @random.bytes(1000)
       port = @soak.port(@random)
       got = Thread.new do
@@ -294,6 +298,9 @@ class Soak
 
   # Whether the time is up.
   def over? = @over
+
+  # Whether there are more threads than there have to be.
+  def crowded? = Thread.list.size > 4 * THREADS + 16
 
   # An actor's part is done: its connections are open, or its time is up.
   def arrived = @arrived << 1
@@ -413,7 +420,7 @@ class Soak
   def report(elapsed)
     counts = totals
     @out.puts format("%<elapsed>5d s  %<opened>d connections, %<closed>d closed, %<bytes>d MB, %<cancels>d cancels, %<timeouts>d timeouts, " \
-                     "%<tls>d TLS, %<files>d files, %<children>d children, %<threads>d threads, %<memory>d MB resident, %<descriptors>d descriptors",
+                     "%<tls>d TLS, %<files>d files, %<children>d children, %<threads>d threads, %<memory>d MB resident, %<descriptors>d descriptors open",
                      elapsed:, **%i[opened closed cancels timeouts tls threads children].to_h { |name| [name, counts[name].to_i] },
                      bytes: counts[:bytes].to_i >> 20, files: counts[:files].to_i + counts[:copies].to_i, memory: memory >> 10, descriptors:)
     @out.flush
