@@ -25,6 +25,9 @@ class Soak
   SHORT = 600
   GROWTH_WHILE_SHORT = 1.0
 
+  # Seconds in which the servers have seen the end of all connections.
+  PATIENCE = 60
+
   class Cancel < StandardError; end
 
   # A connection to a server that sends back whatever it is sent. What was sent and has not come back is known.
@@ -79,7 +82,7 @@ class Soak
   # One thread's fibers, which do anything until the time is up.
   class Actor
     # How often each is done.
-    STEPS = { poke: 200, connect: 40, tls: 4, file: 10, copy: 10, hand_over: 40, child: 1, thread: 1 }
+    STEPS = { poke: 600, connect: 800, tls: 8, file: 20, copy: 20, hand_over: 80, child: 1, thread: 2 }
             .flat_map { |step, weight| [step] * weight }.freeze
 
     attr_reader :counts, :streams
@@ -139,7 +142,9 @@ class Soak
 
     # Exchanges something on one of those that stay, until something ends it.
     def poke
-      stream = @free.delete_at(@random.rand(@free.size)) or return sleep(0.001)
+      return sleep(0.001) if @free.empty?
+
+      stream = @free.delete_at(@random.rand(@free.size))
       interruptible { @random.rand(1..8).times { @counts[:bytes] += stream.exchange(@random) } }
       @free << stream
     end
@@ -400,7 +405,8 @@ class Soak
 
   def stop_servers
     @listening.each { |server| server.shutdown(:RD) rescue Errno::ENOTCONN }
-    @servers.each(&:join)
+    raise "soak (seed #{@seed}): a server has connections that nobody has closed" unless @servers.all? { |server| server.join(PATIENCE) }
+
     @listening.each(&:close)
   end
 
