@@ -409,12 +409,6 @@ mutant "masks", "Thread.handle_interrupt holds timeouts back",
 
 # --- Closing
 
-mutant "close-cancels", "a close by the machine ends the operations of the kernel on the descriptor",
-       file: "src/driver/turns.rs",
-       from: "            let _ = self.cancel(op);",
-       to: "            let _ = op;",
-       tests: ["test/methods/test_streams.rb close", "test/methods/test_transfer.rb close", "test/test_threads.rb"]
-
 mutant "close-of-the-rest", "what is left of a write whose descriptor was closed goes to nobody else",
        file: "#{EXT}/hooks/io_transfer/mod.rs",
        from: "        if exception != NIL && has_moved {",

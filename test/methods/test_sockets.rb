@@ -389,6 +389,24 @@ class TestMachineSockets < MachineTest
     assert_names("fd", TypeError) { machine.send_fd(other, nil) }
   end
 
+  def test_a_descriptor_that_comes_as_the_thread_is_interrupted_is_closed
+    reader, writer = IO.pipe
+    one, other = UNIXSocket.pair
+    receiving = Thread.new do
+      Thread.current.report_on_exception = false
+      UM.new.recv_fd(other.fileno)
+    end
+    Thread.pass until receiving.stop?
+    # Neither lets the other thread run Ruby in between.
+    machine.send_fd(one.fileno, writer.fileno)
+    receiving.raise(TooLate)
+    received = receiving.value rescue $!.class
+    assert_equal TooLate, received
+    [writer, one, other].each(&:close)
+    assert reader.wait_readable(20), "it is open"
+    assert_nil reader.read_nonblock(1, exception: false)
+  end
+
   def test_a_descriptor_that_comes_along_with_another_is_not_left_open
     one, other = UNIXSocket.pair
     one.sendmsg("x", 0, nil, Socket::AncillaryData.unix_rights($stdin, $stderr))

@@ -326,6 +326,9 @@ class TestMachineStreams < MachineTest
         io = machine.io(other, :socket)
         io.read(1)
         machine.recv_each(other) { break }
+        # The loop has taken all there was: more is kept.
+        machine.send(one, "old bytes " * 1000)
+        io.read(1)
         close.call(other)
         third, fourth = opened(UNIXSocket.pair.map { |socket| socket.autoclose = false; socket.fileno })
         third, fourth = fourth, third if third == other
