@@ -559,7 +559,7 @@ mutant "late-descriptor", "a descriptor that comes while the wait is being ended
        file: "#{EXT}/methods/passed_descriptors.rs",
        from: "            // It came while the wait was being ended: nobody will get it.\n            let _ = Fd(fd).close();",
        to: "            let _ = fd;",
-       tests: ["test/methods/test_sockets.rb descriptor", "test/methods/test_messages.rb"]
+       tests: ["test/methods/test_sockets.rb descriptor"]
 
 mutant "dns-id", "an answer to another question is passed over: its number",
        file: "lib/uringmachine/dns_resolver.rb",
@@ -598,12 +598,6 @@ mutant "tls-busy", "another fiber is refused while a callback waits",
        from: "        if was_busy {",
        to: "        if false && was_busy {",
        tests: ["test/tls/test_tls.rb callback"]
-
-mutant "tls-received-twice", "one fiber at a time receives from a TLS connection",
-       file: "#{EXT}/tls/receive.rs",
-       from: "        if wire.receiving.is_taken() {\n            return self.stand_in(caller, &wire.receiving.line, wait);\n        }\n        let Some(room)",
-       to: "        let Some(room)",
-       tests: ["test/tls/test_tls.rb"]
 
 mutant "tls-held-records", "a record that has been received and not read is readable",
        file: "#{EXT}/tls/wire.rs",
