@@ -106,9 +106,8 @@ module Mutants
       list, = Open3.capture2("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
       files = list.split("\0").select { |file| File.file?(File.join(ROOT, file)) }
       files.each { |file| copy(file) }
-      (Dir.glob("**/*", File::FNM_DOTMATCH, base: TREE).select { |file| File.file?(File.join(TREE, file)) } - files).each do |file|
-        File.delete(File.join(TREE, file))
-      end
+      old = Dir.glob("**/*", File::FNM_DOTMATCH, base: TREE).select { |file| File.file?(File.join(TREE, file)) }
+      (old - files).each { |file| File.delete(File.join(TREE, file)) }
     end
 
     def copy(file)
@@ -121,7 +120,8 @@ module Mutants
     end
 
     def build
-      output, status = Open3.capture2e(QUICK, "cargo", "build", "--release", "--locked", "--quiet", "--package", "uringmachine", chdir: TREE)
+      command = %w[cargo build --release --locked --quiet --package uringmachine]
+      output, status = Open3.capture2e(QUICK, *command, chdir: TREE)
       raise Fault, "it does not build:\n#{output}" unless status.success?
 
       FileUtils.mkdir_p(File.dirname(LIBRARY))

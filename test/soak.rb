@@ -405,8 +405,7 @@ class Soak
 
   def stop_servers
     @listening.each { |server| server.shutdown(:RD) rescue Errno::ENOTCONN }
-    raise "soak (seed #{@seed}): a server has connections that nobody has closed" unless @servers.all? { |server| server.join(PATIENCE) }
-
+    expect @servers.all? { |server| server.join(PATIENCE) }, "a server has connections that nobody has closed"
     @listening.each(&:close)
   end
 
@@ -425,10 +424,9 @@ class Soak
 
   def report(elapsed)
     counts = totals
-    @out.puts format("%<elapsed>5d s  %<opened>d connections, %<closed>d closed, %<bytes>d MB, %<cancels>d cancels, %<timeouts>d timeouts, " \
-                     "%<tls>d TLS, %<files>d files, %<children>d children, %<threads>d threads, %<memory>d MB resident, %<descriptors>d descriptors open",
-                     elapsed:, **%i[opened closed cancels timeouts tls threads children].to_h { |name| [name, counts[name].to_i] },
-                     bytes: counts[:bytes].to_i >> 20, files: counts[:files].to_i + counts[:copies].to_i, memory: memory >> 10, descriptors:)
+    shown = %i[opened closed cancels timeouts tls files copies children threads].map { |name| "#{counts[name].to_i} #{name}" }
+    @out.puts "#{elapsed.round.to_s.rjust(5)} s  #{shown.join(", ")}, #{counts[:bytes].to_i >> 20} MB; " \
+              "#{memory >> 10} MB resident, #{descriptors} descriptors open"
     @out.flush
   end
 

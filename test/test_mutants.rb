@@ -10,11 +10,14 @@ class TestMutants < Minitest::Test
   end
 
   def test_what_is_wrong_with_a_change_is_said
-    right = { name: "x", safeguard: "y", file: "test/test_mutants.rb", from: "# The list of safe".dup << "guards", to: "", tests: ["cargo slab::"] }
+    right = {
+      name: "x", safeguard: "y", file: "test/test_mutants.rb", from: "# The list of safe".dup << "guards", to: "", tests: ["cargo slab::"]
+    }
     assert_nil Mutants::Mutant.new(**right).fault
     {
-      { file: "test/no_file.rb" } => /no test.no_file/, { from: "there is " + "none" } => /0 times/, { from: "assert_" } => /\d+ times/,
-      { to: right[:from] } => /nothing/, { tests: ["test/no_test.rb name"] } => /no test.no_test/, { tests: [] } => /no test is named/
+      { file: "test/no_file.rb" } => /no test.no_file/, { from: "there is ".dup << "none" } => /0 times/,
+      { from: "assert_" } => /\d+ times/, { to: right[:from] } => /nothing/,
+      { tests: ["test/no_test.rb name"] } => /no test.no_test/, { tests: [] } => /no test is named/
     }.each { |wrong, said| assert_match said, Mutants::Mutant.new(**right, **wrong).fault }
   end
 end
