@@ -673,12 +673,6 @@ mutant "wake-of-the-busy", "a machine that never sleeps looks at what threads ha
        to: "if false {",
        tests: ["cargo", "test/hooks/test_blocking_operation_wait.rb", "test/off_thread/test_workers.rb", "test/test_fairness.rb"]
 
-mutant "wake-reset", "the eventfd is reset, so that the next wake-up is another one",
-       file: "src/driver/sleep.rs",
-       from: "        waker.reset();",
-       to: "",
-       tests: ["cargo", "test/hooks/test_block.rb", "test/hooks/test_blocking_operation_wait.rb"]
-
 # --- Threads of the pools
 
 mutant "worker-killed", "a job that waits for a worker that was killed is done by another",

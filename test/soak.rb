@@ -123,7 +123,7 @@ class Soak
           stream = Stream.new(TCPSocket.new("127.0.0.1", @soak.port(@random)))
           @counts[:opened] += 1
           # Both ends have the memory that they will need.
-          @counts[:bytes] += stream.exchange(@random)
+          3.times { @counts[:bytes] += stream.exchange(@random) }
           stream.finish
           @streams << stream
           slots.pop
