@@ -151,6 +151,11 @@ fn close(fd: RawFd) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::fd::IntoRawFd;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
     use super::*;
     use crate::slab::Key;
 
@@ -196,6 +201,26 @@ mod tests {
         assert!(!multishot.is_resumable());
         multishot.arrive(completion(-libc::ECANCELED), false, b"");
         assert!(multishot.is_resumable());
+    }
+
+    /// A descriptor whose close its peer sees.
+    fn connection() -> (RawFd, UnixStream) {
+        let (ours, peer) = UnixStream::pair().unwrap();
+        peer.set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        (ours.into_raw_fd(), peer)
+    }
+
+    #[test]
+    fn descriptors_that_nobody_takes_are_closed() {
+        let mut multishot = Multishot::new(Arrivals::descriptors());
+        let (waiting, mut first) = connection();
+        let (late, mut second) = connection();
+        multishot.arrive(completion(waiting), true, b"");
+        multishot.discard();
+        assert_eq!(first.read(&mut [0]).unwrap(), 0);
+        multishot.arrive(completion(late), true, b"");
+        assert_eq!(second.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]

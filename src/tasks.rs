@@ -411,6 +411,19 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_waits_anew_goes_on_behind_those_that_were_ready_before() {
+        let mut tasks = Tasks::default();
+        let (first, second) = (tasks.add(()), tasks.add(()));
+        for id in [first, second, first] {
+            let wait = tasks.begin_wait(id);
+            tasks.wake(wait, Wake::Complete);
+        }
+        assert_eq!(tasks.next_ready().map(|(id, _)| id), Some(second));
+        assert_eq!(tasks.next_ready().map(|(id, _)| id), Some(first));
+        assert_eq!(tasks.next_ready(), None);
+    }
+
+    #[test]
     fn a_task_put_first_runs_first() {
         let mut tasks = Tasks::default();
         let (a, b) = (tasks.add('a'), tasks.add('b'));

@@ -15,7 +15,7 @@ module Identity
       certificate.subject = certificate.issuer = OpenSSL::X509::Name.parse("/CN=localhost")
       certificate.public_key = key
       certificate.not_before = Time.now - 60
-      certificate.not_after = Time.now + 3600
+      certificate.not_after = Time.now + 86_400
       extensions = OpenSSL::X509::ExtensionFactory.new(certificate, certificate)
       certificate.add_extension(extensions.create_extension("basicConstraints", "CA:TRUE", true))
       certificate.add_extension(extensions.create_extension("subjectAltName", names, false))

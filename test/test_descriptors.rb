@@ -94,6 +94,11 @@ class TestDescriptors < SchedulerTest
           # A descriptor of a process, a registered file, an open on a worker, an actor with a ring of its own.
           process = UM::Process.spawn("sleep", "30")
           machine.register_file(fds.first)
+          # Writes that go on after a close, by a duplicate.
+          closed, peer = UNIXSocket.pair
+          sockets << peer
+          machine.write_async(closed.fileno, "x" * 4_000_000)
+          closed.close
           File.mkfifo(File.join(folder, "fifo"))
           opening = Fiber.schedule { File.open(File.join(folder, "fifo"), &:read) }
           actor = machine.spin_thread_actor(Module.new { def setup = nil })

@@ -2,6 +2,19 @@
 
 require_relative "test_helper"
 
+# A short piece of what script/soak does for longer.
+class TestSoak < PatientTest
+  def test_everything_at_once
+    reader, writer = IO.pipe
+    pid = spawn(RbConfig.ruby, "-W:no-experimental", *$LOAD_PATH.flat_map { |folder| ["-I", folder] }, File.join(__dir__, "soak.rb"), "0.25", %i[out err] => writer)
+    writer.close
+    output = reader.read
+    Process.wait(pid)
+    assert_predicate $?, :success?, output
+    assert_match(/all bytes came back/, output)
+  end
+end
+
 # Everything at once, with cancellations at any moment: what is read is what was written, and in the end nothing is left.
 class TestMachineSoak < MachineTest
   # UM_SOAK=300000 for a long one.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::UnixDatagram;
 
 use uringmachine_runtime::multishot::Arrivals;
 use uringmachine_runtime::operations::{AcceptMultishot, RecvMultishot};
@@ -189,6 +190,44 @@ fn receive(driver: &mut Driver<()>, fd: &impl AsRawFd, limit: usize) -> OpKey {
     driver
         .start_multishot(recv, Arrivals::bytes(limit))
         .unwrap()
+}
+
+// The kernel answers with the message's length then, which the buffer has not room for.
+#[test]
+fn a_message_that_is_cut_off_ends_where_its_buffer_does() {
+    let mut driver = driver();
+    let (receiver, sender) = UnixDatagram::pair().unwrap();
+    let recv = RecvMultishot {
+        fd: receiver.as_raw_fd(),
+        group: driver.buffer_group().unwrap(),
+        flags: libc::MSG_TRUNC,
+    };
+    let op = driver
+        .start_multishot(recv, Arrivals::bytes(1 << 20))
+        .unwrap();
+    driver.poll().unwrap();
+    sender.send(&[7; 100_000]).unwrap();
+    driver.poll().unwrap();
+    let counts = driver.counts();
+    let bytes = received(&mut driver, op);
+    let whole = counts.buffer_space / counts.buffers;
+    assert_eq!(bytes, vec![7; whole]);
+}
+
+#[test]
+fn a_registered_buffer_ends_before_the_next_one() {
+    let mut driver = driver();
+    let (first, memory) = driver.register_buffers(2, 4096).unwrap();
+    let index =
+        |place: usize, length| driver.registered_index(memory.base().wrapping_add(place), length);
+    let first = first as u16;
+    assert_eq!(index(0, 4096), Some(first));
+    assert_eq!(index(4096, 4096), Some(first + 1));
+    assert_eq!(index(4000, 96), Some(first));
+    for (place, length) in [(4000, 97), (0, 4097), (8192, 0), (4096 + 4000, 97)] {
+        assert_eq!(index(place, length), None, "{length} bytes at {place}");
+    }
+    assert_eq!(index(0_usize.wrapping_sub(1), 1), None);
 }
 
 fn received(driver: &mut Driver<()>, op: OpKey) -> Vec<u8> {

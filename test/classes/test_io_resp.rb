@@ -62,6 +62,16 @@ class TestMachineResp < MachineTest
     assert_equal bytes, @io.resp_read.b
   end
 
+  # Whether or not its end has come: a peer that sends a line for ever fills no memory.
+  def test_a_line_that_is_too_long
+    ["+#{"x" * 65_600}\r\n", "+#{"x" * 65_600}"].each do |bytes|
+      reader, writer = opened(UNIXSocket.pair.map { |socket| socket.autoclose = false; socket.fileno })
+      machine.writev(writer, bytes)
+      error = assert_raises(UM::Error) { machine.timeout(20, Timeout::Error) { machine.io(reader).resp_read } }
+      assert_match(/line is too long/, error.message)
+    end
+  end
+
   def test_what_is_not_resp_is_an_error_that_a_peer_cannot_crash_with
     [
       "?what\r\n", "\r\n", "+foo\n", ":abc\r\n", "(\r\n", "(12x\r\n", ",abc\r\n", "#x\r\n", "$abc\r\n", "$-2\r\n", "$99999999999999999999\r\n",

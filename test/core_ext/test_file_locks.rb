@@ -59,6 +59,31 @@ class TestFileLocks < SchedulerTest
     assert_equal [:waits, *[:runs] * 5, :has_it], order
   end
 
+  # The lock has come, and its fiber has not gone on since: it is to raise, and has no lock.
+  def test_a_lock_that_comes_with_an_exception_is_given_up
+    holder, waiting, third = Array.new(3) { File.open((@files&.first || file).path) }
+    holder.flock(File::LOCK_EX)
+    in_fiber do
+      seen = nil
+      fiber = Fiber.schedule { waiting.flock(File::LOCK_EX) rescue seen = $!.class }
+      # The thread that waits for the lock is none of Ruby's: it goes on while this fiber computes.
+      compute(0.02)
+      holder.flock(File::LOCK_UN)
+      compute(0.02)
+      fiber.raise(ArgumentError)
+      sleep 0 while fiber.alive?
+      assert_equal ArgumentError, seen
+      assert_equal 0, third.flock(File::LOCK_EX | File::LOCK_NB)
+    end
+  ensure
+    [holder, waiting, third].each(&:close)
+  end
+
+  def compute(seconds)
+    limit = Process.clock_gettime(Process::CLOCK_MONOTONIC) + seconds
+    nil while Process.clock_gettime(Process::CLOCK_MONOTONIC) < limit
+  end
+
   def test_flock_can_be_cut_off
     path = file.path
     in_fiber do

@@ -135,6 +135,37 @@ class TestTCPSocket < SchedulerTest
     server&.close
   end
 
+  # A second exception does not keep the first from closing the descriptor.
+  def test_a_connection_that_two_exceptions_end_leaves_no_descriptor
+    server = TCPServer.new("127.0.0.1", 0)
+    server.listen(0)
+    # Its queue is full: whoever connects waits.
+    fillers = Array.new(3) { Socket.new(:INET, :STREAM).tap { |socket| socket.connect_nonblock(server.local_address, exception: false) } }
+    seen = []
+    in_fiber do |scheduler|
+      sleep 0
+      before = settled_descriptors
+      fiber = Fiber.schedule do
+        begin
+          TCPSocket.new("127.0.0.1", server.local_address.ip_port)
+        rescue ArgumentError => e
+          seen << e.message
+        end
+        sleep
+      rescue KeyError => e
+        seen << e.message
+      end
+      sleep 0.001
+      scheduler.machine.schedule(fiber, KeyError.new("second"))
+      fiber.raise(ArgumentError, "first")
+      sleep 0 while fiber.alive?
+      assert_operator open_descriptors, :<=, before
+    end
+    assert_equal %w[first second], seen
+  ensure
+    [server, *fillers].each(&:close)
+  end
+
   def test_the_last_error_is_raised_when_none_connects
     port = refusing_port("127.0.0.2")
     with_addresses("127.0.0.2", "127.0.0.3") do

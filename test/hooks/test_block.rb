@@ -228,6 +228,40 @@ class TestBlock < SchedulerTest
     end
   end
 
+  # The time is up before another fiber gives what is waited for, and the one that waits has not run since.
+  def test_a_wake_up_that_comes_when_the_time_is_up_is_not_lost
+    waits = {
+      mutex: ->(mutex) { mutex.synchronize { :got } }, monitor: ->(monitor) { monitor.synchronize { :got } }, queue: ->(queue) { queue.pop }
+    }
+    given = {
+      mutex: [-> { Mutex.new.tap(&:lock) }, ->(mutex) { mutex.unlock if mutex.owned? }],
+      monitor: [-> { Monitor.new.tap(&:enter) }, ->(monitor) { monitor.exit if monitor.mon_owned? }],
+      queue: [-> { Thread::Queue.new }, ->(queue) { queue << 1 }]
+    }
+    limits = given.keys.to_h { |name| [name, ->(object) { Timeout.timeout(0.004) { waits[name].call(object) } }] }
+    [*limits, [:queue, ->(queue) { queue.pop(timeout: 0.004) }]].each do |name, wait_in_time|
+      make, give = given[name]
+      served = []
+      scheduled do
+        object = nil
+        Fiber.schedule do
+          object = make.call
+          sleep 0.001
+          give.call(object)
+        end
+        Fiber.schedule do
+          served << 1 if wait_in_time.call(object)
+          # It takes what it was given, and the next one waits for that.
+          give.call(object)
+        end
+        Fiber.schedule { served << 2 if waits[name].call(object) }
+        # Both times pass meanwhile.
+        Fiber.schedule { compute(0.01) }
+      end
+      assert_equal [1, 2], served, name
+    end
+  end
+
   def compute(seconds)
     limit = Process.clock_gettime(Process::CLOCK_MONOTONIC) + seconds
     nil while Process.clock_gettime(Process::CLOCK_MONOTONIC) < limit
@@ -273,6 +307,20 @@ class TestBlock < SchedulerTest
       end
       scheduler.run
       assert_equal "x", ready
+    end
+  end
+
+  # As of a thread that unlocks between a fiber's look and its wait.
+  def test_an_unblock_that_comes_before_the_block_is_not_lost
+    in_fiber do |scheduler|
+      scheduler.unblock(:lock, Fiber.current)
+      assert_equal true, scheduler.block(:lock, 20)
+      assert_equal false, scheduler.block(:lock, 0.001), "it is for one wait"
+      # Thread#join does not look again whether its thread has ended.
+      thread = Thread.new { sleep }
+      scheduler.unblock(:lock, Fiber.current)
+      assert_equal false, scheduler.block(thread, 0.001)
+      thread.kill.join
     end
   end
 

@@ -30,6 +30,32 @@ class TestTimeoutAfter < SchedulerTest
     end
   end
 
+  def test_a_limit_that_is_not_reached_leaves_no_timer
+    in_fiber do |scheduler|
+      pending = -> { scheduler.machine.metrics[:ops_pending] }
+      reader, writer = UNIXSocket.pair
+      reader.timeout = 3600
+      queue = Thread::Queue.new
+      waits = {
+        read: -> { reader.readpartial(1) }, wait: -> { reader.wait_readable(3600) && reader.read_nonblock(1) },
+        select: -> { IO.select([reader], nil, nil, 3600) && reader.read_nonblock(1) }, block: -> { queue.pop(timeout: 3600) },
+        timeout: -> { Timeout.timeout(3600) { queue.pop } }, sleep: -> { Timeout.timeout(3600) { sleep 0.001 } }
+      }
+      waits.each do |name, wait|
+        before = pending.call
+        Fiber.schedule do
+          scheduler.yield
+          writer << "x"
+          queue << 1
+        end
+        wait.call
+        reader.read_nonblock(1, exception: false)
+        queue.clear
+        assert_equal before, pending.call, name
+      end
+    end
+  end
+
   def test_nested_timeouts_raise_inside_their_own_block
     in_fiber do
       log = []

@@ -35,13 +35,30 @@ class TestBuffers < SchedulerTest
     end
   end
 
+  # What nobody has locked is, while the kernel works on it: it can be neither freed nor made smaller.
+  def test_a_buffer_of_a_hook_is_locked_while_it_waits
+    in_fiber do
+      reader, writer = UNIXSocket.pair
+      buffer = IO::Buffer.new(4 << 20)
+      [-> { buffer.read(reader, 1) }, -> { buffer.write(writer, buffer.size) }].each_with_index do |transfer, writes|
+        fiber = Fiber.schedule { transfer.call }
+        assert_predicate buffer, :locked?
+        assert_raises(IO::Buffer::LockedError) { buffer.free }
+        writes.zero? ? writer << "x" : reader.read(buffer.size)
+        sleep 0 while fiber.alive?
+        refute_predicate buffer, :locked?
+      end
+    end
+  end
+
   # Its lock does not keep the memory, which is its parent's.
   def test_a_slice_whose_buffer_is_freed_while_it_is_read_into_is_a_clear_error
-    [false, true].each do |locked|
+    # The memory of a small one is the next String's.
+    [false, true].product([65_536, 1000]).each do |locked, size|
       in_fiber do |scheduler|
         reader, writer = UNIXSocket.pair
-        parent = IO::Buffer.new(65_536)
-        slice = parent.slice(100, 20_000)
+        parent = IO::Buffer.new(size)
+        slice = parent.slice(100, size / 2)
         ended = nil
         read = -> { scheduler.io_read(reader, slice, 1, 0) }
         Fiber.schedule do
@@ -51,11 +68,11 @@ class TestBuffers < SchedulerTest
           ended = e
         end
         parent.free
-        others = Array.new(20) { "not to be overwritten" * 1000 }
-        writer << "x" * 10_000
+        others = Array.new(20) { "not to be overwritten".ljust(size - 1, ".") }
+        writer << "x" * (size / 4)
         scheduler.machine.snooze until ended
         assert_kind_of UM::Error, ended
-        assert_equal ["not to be overwritten" * 1000], others.uniq
+        assert_equal ["not to be overwritten".ljust(size - 1, ".")], others.uniq
       end
     end
   end

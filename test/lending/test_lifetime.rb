@@ -104,6 +104,21 @@ class TestMachineLifetime < MachineTest
     assert_equal "x" * size, got[60_000..]
   end
 
+  # Its program may unlock it, and change it, before the kernel is done.
+  def test_what_a_program_has_locked_is_copied
+    buffer = IO::Buffer.new(400_000)
+    buffer.clear("x".ord)
+    fiber = buffer.locked do
+      machine.spin { machine.writev(@writer, buffer) }.tap { machine.snooze }
+    end
+    refute_predicate buffer, :locked?
+    buffer.clear("y".ord)
+    got = +""
+    machine.read(@reader, got, 65_536, -1) while got.bytesize < 400_000
+    assert_equal 400_000, machine.join(fiber)
+    assert_equal "x" * 400_000, got
+  end
+
   def test_a_lock_goes_with_its_object
     large = "x" * 400_000
     fibers = Array.new(2) { machine.spin { machine.writev(@writer, large) } }

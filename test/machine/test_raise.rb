@@ -88,6 +88,31 @@ class TestRaise < SchedulerTest
     end
   end
 
+  # The operation is over, and its fiber has not gone on since: its bytes count, and the exception comes at the next wait.
+  def test_who_raises_in_a_fiber_whose_operation_has_moved_bytes
+    reads = {
+      hook: ->(source, _) { source.readpartial(100) },
+      machine: ->(source, machine) { (+"").tap { |buffer| machine.read(source.fileno, buffer, 100) } }
+    }
+    reads.each do |name, read|
+      by_a_fiber_and_by_the_root do |scheduler|
+        source, sink = UNIXSocket.pair
+        seen = []
+        fiber = Fiber.schedule do
+          seen << read.call(source, scheduler.machine)
+          sleep
+        rescue ArgumentError => e
+          seen << e.message
+        end
+        # A thread, since whoever joins it goes on before the reader.
+        Thread.new { sink.write_nonblock("there") }.join
+        fiber.raise(ArgumentError, "enough")
+        sleep 0 while fiber.alive?
+        assert_equal %w[there enough], seen, name
+      end
+    end
+  end
+
   def test_who_raises_in_a_fiber_that_waits_in_one_it_has_resumed
     by_a_fiber_and_by_the_root do |scheduler|
       order = []

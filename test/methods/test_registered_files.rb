@@ -99,6 +99,25 @@ class TestMachineRegisteredFiles < MachineTest
     end.join
   end
 
+  def test_the_close_of_an_io_by_another_thread_takes_it_out
+    reader, writer = IO.pipe
+    registered = Thread::Queue.new
+    closed = Thread::Queue.new
+    thread = Thread.new do
+      own = UM.new
+      own.register_file(writer.fileno)
+      registered << true
+      own.sleep(0.001) while closed.empty?
+    end
+    registered.pop
+    writer.close
+    # The machine may take a moment.
+    assert reader.wait_readable(20)
+    assert_nil reader.read_nonblock(1, exception: false)
+    closed << true
+    thread.join
+  end
+
   def test_the_end_of_a_machine_or_its_scheduler_lets_it_go
     ends = {
       scheduler: ->(fd) { Fiber.set_scheduler(UM::FiberScheduler.new) && Fiber.schedule { Fiber.scheduler.machine.register_file(fd) } },

@@ -71,12 +71,15 @@ class TestMachineResolve < MachineTest
     socket.bind("127.0.0.1", 0)
     server = Thread.new do
       question, sender = socket.recvfrom(1000)
-      forged = Resolv::DNS::Message.decode(question)
-      forged.qr = 1
-      false_answer = answer(forged, "192.0.2.66")
-      false_answer.id = (false_answer.id + 1) % 0x10000
-      socket.send(false_answer.encode, 0, sender[3], sender[1])
-      right = Resolv::DNS::Message.decode(question)
+      forge = lambda do |message, id: message.id, qr: 1|
+        answer(message, "192.0.2.66").tap { |forged| (forged.id = id) && forged.qr = qr }.encode
+      end
+      asked = -> { Resolv::DNS::Message.decode(question) }
+      other = Resolv::DNS::Message.new(asked.call.id).tap { |message| message.add_question("other.test", Resolv::DNS::Resource::IN::A) }
+      ["no answer", forge.(asked.call, id: (asked.call.id + 1) % 0x10000), forge.(other), forge.(asked.call, qr: 0)].each do |bytes|
+        socket.send(bytes, 0, sender[3], sender[1])
+      end
+      right = asked.call
       right.qr = 1
       socket.send(answer(right, "192.0.2.1").encode, 0, sender[3], sender[1])
     end

@@ -128,6 +128,27 @@ class TestMachineSockets < MachineTest
     assert_kind_of Integer, opened(machine.join(fiber))
   end
 
+  # The accept has ended well, and what is raised in its thread comes first: nobody is given the connection.
+  def test_a_connection_that_comes_as_the_thread_is_interrupted_is_closed
+    address = "\0um-interrupted-#{Process.pid}"
+    server = UNIXServer.new(address)
+    accepting = Thread.new do
+      Thread.current.report_on_exception = false
+      UM.new.accept(server.fileno)
+    end
+    Thread.pass until accepting.stop?
+    # Neither lets the other thread run Ruby in between.
+    client = Socket.new(:UNIX, :STREAM)
+    client.connect_nonblock(Addrinfo.unix(address))
+    accepting.raise(TooLate)
+    assert_raises(TooLate) { accepting.value }
+    # It may be that it was not accepted: then it is the next one's.
+    server.accept_nonblock.close unless client.wait_readable(0.1)
+    assert_nil client.recv(1)
+  ensure
+    [server, client].each(&:close)
+  end
+
   def test_a_cancelled_accept_leaves_the_connection_to_the_next_and_leaks_nothing
     server, port = listener
     20.times do
@@ -366,6 +387,24 @@ class TestMachineSockets < MachineTest
     assert_raises(Errno::EBADF) { machine.send_fd(other, 9999) }
     assert_raises(Errno::ENOTSOCK) { machine.recv_fd(reader) }
     assert_names("fd", TypeError) { machine.send_fd(other, nil) }
+  end
+
+  def test_a_descriptor_that_comes_as_the_thread_is_interrupted_is_closed
+    reader, writer = IO.pipe
+    one, other = UNIXSocket.pair
+    receiving = Thread.new do
+      Thread.current.report_on_exception = false
+      UM.new.recv_fd(other.fileno)
+    end
+    Thread.pass until receiving.stop?
+    # Neither lets the other thread run Ruby in between.
+    machine.send_fd(one.fileno, writer.fileno)
+    receiving.raise(TooLate)
+    received = receiving.value rescue $!.class
+    assert_equal TooLate, received
+    [writer, one, other].each(&:close)
+    assert reader.wait_readable(20), "it is open"
+    assert_nil reader.read_nonblock(1, exception: false)
   end
 
   def test_a_descriptor_that_comes_along_with_another_is_not_left_open

@@ -159,6 +159,33 @@ class TestWorkers < SchedulerTest
     end
   end
 
+  # It is raised at the next wait, whether or not the open was over.
+  def test_an_exception_that_comes_as_an_open_succeeds_is_not_lost
+    with_fifo do |fifo|
+      in_fiber do
+        50.times do
+          seen = []
+          fiber = Fiber.schedule do
+            reader = File.open(fifo)
+            seen << :opened
+            sleep
+          rescue ArgumentError
+            seen << :raised
+          ensure
+            reader&.close
+          end
+          writer = Thread.new { File.open(fifo, "w") }
+          writer.join(0.0005)
+          fiber.raise(ArgumentError)
+          eventually { !fiber.alive? }
+          assert_equal :raised, seen.last
+          # If there was none, one comes.
+          File.open(fifo, File::RDONLY | File::NONBLOCK) { writer.value.close }
+        end
+      end
+    end
+  end
+
   def test_an_open_that_has_succeeded_is_not_lost_to_a_timeout
     before = settled_descriptors
     with_fifo do |fifo|

@@ -617,6 +617,34 @@ class TestMachineTLS < MachineTest
     end
   end
 
+  # What is received as an exception comes is there for the next who reads.
+  def test_an_exception_from_another_thread_that_comes_with_a_record
+    server, client = ends
+    waiting = Thread::Queue.new
+    read = +""
+    thread = Thread.new do
+      own = UM.new
+      own.ssl_set_bio(client)
+      client.connect
+      own.ssl_read(client, read, 100)
+      waiting << true
+      begin
+        own.ssl_read(client, read, 100)
+      rescue TooLate
+        own.ssl_read(client, read, 100)
+      end
+    end
+    server.accept
+    server.write("first")
+    waiting.pop
+    Thread.pass until thread.stop?
+    # Neither lets the other thread run Ruby in between.
+    server.write_nonblock("with an exception")
+    thread.raise(TooLate)
+    assert thread.join(20), "it was lost"
+    assert_equal "with an exception", read
+  end
+
   def test_exceptions_from_another_thread_lose_nothing
     server, client = connected
     received = +""

@@ -12,7 +12,9 @@ use crate::ruby::{Outcome, Value};
 /// Whether the operation is the close of an IO, which has forgotten its descriptor by now: if anything is raised first,
 /// nobody closes it. From Ruby 4.0 on `io_close` is called for it.
 fn is_close() -> bool {
-    const CLOSES: [&[u8]; 4] = [b"close", b"close_read", b"close_write", b"reopen"];
+    // A connect whose wait was ended closes its descriptor before the frame of that has gone (ext/socket/ipsocket.c,
+    // inetsock_cleanup): if anything else were raised there, nobody would.
+    const CLOSES: [&[u8]; 5] = [b"close", b"close_read", b"close_write", b"reopen", b"io_wait"];
     called_from(b"blocking_operation_wait", &CLOSES)
 }
 

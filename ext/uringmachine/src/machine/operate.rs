@@ -4,7 +4,7 @@ use uringmachine_runtime::operation::{descriptor_of, Completion};
 use uringmachine_runtime::{OpKey, Operation, TaskId, Wake};
 
 use super::wait::Wait;
-use super::{Machine, Pending, Resumption};
+use super::{interrupts, Machine, Pending, Resumption};
 use crate::os::fd::Fd;
 use crate::os::Errno;
 use crate::ruby::{Raise, Value};
@@ -53,6 +53,12 @@ impl Drop for InKernel {
         // A panic of ours would give the operation's memory back. Nothing is worse than what the kernel does to it then.
         std::process::abort();
     }
+}
+
+/// Whether it is an exception that somebody raises in a fiber (Fiber#raise). One that is raised in the thread comes at once:
+/// its sender may have left by the fiber's next wait (Timeout.timeout without a scheduler).
+fn is_for_the_fiber(raise: &Raise) -> bool {
+    matches!(raise, Raise::Exception(exception) if !interrupts::is_for_thread(*exception))
 }
 
 impl Machine {
@@ -147,6 +153,9 @@ impl Machine {
         };
         if yields == Yields::Descriptor && completion.result >= 0 {
             let _ = Fd(completion.result).close();
+        } else if completion.result > 0 && is_for_the_fiber(&raise) {
+            self.parts().keep_raise(me, raise)?;
+            return Ok(completion.result);
         }
         Err(Failure::Raise(raise))
     }

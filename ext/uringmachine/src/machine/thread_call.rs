@@ -451,3 +451,60 @@ pub fn wait_id(
     };
     call(machine, me, job, || {})
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::IntoRawFd;
+
+    use uringmachine_runtime::slab::Key;
+
+    use super::*;
+    use crate::os::{fd, transfer, Errno};
+
+    /// An open that waits.
+    fn opening() -> Call {
+        let task = Key {
+            index: 0,
+            generation: 0,
+        };
+        let state = State {
+            result: None,
+            unwanted: false,
+            wait: WaitId { task, serial: 1 },
+        };
+        Call {
+            given_up: AtomicBool::new(false),
+            opens: true,
+            file: Mutex::new(None),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// What a read of a pipe says whose other end the call has opened.
+    fn after(events: impl FnOnce(&Call, RawFd, &Waker)) -> Result<usize, Errno> {
+        let (reader, writer) = fd::pipe_without_waiting().unwrap();
+        let opened = writer.into_raw_fd();
+        events(&opening(), opened, &Waker::new().unwrap());
+        let result = transfer::read(reader.as_raw_fd(), &mut &mut [0_u8; 1][..]);
+        if result != Ok(0) {
+            Fd(opened).close().unwrap();
+        }
+        result
+    }
+
+    #[test]
+    fn a_descriptor_that_nobody_wants_any_more_is_closed() {
+        let late = after(|call, opened, waker| {
+            assert!(!call.forsake());
+            call.end(opened, waker);
+        });
+        assert_eq!(late, Ok(0));
+        let early = after(|call, opened, waker| {
+            call.end(opened, waker);
+            assert!(call.forsake());
+        });
+        assert_eq!(early, Ok(0));
+        let wanted = after(|call, opened, waker| call.end(opened, waker));
+        assert_eq!(wanted, Err(Errno(libc::EAGAIN)));
+    }
+}
