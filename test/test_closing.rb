@@ -253,6 +253,30 @@ class TestClosing < SchedulerTest
     end
   end
 
+  # Whoever has held the thread long lets others go first, who may close what it is about to use.
+  def test_what_lets_others_go_first_does_not_use_what_they_have_closed
+    {
+      write: ->(_, writer) { writer.write(*Array.new(5) { "x" * 40_001 }) },
+      readpartial: ->(reader, _) { 2.times { reader.readpartial(65_536) } },
+      wait_readable: ->(reader, _) { reader.readpartial(65_536) && reader.wait_readable }
+    }.each do |name, use|
+      PAIRS.each_value do |pair|
+        ended = nil
+        scheduled do
+          reader, writer = pair.call
+          writer.sync = true
+          writer.write_nonblock("x" * 65_536) unless name == :write
+          fiber = Fiber.schedule { use.call(reader, writer) rescue ended = $! }
+          Fiber.schedule do
+            (name == :write ? writer : reader).close
+            sleep(0) while fiber.alive?
+          end
+        end
+        assert_instance_of IOError, ended, name
+      end
+    end
+  end
+
   def test_closing_one_end_of_a_child_ends_what_waits_for_that_end_only
     results = []
     in_fiber do

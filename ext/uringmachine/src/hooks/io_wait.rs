@@ -61,6 +61,13 @@ fn io_wait(this: This<Scheduler>, arguments: &[magnus::Value]) -> Outcome {
     if events <= 0 {
         return Err(Raise::argument("Events must be positive integer!"));
     }
+    // An offloaded IO.copy_stream waits on the worker's thread (io.c, nogvl_wait_for).
+    let is_foreign = this.is_foreign();
+    if !is_foreign {
+        // Before the descriptor has a number here, which might be another file's after it.
+        let machine = this.machine()?;
+        machine.take_turns(machine.current_task())?;
+    }
     // Others are poll(2)'s: Ruby's own wait asks for them too, and tells of none.
     let (asked, events) = (events, events & EVENTS);
     let (fd, timeout) = match arguments.optional(2) {
@@ -72,12 +79,10 @@ fn io_wait(this: This<Scheduler>, arguments: &[magnus::Value]) -> Outcome {
     if readable != 0 && tls::is_held(fd) {
         return Ok(fixnum(readable));
     }
-    // An offloaded IO.copy_stream waits on the worker's thread (io.c, nogvl_wait_for).
-    if this.is_foreign() {
+    if is_foreign {
         return plain_poll(fd, if events == 0 { asked } else { events }, timeout);
     }
     let machine = this.machine()?;
-    machine.take_turns(machine.current_task())?;
     if timeout == Some(0) {
         return plain_poll(fd, if events == 0 { asked } else { events }, timeout);
     }

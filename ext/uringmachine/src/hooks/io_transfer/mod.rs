@@ -62,7 +62,7 @@ impl<'a> Transfer<'a> {
     /// Reads the arguments (io, buffer[, from], a, b), where (a, b) is (length, offset) or, from
     /// interface 4 on, (offset, length).
     fn new(
-        scheduler: &'a Scheduler,
+        machine: &'a Machine,
         arguments: &[Value],
         positioned: bool,
         writes: bool,
@@ -75,7 +75,6 @@ impl<'a> Transfer<'a> {
                 least + 2
             )));
         }
-        let machine = scheduler.machine()?;
         let (io, buffer) = (arguments[0], arguments[1]);
         let fd = io::descriptor(io)?;
         let position = if positioned {
@@ -126,17 +125,9 @@ impl<'a> Transfer<'a> {
 
     /// Moves bytes until the minimum is reached (all of them, for a write), and returns the count.
     fn run(&self) -> Outcome {
-        let (lost, has_held_long) = {
-            let mut parts = self.machine.parts();
-            let lost = parts.take_lost(self.me, self.io, self.fd);
-            (lost, parts.turns.has_held_long())
-        };
+        let lost = self.machine.parts().take_lost(self.me, self.io, self.fd);
         if let Some(raise) = lost {
             return Err(raise);
-        }
-        if has_held_long {
-            self.machine.let_go(self.me)?;
-            self.part.find_again()?;
         }
         let result = self.move_bytes();
         if self.stepping.get() {
@@ -300,5 +291,11 @@ pub fn transfer(
     positioned: bool,
     writes: bool,
 ) -> Outcome {
-    Transfer::new(&this, values(arguments), positioned, writes)?.run()
+    let machine = this.machine()?;
+    // Before the descriptor has a number here, which might be another file's after it.
+    let has_held_long = machine.parts().turns.has_held_long();
+    if has_held_long {
+        machine.let_go(machine.current_task())?;
+    }
+    Transfer::new(machine, values(arguments), positioned, writes)?.run()
 }
