@@ -1,7 +1,7 @@
 # frozen_string_literal: true
 
 module Model
-  class Stop < StandardError; end
+  class Stop < Exception; end # rubocop:disable Lint/InheritException -- Dir.tmpdir rescues others
 
   # Seconds: for time limits that are not to come, and for those that are.
   LONG = 1000
