@@ -14,7 +14,13 @@ use crate::ruby::{Outcome, Value};
 fn is_close() -> bool {
     // A connect whose wait was ended closes its descriptor before the frame of that has gone (ext/socket/ipsocket.c,
     // inetsock_cleanup): if anything else were raised there, nobody would.
-    const CLOSES: [&[u8]; 5] = [b"close", b"close_read", b"close_write", b"reopen", b"io_wait"];
+    const CLOSES: [&[u8]; 5] = [
+        b"close",
+        b"close_read",
+        b"close_write",
+        b"reopen",
+        b"io_wait",
+    ];
     called_from(b"blocking_operation_wait", &CLOSES)
 }
 
