@@ -73,8 +73,11 @@ module Waits
     held = fill(writer)
     received = +"".b
     complete = lambda do
-      thread = Thread.new { received << reader.readpartial(1 << 16) until received.end_with?("END") }
-      @draining = thread
+      @draining = Thread.new do
+        received << reader.readpartial(1 << 16) until received.end_with?("END")
+      rescue IOError
+        # Nobody asks what has come.
+      end
     end
     check = lambda do |value|
       writer.write("END")

@@ -9,7 +9,6 @@
 //! exceptions of the thread.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::OnceLock;
 
 use magnus::{prelude::*, Error, Ruby};
 
@@ -18,7 +17,7 @@ use crate::os::per_ractor::PerRactor;
 use crate::ruby::trace::{self, Watcher};
 use crate::ruby::{
     self, call, classes, collections, fiber, is_a, set_variable, symbol, sync, truthy, values,
-    variable, version, yield_, Id, Outcome, Raise, Shared, Value, NIL,
+    variable, version, yield_, Id, Name, Outcome, Raise, Shared, Value, NIL,
 };
 
 /// A Mutex that nobody else has, to be locked by the main thread: see [`in_handler`].
@@ -30,8 +29,8 @@ static RACTOR: Shared = Shared::new();
 /// What is noted of an exception that was raised in a thread from outside, in variables that programs do not see: the
 /// thread, and the fiber that it was raised in last on its way to the thread's program.
 fn variables() -> [Id; 2] {
-    static NAMES: OnceLock<[Id; 2]> = OnceLock::new();
-    *NAMES.get_or_init(|| ["__um_thread", "__um_fiber"].map(ruby::id))
+    static NAMES: [Name; 2] = [Name::new("__um_thread"), Name::new("__um_fiber")];
+    [NAMES[0].id(), NAMES[1].id()]
 }
 
 fn mark_for(exception: Value, thread: Value, fiber: Value) {

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_long};
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{may_raise, may_raise_for, Id, Outcome, Raise, Value, NIL, UNDEF};
 
@@ -12,10 +12,12 @@ pub fn id(name: &str) -> Id {
     unsafe { super::rb_intern2(name.as_ptr().cast::<c_char>(), name.len() as c_long) }
 }
 
-/// A name that is looked up once.
+/// A name that is looked up once, or by several threads at the same time: whoever did that under a lock of ours could wait in
+/// it until all Ractors let the collector run, and those that wait for the lock do not.
 pub struct Name {
     name: &'static str,
-    id: OnceLock<Id>,
+    /// 0 until it is known, which no name has.
+    id: AtomicUsize,
 }
 
 impl Name {
@@ -23,14 +25,24 @@ impl Name {
     pub const fn new(name: &'static str) -> Self {
         Self {
             name,
-            id: OnceLock::new(),
+            id: AtomicUsize::new(0),
         }
     }
 
     /// Its identity, which is not collected.
     #[inline]
     pub fn id(&self) -> Id {
-        *self.id.get_or_init(|| id(self.name))
+        match self.id.load(Ordering::Relaxed) {
+            0 => self.look_up(),
+            known => known as Id,
+        }
+    }
+
+    #[cold]
+    fn look_up(&self) -> Id {
+        let id = id(self.name);
+        self.id.store(id as usize, Ordering::Relaxed);
+        id
     }
 }
 
