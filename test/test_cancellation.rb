@@ -132,6 +132,8 @@ class TestCancellation < SchedulerTest
       outcome = :killed
       value = way.around ? way.around.call(wait, wait.wait) : wait.wait.call
       outcome = :value
+      # What came when the wait was over is raised at the next.
+      sleep(0)
     rescue Stop, IOError, SystemCallError => e
       outcome = e.class
     end
@@ -143,7 +145,10 @@ class TestCancellation < SchedulerTest
     wait.complete.call unless completes || wait.io&.closed?
     sleep(0) while fiber.alive?
     wait.io&.timeout = nil unless wait.io&.closed?
-    assert wait.check.call(value), "#{moment}: lost" unless wait.io&.closed?
+    # Who is killed once the kernel has moved bytes cannot be given them, as a thread cannot.
+    unless wait.io&.closed? || (outcome == :killed && moment == :completed)
+      assert wait.check.call(value), "#{moment}: lost"
+    end
     outcome
   ensure
     Waits.close_all
