@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require "delegate"
 require_relative "../test_helper"
 
 # Reading through the hook io_read.
@@ -47,6 +48,29 @@ class TestIORead < SchedulerTest
     source, = IO.pipe
     scheduled(subclass.new) do
       Fiber.schedule { assert_raises(IO::EAGAINWaitReadable) { source.read_nonblock(1) } }
+    end
+  end
+
+  # As a Tempfile, which is no IO.
+  class Delegator < SimpleDelegator
+    def initialize(io)
+      @first = 1
+      super
+    end
+  end
+
+  def test_what_stands_for_an_io_is_waited_for_within_its_timeout
+    [IO.pipe, UNIXSocket.pair].each do |source, sink|
+      in_fiber do |scheduler|
+        stands = Delegator.new(source)
+        buffer = IO::Buffer.new(8)
+        source.timeout = 0.003
+        assert_raises(IO::TimeoutError) { scheduler.io_read(stands, buffer, 1, 0) }
+        assert_equal false, scheduler.io_wait(stands, IO::READABLE)
+        sink << "late"
+        assert_equal IO::READABLE, scheduler.io_wait(stands, IO::READABLE)
+        assert_equal 4, scheduler.io_read(stands, buffer, 1, 0)
+      end
     end
   end
 

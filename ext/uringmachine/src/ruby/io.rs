@@ -36,18 +36,32 @@ fn open_descriptor(io: Value) -> Option<RawFd> {
     }
 }
 
-/// `io.timeout`, or nil.
+/// `io.timeout`, or nil; that of the IO that an object stands for (`to_io`), as a Tempfile does.
 ///
 /// # Errors
 /// As [`descriptor`].
 #[inline]
 pub fn timeout(io: Value) -> Outcome {
-    // SAFETY: as above.
-    let timeout = || unsafe { super::rb_io_timeout(io.raw()) };
     match open_descriptor(io) {
-        Some(_) => Ok(Value::of(timeout())),
-        None => may_raise(timeout),
+        // SAFETY: an open IO.
+        Some(_) => Ok(Value::of(unsafe { super::rb_io_timeout(io.raw()) })),
+        None => timeout_of_other(io),
     }
+}
+
+#[cold]
+fn timeout_of_other(object: Value) -> Outcome {
+    may_raise(|| {
+        // SAFETY: Ruby looks what the object is, and rb_io_timeout whether the IO is open, but not whether it is one.
+        unsafe {
+            let io = rb_sys::rb_io_check_io(object.raw());
+            if is_file(Value::of(io)) {
+                super::rb_io_timeout(io)
+            } else {
+                NIL.raw()
+            }
+        }
+    })
 }
 
 /// The descriptor of an IO and `io.timeout`.
