@@ -55,13 +55,20 @@ impl Drop for InKernel {
     }
 }
 
-/// Whether it is an exception that somebody raises in a fiber (Fiber#raise). One that is raised in the thread comes at once:
-/// its sender may have left by the fiber's next wait (Timeout.timeout without a scheduler).
-fn is_for_the_fiber(raise: &Raise) -> bool {
-    matches!(raise, Raise::Exception(exception) if !interrupts::is_for_thread(*exception))
-}
-
 impl Machine {
+    /// Whether it is an exception that somebody raises in a fiber (Fiber#raise), and can wait. One that is raised in the thread
+    /// comes at once: its sender may have left by the fiber's next wait (Timeout.timeout without a scheduler). So does the
+    /// close of the descriptor, which is of no other wait's concern.
+    fn can_wait(&self, me: TaskId, raise: &Raise) -> bool {
+        match raise {
+            Raise::Exception(exception) => {
+                !interrupts::is_for_thread(*exception)
+                    && self.parts().waiter(me).closed_by != *exception
+            }
+            _ => false,
+        }
+    }
+
     /// Submits an operation and waits for its completion; returns the result, or -errno.
     ///
     /// On a timeout or an exception the operation is cancelled and drained: when this returns, the kernel
@@ -153,7 +160,7 @@ impl Machine {
         };
         if yields == Yields::Descriptor && completion.result >= 0 {
             let _ = Fd(completion.result).close();
-        } else if completion.result > 0 && is_for_the_fiber(&raise) {
+        } else if completion.result > 0 && self.can_wait(me, &raise) {
             self.parts().keep_raise(me, raise)?;
             return Ok(completion.result);
         }
