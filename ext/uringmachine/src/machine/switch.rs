@@ -52,7 +52,8 @@ impl Machine {
     #[inline(always)]
     fn next_step(&self, me: TaskId) -> Step {
         let mut parts = self.parts();
-        if parts.fibers.is_interrupted {
+        // Nobody else: whoever was woken, and goes to the root instead, would not be woken again.
+        if parts.fibers.is_interrupted && parts.interrupt_target() == Some(me) {
             return Step::Interrupted;
         }
         if parts.driver.tasks.state(me) == Some(State::Running) {
@@ -353,12 +354,15 @@ impl Machine {
     /// The root fiber's part while it waits for all others: runs what is ready, or waits for something to
     /// be, once. Control comes back here when a fiber ends.
     pub fn run_others(&self, me: TaskId) -> Result<(), Raise> {
+        let is_interrupted = self.parts().fibers.is_interrupted;
+        if is_interrupted {
+            self.check_interrupts(me)?;
+        }
         let step = self.next_step(NOBODY);
         let ran = match step {
             // Nobody wakes who does not wait.
-            Step::Woken(_) => Ok(()),
+            Step::Woken(_) | Step::Interrupted => Ok(()),
             Step::RaiseElsewhere => self.raise_elsewhere(me),
-            Step::Interrupted => self.check_interrupts(me),
             Step::Switch(fiber) => fiber::transfer(fiber, &[]).map(drop),
             Step::Start(task) => self.start(task).map(drop),
             Step::Idle => self.idle(me),
@@ -402,13 +406,9 @@ impl Machine {
         loop {
             let step = self.next_step(NOBODY);
             let value = match step {
-                Step::Woken(_) => continue,
+                Step::Woken(_) | Step::Interrupted => continue,
                 Step::RaiseElsewhere => {
                     self.raise_elsewhere(NOBODY)?;
-                    continue;
-                }
-                Step::Interrupted => {
-                    self.check_interrupts(NOBODY)?;
                     continue;
                 }
                 // Whoever schedules this fiber makes it a task again, which has never run here.
