@@ -23,7 +23,7 @@ class Soak
   # come to their size, which takes so many seconds, it is bounded only.
   GROWTH = 0.05
   SHORT = 600
-  GROWTH_WHILE_SHORT = 1.0
+  GROWTH_WHILE_SHORT = 2.0
 
   # Seconds in which the servers have seen the end of all connections.
   PATIENCE = 60
