@@ -177,6 +177,14 @@ module Workloads
     end
   end
 
+  # Sends back what comes, as much at a time, until the client has gone.
+  def self.send_back(socket, most)
+    buffer = +""
+    loop { socket.write(socket.readpartial(most, buffer)) }
+  rescue EOFError, SystemCallError
+    socket.close
+  end
+
   workload "tcp_echo", 50_000, wanted: 0.80, threads: 20_000 do |spawn, count|
     connections = 100
     server = TCPServer.new("127.0.0.1", 0)
@@ -185,12 +193,7 @@ module Workloads
     spawn.call do
       connections.times do
         socket = server.accept
-        spawn.call do
-          buffer = +""
-          loop { socket.write(socket.readpartial(64, buffer)) }
-        rescue EOFError, Errno::ECONNRESET
-          socket.close
-        end
+        spawn.call { send_back(socket, 64) }
       end
       Process.wait(client)
     end
@@ -219,12 +222,7 @@ module Workloads
     spawn.call do
       connections.times do
         socket = server.accept
-        spawn.call do
-          buffer = +""
-          loop { socket.write(socket.readpartial(4096, buffer)) }
-        rescue EOFError, SystemCallError
-          socket.close
-        end
+        spawn.call { send_back(socket, 4096) }
       end
     end
     -> { load.result.then { |found| found.merge(operations: found[:requests]) } }

@@ -83,7 +83,7 @@ pub fn opens(entry: &Entry) -> bool {
 }
 
 #[inline]
-fn code_of(entry: &Entry) -> u8 {
+pub(crate) fn code_of(entry: &Entry) -> u8 {
     // SAFETY: a struct io_uring_sqe begins with the 8-bit `opcode`.
     unsafe { *std::ptr::from_ref(entry).cast::<u8>() }
 }

@@ -178,23 +178,13 @@ class Soak
     end
 
     def file
-      bytes = @random.bytes(@random.rand(1..100_000))
-      Tempfile.create("um-soak") do |file|
-        file.binmode
-        file.write(bytes)
-        file.rewind
-        same(bytes, file.read)
-      end
+      with_file { |file, bytes| same(bytes, file.read) }
       @counts[:files] += 1
     end
 
     # A file to a socket, and back.
     def copy
-      bytes = @random.bytes(@random.rand(1..100_000))
-      Tempfile.create("um-soak") do |file|
-        file.binmode
-        file.write(bytes)
-        file.rewind
+      with_file do |file, bytes|
         reader, writer = UNIXSocket.pair
         Fiber.schedule do
           IO.copy_stream(file, writer)
@@ -204,6 +194,16 @@ class Soak
         reader.close
       end
       @counts[:copies] += 1
+    end
+
+    def with_file
+      bytes = @random.bytes(@random.rand(1..100_000))
+      Tempfile.create("um-soak") do |file|
+        file.binmode
+        file.write(bytes)
+        file.rewind
+        yield file, bytes
+      end
     end
 
     # Something by way of a queue that all threads use.

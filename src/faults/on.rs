@@ -10,6 +10,7 @@ use io_uring::{cqueue, opcode, CompletionQueue};
 
 use super::plan::{name_of, Chance, Plan};
 use super::{Attempt, Enter};
+use crate::operation::{code_of, descriptor_of};
 
 /// Those of one ring.
 #[derive(Debug)]
@@ -122,7 +123,7 @@ impl Faults {
 
     /// Some of what is held, in another order, or none of it, or all.
     fn release(&mut self) {
-        let Some((_, mut chance)) = self.chance.clone() else {
+        let Some((plan, mut chance)) = self.chance.take() else {
             return;
         };
         let mut count = match chance.below(4) {
@@ -140,7 +141,7 @@ impl Faults {
             self.ready.extend(self.held.remove(place));
             count -= 1;
         }
-        self.chance = self.chance.take().map(|(plan, _)| (plan, chance));
+        self.chance = Some((plan, chance));
     }
 
     /// The first of what is held that the kernel posts before another.
@@ -191,11 +192,11 @@ impl Submission {
     }
 
     fn opcode(&self) -> u8 {
-        self.field(0)
+        code_of(&self.0)
     }
 
     fn descriptor(&self) -> RawFd {
-        self.field(4)
+        descriptor_of(&self.0)
     }
 
     fn length(&self) -> u32 {

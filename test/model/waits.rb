@@ -45,21 +45,9 @@ module Model
       thread&.kill&.join
     end
 
-    def wait_child
-      pid = Process.spawn("sleep", "1000")
-      in_vain { Process.wait(pid) }
-    ensure
-      Process.kill(:KILL, pid)
-      Process.wait(pid)
-    end
+    def wait_child = child_in_vain(Process.spawn("sleep", "1000"))
 
-    def wait_forked
-      pid = fork { Kernel.loop { Kernel.sleep } }
-      in_vain { Process.wait(pid) }
-    ensure
-      Process.kill(:KILL, pid)
-      Process.wait(pid)
-    end
+    def wait_forked = child_in_vain(fork { Kernel.loop { Kernel.sleep } })
 
     def wait_popen
       child = IO.popen("cat", "r+")
@@ -105,6 +93,16 @@ module Model
       ensure
         File.open(path, File::RDWR).close
       end
+    end
+
+    private
+
+    # A child that does not end by itself.
+    def child_in_vain(pid)
+      in_vain { Process.wait(pid) }
+    ensure
+      Process.kill(:KILL, pid)
+      Process.wait(pid)
     end
   end
 end

@@ -34,12 +34,7 @@ module Model
       io.sync = true
     end
 
-    def put_nonblock(io, text)
-      until text.empty?
-        count = io.write_nonblock(text, exception: false)
-        count == :wait_writable ? io.wait_writable : wrote(count) && text = text.byteslice(count..)
-      end
-    end
+    def put_nonblock(io, text) = in_parts(io, text) { |rest| io.write_nonblock(rest, exception: false) }
 
     def put_selected(io, text)
       until text.empty?
@@ -103,14 +98,17 @@ module Model
       wrote(count = io.sendmsg(text)) && text = text.byteslice(count..) until text.empty?
     end
 
-    def put_sendmsg_nonblock(io, text)
+    def put_sendmsg_nonblock(io, text) = in_parts(io, text) { |rest| io.sendmsg_nonblock(rest, exception: false) }
+
+    private
+
+    # Waits for room between two parts. The block writes one, or says that there is none.
+    def in_parts(io, text)
       until text.empty?
-        count = io.sendmsg_nonblock(text, exception: false)
+        count = yield text
         count == :wait_writable ? io.wait_writable : wrote(count) && text = text.byteslice(count..)
       end
     end
-
-    private
 
     # Notes how much has surely been written.
     def wrote(count) = @wrote += count
