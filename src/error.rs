@@ -52,6 +52,11 @@ impl SetupError {
         }
     }
 
+    /// The error that the kernel's answer to a set-up stands for.
+    pub fn of(error: &std::io::Error, entries: u32) -> Self {
+        Self::from_errno(error.raw_os_error().unwrap_or(libc::EINVAL), entries)
+    }
+
     /// The errno when the failure is a shortage (EMFILE, ENFILE …) rather than a refusal.
     pub fn errno(&self) -> Option<i32> {
         match self {

@@ -26,20 +26,19 @@ impl Ring {
             ..mask
         };
         let ladder = [(true, true), (true, false), (false, true), (false, false)];
-        let mut refused = libc::EINVAL;
         for (defer_taskrun, no_sqarray) in ladder {
             if (defer_taskrun && !mask.defer_taskrun) || (no_sqarray && !mask.no_sqarray) {
                 continue;
             }
             match Self::build(entries, defer_taskrun, no_sqarray, sqpoll) {
-                Ok(uring) => return Self::probed(uring, mask, defer_taskrun, no_sqarray),
-                Err(error) => match error.raw_os_error().unwrap_or(libc::EINVAL) {
-                    libc::EINVAL => refused = libc::EINVAL,
-                    errno => return Err(SetupError::from_errno(errno, entries)),
-                },
+                Ok(uring) => {
+                    return Self::probed(uring, mask, (defer_taskrun, no_sqarray), entries)
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(error) => return Err(SetupError::of(&error, entries)),
             }
         }
-        Err(SetupError::from_errno(refused, entries))
+        Err(SetupError::from_errno(libc::EINVAL, entries))
     }
 
     fn build(
@@ -76,8 +75,8 @@ impl Ring {
     fn probed(
         uring: IoUring,
         mask: Features,
-        defer_taskrun: bool,
-        no_sqarray: bool,
+        (defer_taskrun, no_sqarray): (bool, bool),
+        entries: u32,
     ) -> Result<Self, SetupError> {
         if !uring.params().is_feature_ext_arg() {
             return Err(SetupError::TooOld("IORING_ENTER_EXT_ARG (Linux 5.11)"));
@@ -88,8 +87,12 @@ impl Ring {
         let mut probe = Probe::new();
         let mut features = match uring.submitter().register_probe(&mut probe) {
             Ok(()) => mask.probed(&probe),
-            Err(_) => return Err(SetupError::TooOld("IORING_REGISTER_PROBE (Linux 5.6)")),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                return Err(SetupError::TooOld("IORING_REGISTER_PROBE (Linux 5.6)"))
+            }
+            Err(error) => return Err(SetupError::of(&error, entries)),
         };
+        may_enter(&uring).map_err(|error| SetupError::of(&error, entries))?;
         features.defer_taskrun = defer_taskrun;
         features.no_sqarray = no_sqarray;
         Ok(Self {
@@ -109,6 +112,15 @@ impl Ring {
             self.registered = register_ring(self.uring.as_raw_fd());
         }
         Ok(())
+    }
+}
+
+/// Whether a sandbox lets the process enter a ring: one that is disabled yet says so.
+fn may_enter(uring: &IoUring) -> io::Result<()> {
+    // SAFETY: nothing is submitted, and nothing is waited for.
+    match unsafe { uring.submitter().enter::<()>(0, 0, 0, None) } {
+        Err(error) if error.raw_os_error() != Some(libc::EBADFD) => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -29,19 +29,31 @@ pub fn class() -> Value {
 /// UM.new without arguments.
 pub fn new_default() -> Outcome {
     let object = allocate(class())?;
-    set_up(find(object)?, DEFAULT_ENTRIES, None, false)?;
+    set_up(find(object)?, None, None, false)?;
     Ok(object)
 }
 
-fn set_up(um: This<Um>, size: u32, sqpoll: Option<u32>, sidecar: bool) -> Result<(), Raise> {
-    let driver = match new_driver(size, sqpoll) {
-        Err(error) if matches!(error.errno(), Some(libc::EMFILE | libc::ENFILE)) => {
-            // It frees the descriptors of machines that nobody refers to.
-            collect_garbage();
-            new_driver(size, sqpoll)
-        }
-        result => result,
-    };
+/// The fewest entries of a ring whose size nobody has asked for.
+const LEAST_ENTRIES: u32 = 16;
+
+fn set_up(
+    um: This<Um>,
+    asked: Option<u32>,
+    sqpoll: Option<u32>,
+    sidecar: bool,
+) -> Result<(), Raise> {
+    let mut size = asked.unwrap_or(DEFAULT_ENTRIES);
+    let mut driver = new_driver(size, sqpoll);
+    if driver.as_ref().is_err_and(is_shortage) {
+        // It frees the descriptors and the memory of machines that nobody refers to.
+        collect_garbage();
+        driver = new_driver(size, sqpoll);
+    }
+    // Memory that may be locked is scarce (RLIMIT_MEMLOCK, which rings count for): a small ring does as well.
+    while asked.is_none() && size > LEAST_ENTRIES && driver.as_ref().is_err_and(is_of_memory) {
+        size /= 4;
+        driver = new_driver(size, sqpoll);
+    }
     let machine = Machine::new(driver.map_err(errors::from_setup)?, um.value());
     machines().push(Arc::clone(&machine));
     um.give(machine);
@@ -49,6 +61,15 @@ fn set_up(um: This<Um>, size: u32, sqpoll: Option<u32>, sidecar: bool) -> Result
     um.sqpoll.set(sqpoll.is_some());
     um.sidecar.set(sidecar);
     Ok(())
+}
+
+/// Whether there may be enough once the collector has run.
+fn is_shortage(error: &SetupError) -> bool {
+    is_of_memory(error) || matches!(error.errno(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+fn is_of_memory(error: &SetupError) -> bool {
+    matches!(error, SetupError::Memory { .. })
 }
 
 /// Makes a driver with the features the environment leaves.
@@ -60,7 +81,8 @@ fn new_driver<T>(entries: u32, sqpoll: Option<u32>) -> Result<Driver<T>, SetupEr
 ///
 /// @method UringMachine.new(size: 256, sqpoll: false, sidecar: false)
 /// @param size [Integer] entries of the submission queue, 1 to 32768; a full queue is submitted, so a
-///   small one costs no more than system calls
+///   small one costs no more than system calls. Where memory to lock is scarce (RLIMIT_MEMLOCK), one that is not
+///   asked for is smaller
 /// @param sqpoll [Boolean, Numeric] whether a thread of the kernel submits; a number is the seconds after
 ///   which it goes to sleep, true is one second
 /// @param sidecar [Boolean] taken for programs written for uringmachine 1.0, and without effect: waiting
@@ -74,13 +96,13 @@ fn new_driver<T>(entries: u32, sqpoll: Option<u32>) -> Result<Driver<T>, SetupEr
 ///   machine = UM.new
 ///   machine.sleep(0.01)
 fn initialize(this: This<Um>, arguments: &[magnus::Value]) -> Result<(), Raise> {
-    let (mut entries, mut sqpoll, mut sidecar) = (DEFAULT_ENTRIES, None, false);
+    let (mut entries, mut sqpoll, mut sidecar) = (None, None, false);
     let arguments = match arguments {
         [options] if is_hash(Value::from(*options)) => {
             let names = ["size", "sqpoll", "sidecar"];
             let [size, poll, car] = arguments::keywords(Value::from(*options), names)?;
             if let Some(size) = size {
-                entries = read_size(size)?;
+                entries = Some(read_size(size)?);
             }
             sqpoll = poll.map_or(Ok(None), read_sqpoll)?;
             sidecar = car.is_some_and(truthy);
@@ -121,7 +143,7 @@ fn read_sqpoll(value: Value) -> Result<Option<u32>, Raise> {
 }
 
 /// @method UringMachine#size
-/// @return [Integer] the entries of the submission queue that were asked for
+/// @return [Integer] the entries of the submission queue
 /// @example
 ///   UM.new(size: 64).size #=> 64
 fn size(this: This<Um>) -> u32 {
