@@ -69,7 +69,7 @@ module Model
       @tokens.pop
     end
 
-    def lock_file = @lock_file ||= "/tmp/model-#{Process.pid}-#{object_id}".tap { |path| File.write(path, "") }
+    def lock_file = @lock_file ||= File.join(Dir.tmpdir, "model-#{Process.pid}-#{object_id}").tap { |path| File.write(path, "") }
 
     def channel
       case @kind

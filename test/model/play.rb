@@ -44,8 +44,15 @@ module Model
         Thread.new { Timeout.timeout(1000) { `true` } }.join
       end
 
+      # By what they are, where that can be told.
       def descriptors
+        return numbers unless Dir.exist?("/proc/self/fd")
+
         Dir.children("/proc/self/fd").to_h { |fd| [fd, (File.readlink("/proc/self/fd/#{fd}") rescue nil)] }.compact
+      end
+
+      def numbers
+        (0...256).select { |fd| IO.for_fd(fd, autoclose: false) rescue nil }.to_h { |fd| [fd, "descriptor #{fd}"] }
       end
 
       # Worker threads may be about to close what nobody was given.
