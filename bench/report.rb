@@ -3,8 +3,12 @@
 # What a run has found, as lines, tables and a picture.
 class Report
   OURS = %w[um machine].freeze
-  # Which no gem is: what is wanted is a ratio to the best of the others.
+  # Which no gem is.
   NO_GEMS = %w[threads nginx floor].freeze
+  # What is wanted was set beside these (carbon_fiber was not among them), and beside plain threads for what only looks at files
+  # or computes.
+  MEASURED_BY = %w[async-epoll async-uring c-gem itsi].freeze
+  BESIDE_THREADS = %w[file_stat glob inflate].freeze
 
   def self.median(values) = values.sort[values.size / 2]
 
@@ -26,6 +30,12 @@ class Report
 
     def ratio = (ours / best.last if ours && best)
 
+    # Beside what is wanted.
+    def measure
+      time = cpu.slice(*(BESIDE_THREADS.include?(name) ? ["threads"] : MEASURED_BY)).values.min
+      ours / time if ours && time
+    end
+
     # To nginx, or the floor.
     def bound = cpu.slice("nginx", "floor").values.first.then { |time| ours / time if time && ours }
 
@@ -35,7 +45,7 @@ class Report
         shares = medians(:user).slice(peer).map { |_, user| format("%.2f user, ", user) }.join
         format("%s %.2f (%s%.2f-%.2f)", peer, time, shares, *spreads[peer])
       end
-      format("%-12s %s%s", name, parts.join("  "), ratio ? format("  ratio %.2f, wanted %.2f", ratio, wanted) : "")
+      format("%-12s %s%s", name, parts.join("  "), ratio ? format("  ratio %.2f, measure %.2f, wanted %.2f", ratio, measure || ratio, wanted) : "")
     end
   end
 
@@ -82,10 +92,10 @@ class Report
     peers = rows.flat_map { |row| row.samples.keys }.uniq
     lines = rows.map do |row|
       cells = peers.map { |peer| cell(row, peer) }
-      "| #{row.name} | #{cells.join(" | ")} | #{row.best&.first} | #{number(row.ratio)} | #{number(row.wanted)} | #{met(row)} | #{number(row.bound)} |"
+      "| #{row.name} | #{cells.join(" | ")} | #{row.best&.first} | #{number(row.ratio)} | #{number(row.measure)} | #{number(row.wanted)} | #{met(row)} | #{number(row.bound)} |"
     end
-    head = "| workload | #{peers.join(" | ")} | best gem | to it | wanted | met | to nginx, or the floor |"
-    [head, "|---#{"|---" * (peers.size + 5)}|", *lines].join("\n")
+    head = "| workload | #{peers.join(" | ")} | best gem | to it | measure | wanted | met | to nginx, or the floor |"
+    [head, "|---#{"|---" * (peers.size + 6)}|", *lines].join("\n")
   end
 
   # CPU time, and how much of it was the program's own.
@@ -98,9 +108,9 @@ class Report
   end
 
   def met(row)
-    return unless row.ratio
+    return unless row.measure
 
-    row.ratio <= row.wanted ? "yes" : "no"
+    row.measure <= row.wanted ? "yes" : "no"
   end
 
   def number(value) = value && format("%.2f", value)
