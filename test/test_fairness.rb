@@ -183,6 +183,10 @@ class TestFairness < SchedulerTest
       # It ends with the writer.
       -> { Process.wait(pid, Process::WNOHANG) || writer }
     end,
+    # Nobody waits for them yet.
+    spawn: ->(_) { -> { Process.spawn("true") && spawn("true") } },
+    fork: ->(_) { -> { fork { exit!(0) } && Process.fork { exit!(0) } } },
+    popen: ->(_) { -> { IO.popen("true") } },
     # On no ring.
     tls: lambda do |_|
       server, client = TestFairness.encrypted
@@ -245,5 +249,51 @@ class TestFairness < SchedulerTest
         assert_equal [:late, true], [late, steps < MOST]
       end
     end
+  end
+
+  # Who computes for long and gives way in between is not asked twice before a timer that is due.
+  def test_a_timer_waits_for_one_turn_of_a_busy_fiber
+    now = -> { Process.clock_gettime(Process::CLOCK_MONOTONIC) }
+    begun = []
+    due = nil
+    scheduled do
+      fired = false
+      Fiber.schedule do
+        until fired
+          begun << (start = now.call)
+          nil until now.call > start + 0.02
+          sleep(0)
+        end
+      end
+      Fiber.schedule do
+        due = now.call + 0.01
+        sleep(0.01)
+        fired = true
+      end
+    end
+    # The one that is under way when it is due has begun before.
+    assert_operator begun.count { |start| start > due }, :<=, 1
+  end
+
+  # A peer that sends without end has its reader, and everybody else goes on.
+  def test_a_flood_drowns_nobody
+    rounds = Array.new(20, 0)
+    scheduled do
+      flooded, flood = UNIXSocket.pair
+      flooding = Thread.new { loop { flood.write("x" * 65_536) } rescue Errno::EPIPE }
+      flooding.report_on_exception = false
+      read = 0
+      Fiber.schedule { read += flooded.readpartial(65_536).bytesize until rounds.all?(50) }
+      rounds.each_index do |index|
+        one, other = UNIXSocket.pair
+        Fiber.schedule { 50.times { one.write(one.readpartial(1)) } }
+        Fiber.schedule { 50.times { other.write("x") && other.readpartial(1) && rounds[index] += 1 } }
+      end
+      Fiber.scheduler.run
+      flooded.close
+      flooding.join
+      assert_operator read, :>, 0
+    end
+    assert_equal [50], rounds.uniq
   end
 end

@@ -23,16 +23,21 @@ class UringMachine
       ::Process::Status.singleton_class => %i[wait],
       Thread.singleton_class => %i[pass]
     }.then { |turns| Ractor.make_shareable(turns) }
-    private_constant :TURNS
+    # Those that start a child, and do not wait for it.
+    LONG_TURNS = {
+      ::Process.singleton_class => %i[spawn fork], Kernel => %i[spawn fork], Kernel.singleton_class => %i[spawn fork],
+      ::IO.singleton_class => %i[popen]
+    }.then { |turns| Ractor.make_shareable(turns) }
+    private_constant :TURNS, :LONG_TURNS
 
     # Prepends what takes turns to the methods of a class.
-    def self.take_turns_in(owner, names)
+    def self.take_turns_in(owner, names, long: false)
       names = names.select { |name| owner.method_defined?(name, false) || owner.private_method_defined?(name, false) }
       return if names.empty?
 
       turns = Module.new
       names.each do |name|
-        define_turn(turns, name, owner.instance_method(name).arity)
+        long ? define_long_turn(turns, name) : define_turn(turns, name, owner.instance_method(name).arity)
         turns.__send__(:private, name) if owner.private_method_defined?(name, false)
       end
       owner.prepend(turns)
@@ -41,9 +46,10 @@ class UringMachine
     # Has methods take turns. Called when the first scheduler is made: programs without one do not pay for it.
     def self.take_turns
       TURNS.each { |owner, names| take_turns_in(owner, names) }
+      LONG_TURNS.each { |owner, names| take_turns_in(owner, names, long: true) }
       ::IO.prepend(Writing)
     end
 
-    private_class_method :define_turn, :take_turns_in
+    private_class_method :define_turn, :define_long_turn, :take_turns_in
   end
 end

@@ -14,21 +14,30 @@ use crate::ruby::{call, classes, fiber, values, Outcome, Raise, Value, NIL};
 
 /// What a call counts for whose bytes nobody knows: see `Core::count_at_once`.
 const BYTES: usize = 1 << 10;
+/// What one counts for that may take as long as a millisecond: the clock is looked at each time.
+const LONG: usize = 1 << 13;
 
 /// Lets those go first that are ready, if the current fiber has a scheduler of ours and has held the thread for long.
 #[inline]
-fn take_turn() -> Result<(), Raise> {
+fn take_turn(bytes: usize) -> Result<(), Raise> {
     let scheduler = fiber::current_scheduler();
     if scheduler == NIL {
         return Ok(());
     }
-    with_running(scheduler, |machine| machine.take_turns_with(BYTES)).unwrap_or(Ok(()))
+    with_running(scheduler, |machine| machine.take_turns_with(bytes)).unwrap_or(Ok(()))
 }
 
 /// A method of any number of arguments.
 fn any(_this: Value, arguments: &[magnus::Value]) -> Outcome {
     let has_keywords = keyword_given();
-    take_turn()?;
+    take_turn(BYTES)?;
+    call_super(values(arguments), has_keywords)
+}
+
+/// The same, of one that starts a child.
+fn any_long(_this: Value, arguments: &[magnus::Value]) -> Outcome {
+    let has_keywords = keyword_given();
+    take_turn(LONG)?;
     call_super(values(arguments), has_keywords)
 }
 
@@ -39,7 +48,7 @@ macro_rules! with {
             $name,
             method!(
                 |_this: Value $(, $argument: Value)*| -> Outcome {
-                    take_turn()?;
+                    take_turn(BYTES)?;
                     call_super(&[$($argument),*], false)
                 },
                 $arity
@@ -50,7 +59,7 @@ macro_rules! with {
 
 /// CoreGaps.take_turn: takes a turn.
 fn turn(_module: Value) -> Result<(), Raise> {
-    take_turn()
+    take_turn(BYTES)
 }
 
 /// CoreGaps.define_turn(module, name, arity): defines a method that takes a turn and calls `super`.
@@ -71,6 +80,11 @@ fn define_turn(_module: Value, to: RModule, name: magnus::Symbol, arity: i32) ->
     }
 }
 
+/// CoreGaps.define_long_turn(module, name): as `define_turn`, for a method of any number of arguments that takes long.
+fn define_long_turn(_module: Value, to: RModule, name: magnus::Symbol) -> Result<(), Error> {
+    to.define_method(&*name.name()?, method!(any_long, -1))
+}
+
 /// Has the methods take turns from now on, and those of OpenSSL's sockets if there are any by now: see
 /// lib/uringmachine/core_ext/turns.rb. May longjmp.
 pub fn begin() -> Result<(), Raise> {
@@ -87,5 +101,6 @@ pub fn define(class: RClass) -> Result<(), Error> {
     let module = class.define_module("CoreGaps")?;
     module.define_singleton_method("take_turn", method!(turn, 0))?;
     module.define_singleton_method("define_turn", method!(define_turn, 3))?;
+    module.define_singleton_method("define_long_turn", method!(define_long_turn, 2))?;
     Ok(())
 }

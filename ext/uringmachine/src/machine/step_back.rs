@@ -12,7 +12,7 @@ impl Parts {
     /// The running task goes to the end of the run queue; says who is next. `None` if there is more to be seen to first.
     #[inline(always)]
     fn step_back(&mut self, me: TaskId) -> Option<Step> {
-        if !self.raises.is_empty() || !self.turns.passes() {
+        if !self.raises.is_empty() || self.is_to_poll() {
             return None;
         }
         if self.driver.tasks.queue_is_empty() {

@@ -62,7 +62,8 @@ impl Machine {
         if !parts.raises.is_empty() {
             return Step::RaiseElsewhere;
         }
-        if parts.turns.is_to_poll() {
+        // Where nobody is ready it looks at the ring anyway.
+        if !parts.driver.tasks.queue_is_empty() && parts.is_to_poll() {
             drop(parts);
             self.poll();
             parts = self.parts();

@@ -6,7 +6,7 @@ use super::{interrupts, Machine, Parts};
 use crate::ruby::Raise;
 
 /// How many switches may pass before the machine looks at the ring although fibers are runnable.
-const SWITCHES_PER_POLL: u32 = 64;
+const SWITCHES_PER_POLL: i32 = 64;
 
 /// How much is moved without waiting between looks at the clock: operations, each of which counts once more for as
 /// many bytes as this power of two.
@@ -21,8 +21,10 @@ pub struct Turns {
     /// How many switches to another fiber there were.
     pub switches: u64,
     /// Switches between looks at the ring.
-    patience: u32,
-    countdown: u32,
+    patience: i32,
+    countdown: i32,
+    /// About when the machine last looked at the ring.
+    polled: u64,
     held: Held,
 }
 
@@ -42,6 +44,7 @@ impl Default for Turns {
             switches: 0,
             patience: SWITCHES_PER_POLL,
             countdown: SWITCHES_PER_POLL,
+            polled: 0,
             held: Held::default(),
         }
     }
@@ -58,23 +61,14 @@ impl Turns {
     #[inline]
     pub fn has_polled(&mut self) {
         self.countdown = self.patience;
+        self.polled = clock::about_now();
     }
 
-    /// Whether the machine is to look at the ring before the next switch.
-    #[inline]
-    pub fn is_to_poll(&mut self) -> bool {
+    /// Counts a switch; says whether as many have passed as may before the machine looks at the ring.
+    #[inline(always)]
+    fn have_many_passed(&mut self) -> bool {
         self.countdown -= 1;
-        self.countdown == 0
-    }
-
-    /// As [`Turns::is_to_poll`]; the look is not nearer by this one if it is the turn.
-    #[inline]
-    pub fn passes(&mut self) -> bool {
-        let passes = self.countdown > 1;
-        if passes {
-            self.countdown -= 1;
-        }
-        passes
+        self.countdown <= 0
     }
 
     /// Notes that bytes were moved without waiting.
@@ -108,6 +102,15 @@ impl Turns {
 }
 
 impl Parts {
+    /// Whether the machine is to look at the ring, and at the timers, before the next switch: after many, or when the clock has
+    /// gone on by a tick while somebody waits for more than a turn.
+    #[inline(always)]
+    pub fn is_to_poll(&mut self) -> bool {
+        self.turns.have_many_passed()
+            || (self.driver.tasks.waiting() != self.driver.tasks.queued()
+                && clock::about_now() != self.turns.polled)
+    }
+
     /// Whether there is somebody to run.
     #[inline]
     pub fn has_ready(&self) -> bool {
