@@ -6,7 +6,7 @@
 module House
   ROOT = File.expand_path("../ext/uringmachine/src", __dir__)
   # From the ground up: a floor uses those below it. lib.rs is the roof.
-  FLOORS = %w[ruby os lending machine off_thread tls classes methods hooks].freeze
+  FLOORS = %w[ruby os lending machine off_thread tls classes methods hooks adapters].freeze
 
   def self.sources
     Dir.glob("**/*.rs", base: ROOT).sort.to_h { |file| [file, File.read(File.join(ROOT, file))] }

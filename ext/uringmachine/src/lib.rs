@@ -1,5 +1,6 @@
 //! Ruby's side of uringmachine: the classes, the scheduler's hooks, and the worker threads.
 
+mod adapters;
 mod classes;
 mod hooks;
 mod lending;
@@ -35,6 +36,7 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     io::define(ruby, class)?;
     mutex::define(ruby, class)?;
     hooks::define(fiber_scheduler::define(ruby, class)?)?;
+    adapters::define(ruby, class)?;
     process::define(ruby, class)?;
     turns::define(class)
 }

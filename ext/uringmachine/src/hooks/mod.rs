@@ -12,12 +12,12 @@ mod io_close;
 mod io_read;
 mod io_select;
 mod io_splice;
-mod io_transfer;
+pub mod io_transfer;
 mod io_wait;
 mod io_write;
 mod kernel_sleep;
 mod process_fork;
-mod process_wait;
+pub mod process_wait;
 mod timeout_after;
 mod r#yield;
 

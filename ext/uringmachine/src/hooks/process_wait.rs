@@ -24,7 +24,11 @@ use crate::ruby::{process_status, to_int, Outcome, Raise, Value, NIL};
 /// @example
 ///   scheduler.process_wait(-1, 0).exitstatus #=> 0
 fn process_wait(this: This<Scheduler>, pid: Value, flags: Value) -> Outcome {
-    let machine = this.machine()?;
+    wait_for_child(this.machine()?, pid, flags)
+}
+
+/// The hook, on a machine.
+pub fn wait_for_child(machine: &Machine, pid: Value, flags: Value) -> Outcome {
     let (pid, flags) = (to_int(pid)?, to_int(flags)?);
     let me = machine.current_task();
     machine.take_turns(me)?;

@@ -44,7 +44,11 @@ pub struct Fibers {
     /// How many tasks interrupt another one of their fiber.
     interrupting: usize,
     /// An interrupt of the thread came to another fiber than it is for, which is switched to.
-    pub is_interrupted: bool,
+    is_interrupted: bool,
+    /// The fiber of the loop that the machine is driven by, or `NIL`: see [`looping`](super::looping).
+    looping: Value,
+    /// Whether a switch has more to look at than who is next: one of the two above.
+    pub has_detours: bool,
 }
 
 impl Default for Fibers {
@@ -57,6 +61,8 @@ impl Default for Fibers {
             kept: None,
             interrupting: 0,
             is_interrupted: false,
+            looping: NIL,
+            has_detours: false,
         }
     }
 }
@@ -68,10 +74,32 @@ impl Fibers {
         self.interrupting > 0
     }
 
+    /// Whether an interrupt of the thread came to another fiber than it is for, which is switched to.
+    #[inline]
+    pub fn is_interrupted(&self) -> bool {
+        self.is_interrupted
+    }
+
+    pub fn set_interrupted(&mut self, is_interrupted: bool) {
+        self.is_interrupted = is_interrupted;
+        self.has_detours = is_interrupted || self.looping != NIL;
+    }
+
+    /// The fiber of the loop that the machine is driven by, or `NIL`.
+    pub fn looping(&self) -> Value {
+        self.looping
+    }
+
+    pub fn set_looping(&mut self, fiber: Value) {
+        self.looping = fiber;
+        self.has_detours = true;
+    }
+
     /// Knows none any more: in a child of fork.
     pub fn forsake(&mut self) {
         self.by_fiber = ByFiber::default();
-        (self.root, self.kept, self.home) = (None, None, NIL);
+        (self.root, self.kept) = (None, None);
+        (self.home, self.looping) = (NIL, NIL);
     }
 }
 

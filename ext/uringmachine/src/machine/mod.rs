@@ -13,6 +13,7 @@ pub mod hints;
 pub mod inflow;
 pub mod interrupts;
 pub mod line;
+pub mod looping;
 pub mod multishot;
 pub mod operate;
 pub mod owner;
@@ -309,14 +310,16 @@ impl Machine {
         }
     }
 
-    /// Wakes the thread if it sleeps. Called with the lock by whoever made something ready.
+    /// Wakes the thread if it sleeps; says whether it does. Called with the lock by whoever made something ready.
     #[inline]
-    pub fn notify(&self) {
-        if self.asleep.get() {
+    pub fn notify(&self) -> bool {
+        let asleep = self.asleep.get();
+        if asleep {
             if let Some(waker) = self.parts().driver.waker() {
                 waker.wake();
             }
         }
+        asleep
     }
 
     /// Notes whether the thread sleeps.
@@ -375,7 +378,7 @@ impl Parts {
         if let Some(Raise::Exception(exception)) = self.late {
             ruby::mark(exception);
         }
-        ruby::mark(self.fibers.home);
+        ruby::mark_all(&[self.fibers.home, self.fibers.looping()]);
     }
 }
 

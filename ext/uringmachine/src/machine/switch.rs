@@ -52,9 +52,10 @@ impl Machine {
     #[inline(always)]
     fn next_step(&self, me: TaskId) -> Step {
         let mut parts = self.parts();
-        // Nobody else: whoever was woken, and goes to the root instead, would not be woken again.
-        if parts.fibers.is_interrupted && parts.interrupt_target() == Some(me) {
-            return Step::Interrupted;
+        if parts.fibers.has_detours {
+            if let Some(step) = parts.detour(me) {
+                return step;
+            }
         }
         if parts.driver.tasks.state(me) == Some(State::Running) {
             return Step::Woken(parts.waiter(me).woken);
@@ -168,7 +169,11 @@ impl Machine {
 
     /// Nothing is runnable: takes what has completed, or sleeps until something does.
     #[allow(unsafe_code)]
-    fn idle(&self, me: TaskId) -> Result<(), Raise> {
+    pub(super) fn idle(&self, me: TaskId) -> Result<(), Raise> {
+        let looping = self.parts().fibers.looping();
+        if looping != NIL && !self.is_of(me, looping) {
+            return fiber::transfer(looping, &[]).map(drop);
+        }
         let (wants_poll, has_expired) = {
             let mut parts = self.parts();
             let wants_poll = parts.driver.wants_poll() || parts.discards.any();
@@ -228,7 +233,8 @@ impl Machine {
         let (target, ending) = {
             let mut parts = self.parts();
             let (target, ending) = (parts.interrupt_target(), parts.ending);
-            parts.fibers.is_interrupted = !ending && target.is_some_and(|root| root != me);
+            let is_anothers = !ending && target.is_some_and(|root| root != me);
+            parts.fibers.set_interrupted(is_anothers);
             (target, ending)
         };
         match target {
@@ -355,7 +361,7 @@ impl Machine {
     /// The root fiber's part while it waits for all others: runs what is ready, or waits for something to
     /// be, once. Control comes back here when a fiber ends.
     pub fn run_others(&self, me: TaskId) -> Result<(), Raise> {
-        let is_interrupted = self.parts().fibers.is_interrupted;
+        let is_interrupted = self.parts().fibers.is_interrupted();
         if is_interrupted {
             self.check_interrupts(me)?;
         }

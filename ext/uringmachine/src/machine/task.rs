@@ -24,6 +24,8 @@ pub struct Waiter {
     pub inside: bool,
     /// The task of the wait that this one interrupts: see [`Machine::current_task`](super::Machine::current_task).
     pub outer: Option<TaskId>,
+    /// Whether its wait ends when somebody else switches to its fiber.
+    pub resumable: Resumable,
     /// Its last operation, if the kernel still has the memory of it (a zero-copy send that was cancelled).
     pub lent: Option<OpKey>,
     /// Why its last wait ended.
@@ -49,6 +51,15 @@ pub struct Waiter {
     pub pending: VecDeque<Pending>,
 }
 
+/// Whether a wait ends when its fiber is switched to without having been woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resumable {
+    No,
+    Yes,
+    /// It has given the thread away: whoever switches to it now, and has not woken it, ends it.
+    Away,
+}
+
 /// What few fibers ever need, apart from the rest: there may be a waiter for each of very many.
 #[derive(Debug, Default)]
 pub struct Rare {
@@ -69,6 +80,7 @@ impl Waiter {
             yielding: false,
             inside: false,
             outer: None,
+            resumable: Resumable::No,
             lent: None,
             woken: Wake::Complete,
             draining: false,

@@ -291,7 +291,17 @@ pub fn transfer(
     positioned: bool,
     writes: bool,
 ) -> Outcome {
-    let machine = this.machine()?;
+    transfer_on(this.machine()?, arguments, positioned, writes)
+}
+
+/// As [`transfer`], on a machine.
+#[inline]
+pub fn transfer_on(
+    machine: &Machine,
+    arguments: &[magnus::Value],
+    positioned: bool,
+    writes: bool,
+) -> Outcome {
     // Before the descriptor has a number here, which might be another file's after it.
     let has_held_long = machine.parts().turns.has_held_long();
     if has_held_long {

@@ -1,0 +1,10 @@
+//! What lets other libraries' loops run on a machine.
+#![forbid(unsafe_code)]
+
+mod selector;
+
+use magnus::{Error, RClass, Ruby};
+
+pub fn define(ruby: &Ruby, module: RClass) -> Result<(), Error> {
+    selector::define(ruby, module)
+}
