@@ -637,15 +637,15 @@ mutant "raise-at-a-turn", "a time limit ends whoever never waits",
 
 mutant "ring-at-a-switch", "fibers that are always ready keep no operation from ending",
        file: "#{EXT}/machine/turn.rs",
-       from: "        self.countdown -= 1;\n        self.countdown == 0",
-       to: "        self.countdown == 0",
-       tests: ["test/hooks/test_kernel_sleep.rb", "test/methods/test_fibers.rb", "test/test_fairness.rb"]
+       from: "        self.countdown -= 1;\n        self.countdown <= 0",
+       to: "        false",
+       tests: ["test/test_fairness.rb"]
 
-mutant "ring-at-a-step-back", "fibers that step back for ever keep no operation from ending",
+mutant "clock-at-a-switch", "a timer that is due waits for one turn of a fiber that takes long ones",
        file: "#{EXT}/machine/turn.rs",
-       from: "        let passes = self.countdown > 1;",
-       to: "        let passes = true;",
-       tests: ["test/hooks/test_kernel_sleep.rb", "test/methods/test_fibers.rb"]
+       from: "                && clock::about_now() != self.turns.polled)",
+       to: "                && self.turns.polled == 1)",
+       tests: ["test/test_fairness.rb"]
 
 mutant "turns-of-core-methods", "methods that call no hook when they succeed at once take turns",
        file: "lib/uringmachine/core_ext/turns.rb",

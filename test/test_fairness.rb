@@ -275,6 +275,22 @@ class TestFairness < SchedulerTest
     assert_operator begun.count { |start| start > due }, :<=, 1
   end
 
+  # What has come is not looked for at each turn, and not only when the clock has gone on.
+  def test_what_has_come_is_seen_after_some_turns
+    turns = 0
+    scheduled do
+      reader, writer = IO.pipe
+      done = false
+      Fiber.schedule { reader.readpartial(1) && done = true }
+      Fiber.schedule do
+        sleep(0.001)
+        writer.syswrite("x")
+        (turns += 1) && sleep(0) until done
+      end
+    end
+    assert_operator turns, :<=, 200
+  end
+
   # A peer that sends without end has its reader, and everybody else goes on.
   def test_a_flood_drowns_nobody
     rounds = Array.new(20, 0)

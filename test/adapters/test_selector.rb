@@ -187,8 +187,6 @@ class TestSelector < PatientTest
   end
 
   def test_raise_runs_the_other_fiber_first
-    require "io/event"
-    require "uringmachine/async"
     other = started do
       selector.transfer
     rescue KeyError => e
@@ -200,8 +198,6 @@ class TestSelector < PatientTest
     end
     finish(fiber)
     assert_equal ["boom", 1, :end], @seen
-  rescue LoadError
-    skip "io-event is not there"
   end
 
   def test_a_close_ends_io_wait
