@@ -6,7 +6,7 @@ use super::{interrupts, Machine, Parts};
 use crate::ruby::Raise;
 
 /// How many switches may pass before the machine looks at the ring although fibers are runnable.
-const SWITCHES_PER_POLL: i32 = 64;
+const SWITCHES_PER_POLL: i32 = 256;
 
 /// How much is moved without waiting between looks at the clock: operations, each of which counts once more for as
 /// many bytes as this power of two.
