@@ -12,9 +12,20 @@ class UringMachine
     # The longest answer by UDP without EDNS (RFC 1035, 4.2.1) is 512 bytes; a server may send more.
     LONGEST_ANSWER = 65_535
 
+    # Flags of a message's header (RFC 1035, 4.1.1), and how a name goes on (4.1.4).
+    IS_ANSWER = 0x8000
+    IS_CUT_OFF = 0x0200
+    CODE = 0x000f
+    LONGEST_LABEL = 63
+    LEAST_POINTER = 0xc0
+
     # No answer has come in time.
     class Timeout < StandardError; end
-    private_constant :Timeout
+
+    # What counts of an answer: records are those of the type that was asked for.
+    Answer = Data.define(:code, :is_cut_off, :records)
+
+    private_constant :IS_ANSWER, :IS_CUT_OFF, :CODE, :LONGEST_LABEL, :LEAST_POINTER, :Timeout, :Answer
 
     # @param machine [UringMachine]
     # @param nameservers [Array<Array(String, Integer)>] addresses and ports; those of resolv.conf(5) if left out
@@ -35,10 +46,10 @@ class UringMachine
     def resolve(hostname, type = :A)
       resource = resource_class(type)
       answer = ask(hostname, resource)
-      case answer.rcode
-      when Resolv::DNS::RCode::NoError then records(answer, resource)
+      case answer.code
+      when Resolv::DNS::RCode::NoError then answer.records.map { |record| value(record) }
       when Resolv::DNS::RCode::NXDomain then raise Socket::ResolutionError, "#{hostname}: no such host"
-      else raise Socket::ResolutionError, "#{hostname}: the server answered with code #{answer.rcode}"
+      else raise Socket::ResolutionError, "#{hostname}: the server answered with code #{answer.code}"
       end
     end
 
@@ -59,18 +70,16 @@ class UringMachine
       Resolv::DNS::Resource::IN.const_get(name)
     end
 
-    def records(answer, resource)
-      answer.answer.filter_map do |_name, _ttl, record|
-        next unless record.is_a?(resource)
-
-        case record
-        when Resolv::DNS::Resource::IN::A, Resolv::DNS::Resource::IN::AAAA then record.address.to_s
-        when Resolv::DNS::Resource::DomainName then record.name.to_s
-        when Resolv::DNS::Resource::TXT then record.strings.join
-        else record
-        end
+    def value(record)
+      case record
+      when Resolv::DNS::Resource::IN::A, Resolv::DNS::Resource::IN::AAAA then record.address.to_s
+      when Resolv::DNS::Resource::DomainName then text(record.name.to_s)
+      when Resolv::DNS::Resource::TXT then text(record.strings.join)
+      else record
       end
     end
+
+    def text(bytes) = bytes.force_encoding(Encoding::UTF_8)
 
     # The first answer that any server gives.
     def ask(hostname, resource)
@@ -89,7 +98,7 @@ class UringMachine
 
     def ask_server(host, port, question)
       answer = with_socket(host, port, Socket::SOCK_DGRAM) { |fd| ask_by_udp(fd, question) }
-      return answer if answer.tc.zero?
+      return answer unless answer.is_cut_off
 
       with_socket(host, port, Socket::SOCK_STREAM) { |fd| ask_by_tcp(fd, question) }
     end
@@ -119,21 +128,67 @@ class UringMachine
       @machine.sendv(fd, [message.bytesize].pack("n"), message)
       @machine.io(fd, :socket) do |io|
         length = io.read(2)&.unpack1("n")
-        answer = length && io.read(length)
-        decode(answer || "", question) or raise Errno::EPROTO, "DNS answer by TCP"
+        bytes = length && io.read(length)
+        answer = decode(bytes || "", question)
+        raise Errno::EPROTO, "DNS answer by TCP" if answer.nil? || answer.is_cut_off
+
+        answer
       end
     end
 
-    # The answer, if it is one to that question. Of one that was cut off only the header is decoded.
+    # The answer, if it is one to that question. Of one that was cut off only the header is decoded, and of the others only
+    # what was asked for: Resolv makes a class for each type that it does not know, and a peer may name them all.
     def decode(bytes, question)
-      answer = Resolv::DNS::Message.decode(bytes)
-      return unless answer.id == question.id
-
-      answer if answer.tc == 1 || (answer.qr == 1 && asked(answer) == asked(question))
+      Resolv::DNS::Message::MessageDecoder.new(bytes.b) { |message| return answer(message, question) }
     rescue Resolv::DNS::DecodeError
       nil
     end
 
-    def asked(message) = message.question.map { |name, type| [name.to_s.downcase, type] }
+    def answer(message, question)
+      id, flags, questions, answers = message.get_unpack("nnnnnn")
+      return unless id == question.id
+      return Answer.new(code: flags & CODE, is_cut_off: true, records: []) if flags.anybits?(IS_CUT_OFF)
+      return unless flags.anybits?(IS_ANSWER) && questions == 1
+
+      name, resource = question.question.first
+      asked = [message.get_name.to_s.downcase, *message.get_unpack("nn")]
+      return unless asked == [name.to_s.downcase, *sort(resource)]
+
+      records = Array.new(answers) { record(message, resource) }
+      Answer.new(code: flags & CODE, is_cut_off: false, records: records.compact)
+    end
+
+    def sort(resource) = [resource::TypeValue, resource::ClassValue]
+
+    # The next record, or nil if it is of another type.
+    def record(message, resource)
+      skip_name(message)
+      type, network, ttl = message.get_unpack("nnN")
+      record = message.get_length16 do
+        [type, network] == sort(resource) ? data(message, resource, ttl) : message.get_bytes && nil
+      end
+      # Resolv takes the length for granted: what ends beyond the message was cut off.
+      message.get_bytes(0)
+      record
+    end
+
+    def data(message, resource, ttl)
+      resource.decode_rdata(message).tap { |record| record.instance_variable_set(:@ttl, ttl) }
+    rescue StandardError => e
+      # Data that is none of its type meets Resolv's methods as it may.
+      raise Resolv::DNS::DecodeError, e.message
+    end
+
+    # Names of records do not matter, and to follow their pointers would take a peer's time of ours.
+    def skip_name(message)
+      loop do
+        length, = message.get_unpack("C")
+        return message.get_bytes(1) if length >= LEAST_POINTER
+        return if length.zero?
+        raise Resolv::DNS::DecodeError, "a label is too long" if length > LONGEST_LABEL
+
+        message.get_bytes(length)
+      end
+    end
   end
 end
