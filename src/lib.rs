@@ -11,13 +11,15 @@
 //! * the [`lines`] of those who write to a descriptor, and the work on it that nobody waits for;
 //! * the [`tasks`] table and run queue: who waits for what, and who may go on;
 //! * the [`timers`]: deadlines in user space, one of them handed to the kernel per wait;
-//! * the [`waker`]: how another thread ends the driver's sleep.
+//! * the [`waker`]: how another thread ends the driver's sleep;
+//! * the [`pool`] of threads, for what the ring cannot do.
 
 pub mod by_descriptor;
 pub mod byte_queue;
 pub mod clock;
 pub mod driver;
 pub mod error;
+mod event;
 pub mod faults;
 pub mod features;
 pub mod in_flight;
@@ -27,12 +29,14 @@ pub mod memory;
 pub mod multishot;
 pub mod operation;
 pub mod operations;
+pub mod pool;
 pub mod position;
 pub mod provided_buffers;
 pub mod registered_buffers;
 pub mod registered_files;
 pub mod ring;
 pub mod slab;
+mod sync;
 pub mod tasks;
 pub mod timers;
 pub mod trust;

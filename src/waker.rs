@@ -2,9 +2,10 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex};
 
+use crate::event;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{lock, Arc, Event, Mutex};
 use crate::tasks::WaitId;
 
 /// An eventfd (eventfd(2)) the ring polls, and the waits that other threads have completed.
@@ -17,43 +18,18 @@ pub struct Waker {
 
 #[derive(Debug)]
 struct Shared {
-    /// The eventfd, or [`GONE`].
-    event: AtomicI32,
+    event: Event,
     completed: Mutex<Vec<WaitId>>,
     /// Whether `completed` may have something: looked at by a driver that never sleeps.
     pending: AtomicBool,
 }
 
-/// No descriptor: writes to it fail, and do nothing.
-const GONE: RawFd = -1;
-
-impl Shared {
-    fn close(&self) {
-        let fd = self.event.swap(GONE, Ordering::Relaxed);
-        if fd != GONE {
-            // SAFETY: the descriptor is this struct's own, and is not used after the swap.
-            unsafe { libc::close(fd) };
-        }
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
 impl Waker {
     /// Makes an eventfd, non-blocking and close-on-exec.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: eventfd has no memory to be wrong about; its result is checked.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
         Ok(Self {
             shared: Arc::new(Shared {
-                event: AtomicI32::new(fd),
+                event: Event::new()?,
                 completed: Mutex::new(Vec::new()),
                 pending: AtomicBool::new(false),
             }),
@@ -63,12 +39,13 @@ impl Waker {
     /// Ends the driver's sleep, or keeps it from falling asleep. Async-signal-safe: one write(2).
     #[inline]
     pub fn wake(&self) {
-        wake_fd(self.fd());
+        self.shared.event.signal();
     }
 
     /// Hands over a completed wait and wakes the driver. May be called from any thread.
     pub fn complete(&self, wait: WaitId) {
-        self.completed().push(wait);
+        lock(&self.shared.completed).push(wait);
+        // After the push: a driver that sees the flag takes it down, and finds nothing to take yet.
         self.shared.pending.store(true, Ordering::Release);
         self.wake();
     }
@@ -81,42 +58,108 @@ impl Waker {
 
     /// Takes the waits handed over so far.
     pub(crate) fn take_completed(&self) -> Vec<WaitId> {
+        // Before the take: one that is handed over after it puts the flag up again.
         self.shared.pending.store(false, Ordering::Release);
-        std::mem::take(&mut *self.completed())
-    }
-
-    fn completed(&self) -> std::sync::MutexGuard<'_, Vec<WaitId>> {
-        // A panic cannot happen while the lock is held: it guards a push and a take.
-        self.shared
-            .completed
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        std::mem::take(&mut *lock(&self.shared.completed))
     }
 
     /// The eventfd.
     #[inline]
     pub fn fd(&self) -> RawFd {
-        self.shared.event.load(Ordering::Relaxed)
+        self.shared.event.fd()
     }
 
     /// Closes the eventfd although clones are left: those of threads that a child of fork does not
     /// have.
     pub(crate) fn forsake(&self) {
-        self.shared.close();
+        self.shared.event.close();
     }
 
     /// Takes the eventfd back to zero.
     pub(crate) fn reset(&self) {
-        let mut count = 0u64;
-        // SAFETY: an eventfd read fills exactly the eight bytes given; EAGAIN leaves them as they are.
-        unsafe { libc::read(self.fd(), (&raw mut count).cast(), 8) };
+        self.shared.event.reset();
     }
 }
 
 /// Wakes by bare descriptor: for callers (an unblock function, a signal handler) that have no more.
 #[inline]
 pub fn wake_fd(fd: RawFd) {
-    let one = 1u64;
-    // SAFETY: eight valid bytes; a full counter answers EAGAIN, and is awake already.
-    unsafe { libc::write(fd, (&raw const one).cast(), 8) };
+    event::signal(fd);
+}
+
+#[cfg(all(test, loom))]
+impl Waker {
+    /// Sleeps as a driver does, until it is woken; what has been handed over by then.
+    pub(crate) fn wait_in_model(&self) -> Vec<WaitId> {
+        self.shared.event.wait();
+        self.reset();
+        self.take_completed()
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::slab::Key;
+
+    fn wait(serial: u64) -> WaitId {
+        let task = Key {
+            index: 0,
+            generation: 0,
+        };
+        WaitId { task, serial }
+    }
+
+    /// Two threads that complete a wait each.
+    fn two_complete(waker: &Waker) -> [loom::thread::JoinHandle<()>; 2] {
+        [1, 2].map(|serial| {
+            let waker = waker.clone();
+            loom::thread::spawn(move || waker.complete(wait(serial)))
+        })
+    }
+
+    fn serials(taken: Vec<WaitId>) -> Vec<u64> {
+        let mut serials: Vec<_> = taken.into_iter().map(|wait| wait.serial).collect();
+        serials.sort_unstable();
+        serials
+    }
+
+    #[test]
+    fn a_driver_that_sleeps_is_woken_for_every_wait() {
+        loom::model(|| {
+            let waker = Waker::new().unwrap();
+            let threads = two_complete(&waker);
+            let mut taken = Vec::new();
+            // One that is told of no more of them sleeps for ever, which loom notices.
+            while taken.len() < 2 {
+                taken.extend(waker.wait_in_model());
+            }
+            assert_eq!(serials(taken), [1, 2]);
+            threads
+                .into_iter()
+                .for_each(|thread| thread.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_driver_that_never_sleeps_sees_every_wait() {
+        loom::model(|| {
+            let waker = Waker::new().unwrap();
+            let threads = two_complete(&waker);
+            let mut taken = Vec::new();
+            let mut look = || {
+                if waker.has_completed() {
+                    taken.extend(waker.take_completed());
+                }
+            };
+            look();
+            look();
+            threads
+                .into_iter()
+                .for_each(|thread| thread.join().unwrap());
+            // What it has not seen by then, the flag still tells of.
+            look();
+            assert_eq!(serials(taken), [1, 2]);
+        });
+    }
 }

@@ -294,7 +294,7 @@ mutant "registered-file-elsewhere", "a registered file of another thread's machi
 end
 
 mutant "cloexec-waker", "close-on-exec: the eventfd of a machine",
-       file: "src/waker.rs",
+       file: "src/event.rs",
        from: "libc::EFD_CLOEXEC | libc::EFD_NONBLOCK",
        to: "libc::EFD_NONBLOCK",
        tests: ["test/test_descriptors.rb"]
@@ -561,15 +561,27 @@ mutant "late-descriptor", "a descriptor that comes while the wait is being ended
 
 mutant "dns-id", "an answer to another question is passed over: its number",
        file: "lib/uringmachine/dns_resolver.rb",
-       from: "return unless answer.id == question.id\n",
-       to: "\n",
+       from: "      return unless id == question.id\n",
+       to: "",
        tests: ["test/methods/test_resolve.rb"]
 
 mutant "dns-question", "an answer to another question is passed over: the question",
        file: "lib/uringmachine/dns_resolver.rb",
-       from: "(answer.qr == 1 && asked(answer) == asked(question))",
-       to: "(answer.qr == 1)",
+       from: "      return unless asked == [name.to_s.downcase, *sort(resource)]\n",
+       to: "",
        tests: ["test/methods/test_resolve.rb"]
+
+mutant "dns-classes", "a record of a type that was not asked for makes no class",
+       file: "lib/uringmachine/dns_resolver.rb",
+       from: "[type, network] == sort(resource) ? data(message, resource, ttl) : message.get_bytes && nil",
+       to: "data(message, Resolv::DNS::Resource.get_class(type, network), ttl)",
+       tests: ["test/methods/test_resolve_fuzz.rb"]
+
+mutant "dns-cut-off", "a record that ends beyond its message is none",
+       file: "lib/uringmachine/dns_resolver.rb",
+       from: "      message.get_bytes(0)\n",
+       to: "",
+       tests: ["test/methods/test_resolve_fuzz.rb"]
 
 mutant "dns-garbage", "what is no answer is passed over",
        file: "lib/uringmachine/dns_resolver.rb",
@@ -676,25 +688,25 @@ mutant "wake-of-the-busy", "a machine that never sleeps looks at what threads ha
 # --- Threads of the pools
 
 mutant "worker-killed", "a job that waits for a worker that was killed is done by another",
-       file: "#{EXT}/off_thread/threads.rs",
+       file: "src/pool.rs",
        from: "            state.jobs.iter().for_each(|job| job.ticket.nudge());",
        to: "",
        tests: ["test/off_thread/test_workers.rb"]
 
 mutant "worker-crowd", "more workers are started when all of them wait",
-       file: "#{EXT}/off_thread/threads.rs",
+       file: "src/pool.rs",
        from: "            self.allowed = self.threads;",
        to: "",
        tests: ["test/off_thread/test_workers.rb"]
 
 mutant "worker-limit", "what no thread begins in time is refused",
-       file: "#{EXT}/off_thread/threads.rs",
+       file: "src/pool.rs",
        from: "        } else if now < hopeless {",
        to: "        } else if now < u64::MAX {",
        tests: ["test/off_thread/test_workers.rb"]
 
 mutant "worker-withdrawn", "a job that nobody wants any more is not begun",
-       file: "#{EXT}/off_thread/threads.rs",
+       file: "src/pool.rs",
        from: "        state.jobs.retain(|job| !Arc::ptr_eq(&job.ticket, ticket));",
        to: "",
        tests: ["test/off_thread/test_workers.rb", "test/hooks/test_blocking_operation_wait.rb"]

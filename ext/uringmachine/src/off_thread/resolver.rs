@@ -4,10 +4,11 @@ use std::ffi::CString;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use uringmachine_runtime::pool::{End, Place, Pool, Turn};
 use uringmachine_runtime::TaskId;
 
 use crate::machine::Machine;
-use crate::off_thread::threads::{self, End, Leaving, Place, Pool, Turn};
+use crate::off_thread::threads::{self, Leaving};
 use crate::os::per_process::PerProcess;
 use crate::os::{native_threads, resolver};
 use crate::ruby::Raise;

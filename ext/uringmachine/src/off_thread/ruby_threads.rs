@@ -10,10 +10,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use uringmachine_runtime::pool::{End, Job, Place, Pool, Turn};
 use uringmachine_runtime::TaskId;
 
 use crate::machine::Machine;
-use crate::off_thread::threads::{self, End, Job, Leaving, Place, Pool, Turn};
+use crate::off_thread::threads::{self, Leaving};
 use crate::off_thread::{at_once, quick_open};
 use crate::os::per_ractor::PerRactor;
 use crate::ruby::blocking_operation::{self, Operation};
