@@ -70,22 +70,53 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[derive(Clone, Debug)]
+    enum Step {
+        Push(usize),
+        Append(usize),
+        Consume(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        // Mostly short, and now and then beyond what is kept.
+        let length = prop_oneof![3 => 0usize..100, 1 => 0..3 * KEPT];
+        prop_oneof![
+            length.clone().prop_map(Step::Push),
+            length.clone().prop_map(Step::Append),
+            length.prop_map(Step::Consume),
+        ]
+    }
+
     proptest! {
         #[test]
-        fn bytes_come_out_as_they_went_in(steps in prop::collection::vec((0usize..50_000, 0usize..50_000), 1..40)) {
+        fn bytes_come_out_as_they_went_in(steps in prop::collection::vec(step(), 1..40)) {
             let mut bytes = Bytes::default();
-            let (mut next_in, mut next_out) = (0u8, 0u8);
-            for (push, consume) in steps {
-                let new: Vec<u8> = (0..push).map(|_| { next_in = next_in.wrapping_add(1); next_in }).collect();
-                bytes.push(&new);
-                let consume = consume.min(bytes.len());
-                for byte in &bytes.as_slice()[..consume] {
-                    next_out = next_out.wrapping_add(1);
-                    prop_assert_eq!(*byte, next_out);
+            let (mut went_in, mut came_out) = (0usize, 0usize);
+            // A period that no power of two divides: bytes that are moved by one show.
+            let numbered = |from: usize, count: usize| (from..from + count).map(|place| (place % 251) as u8);
+            for step in steps {
+                match step {
+                    Step::Push(count) => {
+                        bytes.push(&numbered(went_in, count).collect::<Vec<_>>());
+                        went_in += count;
+                    }
+                    Step::Append(count) => {
+                        bytes.append(numbered(went_in, count).collect());
+                        went_in += count;
+                    }
+                    Step::Consume(count) => {
+                        let count = count.min(bytes.len());
+                        let taken = &bytes.as_slice()[..count];
+                        prop_assert!(numbered(came_out, count).eq(taken.iter().copied()));
+                        bytes.consume(count);
+                        came_out += count;
+                        // What was consumed does not pile up before what is left.
+                        prop_assert!(bytes.start <= KEPT.max(bytes.len()));
+                    }
                 }
-                bytes.consume(consume);
+                prop_assert_eq!(bytes.len(), went_in - came_out);
             }
-            prop_assert_eq!(next_in.wrapping_sub(next_out), bytes.len() as u8);
+            prop_assert!(numbered(came_out, bytes.len()).eq(bytes.as_slice().iter().copied()));
         }
     }
 }
