@@ -74,7 +74,7 @@ class TestMachineResp < MachineTest
 
   def test_what_is_not_resp_is_an_error_that_a_peer_cannot_crash_with
     [
-      "?what\r\n", "\r\n", "+foo\n", ":abc\r\n", "(\r\n", "(12x\r\n", ",abc\r\n", "#x\r\n", "$abc\r\n", "$-2\r\n", "$99999999999999999999\r\n",
+      "?what\r\n", "\r\n", "+foo\n", ":abc\r\n", ":-+5\r\n", "_x\r\n", "*?\r\n.x\r\n", "(\r\n", "(12x\r\n", ",abc\r\n", "#x\r\n", "$abc\r\n", "$-2\r\n", "$99999999999999999999\r\n",
       "*1000000000\r\n",
       "$3\r\nfoobar\r\n", "=3\r\nabc\r\n", "$?\r\n+x\r\n", "#{"*1\r\n" * 1000}:1\r\n", "+#{"x" * 100_000}\r\n"
     ].each do |bytes|

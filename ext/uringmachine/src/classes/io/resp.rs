@@ -144,7 +144,8 @@ impl Reader<'_> {
             b'-' => error(text(rest)?)?,
             b':' | b'(' => integer(rest)?,
             b',' => double(rest)?,
-            b'_' => NIL,
+            b'_' if rest.is_empty() => NIL,
+            b'_' => return Err(protocol("a null has a value")),
             b'#' => match rest {
                 b"t" => TRUE,
                 b"f" => FALSE,
@@ -181,8 +182,10 @@ impl Reader<'_> {
                 return Err(cut_off());
             }
             if self.with_bytes(|bytes| bytes[0]) == b'.' {
-                self.line()?;
-                return Ok(None);
+                return match self.line()?.as_deref() {
+                    Some(b".") => Ok(None),
+                    _ => Err(protocol("the end of an aggregate has a value")),
+                };
             }
         }
         self.value(depth + 1)?.map(Some).ok_or_else(cut_off)
@@ -251,8 +254,10 @@ fn integer(digits: &[u8]) -> Result<Value, Failure> {
     if let Some(number) = plain.and_then(|digits| digits.parse::<i64>().ok()) {
         return Ok(crate::ruby::integer(number)?);
     }
-    let unsigned = digits.strip_prefix(b"-").unwrap_or(digits);
-    let unsigned = unsigned.strip_prefix(b"+").unwrap_or(unsigned);
+    let unsigned = match digits {
+        [b'-' | b'+', unsigned @ ..] => unsigned,
+        digits => digits,
+    };
     if unsigned.is_empty() || !unsigned.iter().all(u8::is_ascii_digit) {
         return Err(protocol("an integer is no number"));
     }
