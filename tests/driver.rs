@@ -373,10 +373,8 @@ fn a_registered_buffer_is_read_into_and_written_from() {
     let third = unsafe { memory.base().add(2 * 4096) };
     assert_eq!(driver.registered_index(third, 4096), Some(2));
     // SAFETY: as above.
-    assert_eq!(
-        driver.registered_index(unsafe { third.add(10) }, 4090),
-        None
-    );
+    let within = unsafe { third.add(10) };
+    assert_eq!(driver.registered_index(within, 4090), None);
     assert_eq!(driver.registered_index(std::ptr::dangling(), 1), None);
     let (reader, mut writer) = pipe();
     let task = driver.tasks.add(());

@@ -93,10 +93,10 @@ fn protect_while_unwinding<F: FnOnce() -> VALUE>(body: F) -> Result<Value, Raise
         answer: Ok(NIL),
     };
     let address = &raw mut call as VALUE;
-    // SAFETY: `run` is given the address of a live Call, and raises no exception.
-    protect(
-        || unsafe { rb_sys::rb_ensure(Some(nothing), NIL.raw(), Some(run::<F>), address) },
-        NIL,
-    )?;
+    let ensured = || {
+        // SAFETY: `run` is given the address of a live Call, and raises no exception.
+        unsafe { rb_sys::rb_ensure(Some(nothing), NIL.raw(), Some(run::<F>), address) }
+    };
+    protect(ensured, NIL)?;
     call.answer
 }
