@@ -8,8 +8,6 @@ class TestMachineAsyncOp < MachineTest
 
   def test_an_async_op_is_awaited
     operation = machine.prep_timeout(0.01)
-    assert_equal :timeout, operation.kind
-    assert_equal [false, nil, nil], [operation.done?, operation.result, operation.cancelled?]
     assert_equal(-UM::ETIME, operation.await)
     assert_equal [true, -UM::ETIME, false], [operation.done?, operation.result, operation.cancelled?]
     assert_equal(-UM::ETIME, operation.join)
@@ -19,6 +17,13 @@ class TestMachineAsyncOp < MachineTest
     operation = machine.prep_timeout(0.005)
     machine.sleep(0.01)
     assert_predicate operation, :done?
+  end
+
+  def test_an_async_op_that_is_not_done
+    operation = machine.prep_timeout(3600)
+    assert_equal :timeout, operation.kind
+    assert_equal [false, nil, nil], [operation.done?, operation.result, operation.cancelled?]
+    operation.cancel
   end
 
   def test_an_async_op_that_is_cancelled_raises_in_all_who_await_it
