@@ -328,8 +328,7 @@ mod models {
         threads: Vec<(Arc<AtomicBool>, JoinHandle<()>)>,
     }
 
-    /// Tries all orders of what threads do that have so many switches before somebody waits: more than two have shown
-    /// nothing that two have not.
+    /// Tries all orders of what threads do with two switches at most where no thread waits: of more there are too many.
     fn in_every_order(run: impl Fn(Model) + Sync + Send + 'static) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(2);
