@@ -141,6 +141,11 @@ impl InFlight {
         self.on.get(fd).is_some_and(|count| *count > 0)
     }
 
+    /// Whether an operation is one on a descriptor.
+    pub fn is_on(&self, op: OpKey, fd: RawFd) -> bool {
+        self.slab.get(op).is_some_and(|record| record.fd == fd)
+    }
+
     /// The operations on a descriptor that the kernel has, those that nobody can be told of aside.
     pub fn on(&self, fd: RawFd) -> Vec<OpKey> {
         if !self.any_on(fd) {

@@ -72,6 +72,22 @@ pub fn descriptor_of(entry: &Entry) -> RawFd {
     }
 }
 
+/// The descriptor that an operation takes bytes from, if that is another one than that of [`descriptor_of`]: the close of
+/// that ends it too. A negative number if there is none.
+#[inline]
+pub fn source_of(entry: &Entry) -> RawFd {
+    const SOURCE: usize = 44;
+    const FROM_A_FILE: u128 = 1 << opcode::Splice::CODE | 1 << opcode::Tee::CODE;
+    if FROM_A_FILE >> code_of(entry) & 1 == 0 {
+        return NO_DESCRIPTOR;
+    }
+    // SAFETY: an Entry is a struct io_uring_sqe, with the 32-bit `splice_fd_in` at byte 44 (linux/io_uring.h).
+    unsafe {
+        let bytes = std::ptr::from_ref(entry).cast::<u8>();
+        bytes.add(SOURCE).cast::<RawFd>().read()
+    }
+}
+
 /// Whether the result of an operation is a new descriptor.
 #[inline]
 pub fn opens(entry: &Entry) -> bool {

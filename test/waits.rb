@@ -7,20 +7,16 @@ require "tempfile"
 # these tables, nor in those of what never waits, fails that test.
 module Waits
   # One wait: the IO that it is for, if any; what waits; what has it end well; and whether nothing is lost, given what it
-  # returned (nil if it has not), once that has been done.
-  Wait = Struct.new(:io, :wait, :complete, :check, keyword_init: true)
+  # returned (nil if it has not), once that has been done. The rest is for those of a machine: the descriptor that it is for;
+  # the buffer that is read into, and who writes what is read; whether the machine itself holds some of what is waited for, so
+  # that it goes with it; whether a part may be done that nobody is told of; whether it does not end by itself.
+  Wait = Struct.new(:io, :wait, :complete, :check, :fd, :buffer, :peer, :held, :partly, :endless, keyword_init: true)
 
   # What never waits, or has tests of its own beside what it needs: a name server, TLS.
   NEVER = {
     scheduler: %i[abort_on_exception abort_on_exception= close closed? fiber fiber_interrupt fiber_map io_close io_pread io_pwrite join machine
-                  process_fork process_open run scheduler_close timeout_after transfer unblock uring_scheduler waiting yield address_resolve],
-    machine: %i[accept_into_queue bind close close_async fadvise fallocate fdatasync fiber_set file_watch fsync ftruncate getsockopt
-                io link listen metrics mkdir open owned? peername pending_fibers prep_timeout process_open profile_mode= profile_mode?
-                push register_buffers register_file rename resolve rmdir run schedule send_fd setsockopt shutdown shutdown_async
-                sidecar_mode? sidecar_start sidecar_stop size snooze socket sockname spin spin_actor spin_thread_actor sqpoll_mode?
-                ssl_read ssl_set_bio ssl_write statx submit symlink tcp_connect tcp_listen terminate test_mode= timeout unlink
-                unregister_file unshift wakeup write_async]
-  }.freeze
+                  process_fork process_open run scheduler_close timeout_after transfer unblock uring_scheduler waiting yield address_resolve]
+  }
 
   ALL = { scheduler: {}, machine: {} }
 

@@ -75,7 +75,11 @@ class UringMachine
 
       post([mailbox, method, arguments, options])
       machine = @machine.owned? ? @machine : UringMachine.current || Thread.current.machine
-      succeeded, result = machine.shift(mailbox)
+      answer = machine.shift(mailbox)
+      # A value that the fiber was scheduled with.
+      return answer unless answer.is_a?(Array)
+
+      succeeded, result = answer
       Kernel.raise result unless succeeded
 
       result

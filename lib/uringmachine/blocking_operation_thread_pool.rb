@@ -41,6 +41,9 @@ class UringMachine
         enqueue(job)
         outcome = machine.shift(answer)
       end
+      # A value that the fiber was scheduled with.
+      return outcome unless outcome.is_a?(Array)
+
       succeeded, result = outcome
       raise result unless succeeded
 

@@ -7,10 +7,11 @@ class UringMachine
   # Any thread may use it, and so may the handler of a signal (`trap`). A wait is one of the machine it was opened with,
   # or, on another thread, of that thread's own.
   class Process
-    # What a wait that is over in time returns.
+    # What a wait returns that is over in time, and one whose process has ended.
     LATE = Object.new.freeze
+    ENDED = Object.new.freeze
     READY = POLLIN
-    private_constant :LATE, :READY
+    private_constant :LATE, :ENDED, :READY
 
     class << self
       # Starts a program, as ::Process.spawn.
@@ -145,7 +146,8 @@ class UringMachine
 
       descriptor = acquire
       begin
-        reap if await(descriptor, timeout)
+        answer = await(descriptor, timeout)
+        answer.equal?(ENDED) ? reap : answer
       ensure
         release
       end
@@ -209,15 +211,17 @@ class UringMachine
       raise ArgumentError, "timeout can't be negative" if timeout.negative?
     end
 
-    # Waits until it has ended; false if the time is up before.
+    # Waits until it has ended: ENDED. If the time is up before, nil; else the value that the fiber was scheduled with.
     def await(descriptor, timeout)
-      return true if UringMachine.pidfd_ended?(descriptor)
-      return false if timeout&.zero?
+      return ENDED if UringMachine.pidfd_ended?(descriptor)
+      return if timeout&.zero?
 
       machine = machine_here
-      return machine.poll(descriptor, READY) unless timeout
+      poll = proc { machine.poll(descriptor, READY) }
+      answer = timeout ? machine.timeout(timeout, LATE, &poll) : poll.call
+      return ENDED if UringMachine.pidfd_ended?(descriptor)
 
-      machine.timeout(timeout, LATE) { machine.poll(descriptor, READY) } != LATE
+      answer.equal?(LATE) ? nil : answer
     end
 
     def machine_here
@@ -234,7 +238,8 @@ class UringMachine
     end
 
     def watch(descriptor)
-      await(descriptor, nil)
+      return unless await(descriptor, nil).equal?(ENDED)
+
       reap
       blocks = @exit_blocks
       @exit_blocks = nil

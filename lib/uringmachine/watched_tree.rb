@@ -22,8 +22,6 @@ class UringMachine
     # What happens to directories while they are being read, and what a program may not read.
     GONE = [Errno::ENOENT, Errno::ENOTDIR, Errno::ELOOP, Errno::EACCES].freeze
 
-    attr_reader :fd
-
     def initialize(root, mask)
       path = root.respond_to?(:to_path) ? root.to_path : root
       raise TypeError, "root must be a path, not #{root.class}" unless path.is_a?(String)
@@ -37,7 +35,8 @@ class UringMachine
       # As the names that are joined to it.
       @root = path.dup.force_encoding(Encoding.find("filesystem"))
       @paths = {}
-      @fd = UM.inotify_init
+      # The collector closes it, should its fiber go on no more.
+      @inotify = ::IO.for_fd(UM.inotify_init)
       begin
         watch_root
       rescue Exception # rubocop:disable Lint/RescueException
@@ -45,6 +44,8 @@ class UringMachine
         raise
       end
     end
+
+    def fd = @inotify.fileno
 
     def watched?
       !@paths.empty?
@@ -62,9 +63,7 @@ class UringMachine
     end
 
     # Not by the machine, which may be what has failed.
-    def close
-      ::IO.for_fd(@fd).close
-    end
+    def close = @inotify.close
 
     private
 
@@ -88,7 +87,7 @@ class UringMachine
     end
 
     def watch_root
-      @paths[UM.inotify_add_watch(@fd, @root, @mask)] = @root
+      @paths[UM.inotify_add_watch(fd, @root, @mask)] = @root
       watch_children(@root)
     end
 
@@ -118,7 +117,7 @@ class UringMachine
 
     # Watches one directory; false if it is none, or none any more.
     def add(path)
-      wd = UM.inotify_add_watch(@fd, path, @mask | ONLY_DIRECTORY | NO_FOLLOW)
+      wd = UM.inotify_add_watch(fd, path, @mask | ONLY_DIRECTORY | NO_FOLLOW)
       @paths[wd] = path
     rescue *GONE
       false
@@ -144,7 +143,7 @@ class UringMachine
 
     def end_watches(wds)
       wds.each do |wd|
-        UM.inotify_rm_watch(@fd, wd)
+        UM.inotify_rm_watch(fd, wd)
       rescue Errno::EINVAL
         # It has ended by itself.
       end

@@ -198,12 +198,16 @@ impl<T> Driver<T> {
             });
             self.give_up_work();
         }
-        let entry = CancelAll.entry().user_data(NOBODY);
-        // SAFETY: a cancel points to nothing.
-        let pushed = self.ring().and_then(|ring| unsafe { ring.push(&entry) });
+        let ended = |driver: &mut Self| driver.in_flight.count() == driver.in_flight.lent();
+        let mut pushed = Ok(());
+        // Again and again: the kernel does not find what is between two attempts.
+        while pushed.is_ok() && !ended(self) && clock::now() < deadline {
+            let entry = CancelAll.entry().user_data(NOBODY);
+            // SAFETY: a cancel points to nothing.
+            pushed = self.ring().and_then(|ring| unsafe { ring.push(&entry) });
+            self.wait_until(deadline.min(clock::now() + limit / 10), ended);
+        }
         if pushed.is_ok() {
-            let ended = |driver: &mut Self| driver.in_flight.count() == driver.in_flight.lent();
-            self.wait_until(deadline, ended);
             let until = deadline.min(clock::now() + limit / 10);
             self.wait_until(until, |driver| {
                 !ended(driver) || driver.in_flight.lent() == 0

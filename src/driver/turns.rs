@@ -110,6 +110,11 @@ impl<T> Driver<T> {
         }
     }
 
+    /// Whether an operation is one on a descriptor, which [`Driver::end_operations_on`] ends.
+    pub fn is_on(&self, op: OpKey, fd: RawFd) -> bool {
+        self.in_flight.is_on(op, fd)
+    }
+
     /// Whether the kernel has operations on a descriptor.
     pub fn has_operations_on(&self, fd: RawFd) -> bool {
         self.in_flight.any_on(fd)

@@ -34,9 +34,12 @@ module Model
       @sides.zip([left, right]) do |side, io|
         side.io = io
         io.sync = true
-        io.binmode
+        io.binmode if io.is_a?(IO)
       end
     end
+
+    # Whether fibers read and write it through the ring.
+    def on_ring? = @kind == :tls_on_ring
 
     # @return [Array(Proc, Proc)] what the two tasks run
     def tasks
@@ -56,7 +59,8 @@ module Model
     def locked? = @mutex.locked? || @monitor.mon_locked?
 
     def close
-      @sides.each { |side| side.io.close }
+      # Not by TLS, which would be that of this thread.
+      @sides.each { |side| side.io.to_io.close }
       File.unlink(@lock_file) if @lock_file
     end
 
@@ -79,7 +83,30 @@ module Model
       when :seqpacket then UNIXSocket.pair(:SEQPACKET)
       when :tcp then tcp_pair
       when :cat then [IO.popen("cat", "r+")] * 2
+      when :fifo then fifo
+      when :terminal then PTY.open.each(&:raw!)
+      when :tls, :tls_on_ring then tls_pair
       end
+    end
+
+    # In the mode that open(2) gives, as pipes of Ruby's are not.
+    def fifo
+      Dir.mktmpdir do |folder|
+        File.mkfifo(path = File.join(folder, "fifo"))
+        reader = File.open(path, File::RDONLY | File::NONBLOCK)
+        [reader, File.open(path, File::WRONLY)].each { |io| io.nonblock = false }
+      end
+    end
+
+    # By a handshake of the stock, over; what a server says of its own accord after it has been read.
+    def tls_pair
+      context = OpenSSL::SSL::SSLContext.new.tap { |made| made.add_certificate(Identity.certificate, Identity.key) }
+      server, client = UNIXSocket.pair.zip([context]).map { |socket, given| OpenSSL::SSL::SSLSocket.new(*[socket, given].compact) }
+      [server, client].each { |socket| socket.sync_close = true }
+      accepting = Thread.new { server.accept && server.write("x") }
+      client.connect.readpartial(1)
+      accepting.join
+      [server, client]
     end
 
     # What they hold at once does not grow.

@@ -4,7 +4,8 @@
 # raised where, and what is left must be the same. See script/fuzz, and test_model.rb.
 
 require "rbconfig"
-%w[fileutils io/wait json monitor socket stringio tempfile timeout tmpdir uringmachine].each { |name| require name }
+require_relative "../identity"
+%w[fileutils io/console io/nonblock io/wait json monitor pty socket stringio tempfile timeout tmpdir uringmachine].each { |name| require name }
 %w[writes reads waits messages episodes side conversation play runner generator shrinker script].each do |name|
   require_relative name
 end

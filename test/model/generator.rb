@@ -3,8 +3,10 @@
 module Model
   # Makes programs of a seed. Each has one possible outcome, whoever runs first.
   class Generator
-    STREAMS = %i[pipe unix tcp cat].freeze
+    STREAMS = %i[pipe unix tcp cat fifo terminal].freeze
+    PIPES = %i[pipe fifo].freeze
     SOCKETS = %i[unix tcp].freeze
+    TLS = %i[tls tls_on_ring].freeze
     MESSAGES = %i[datagram seqpacket].freeze
 
     PUTS = %i[
@@ -36,6 +38,11 @@ module Model
     # They close something when they end. Ruby kills a killed fiber anew when that waits (cont.c, fiber_switch).
     TIDY = %i[copied_file copied_slice copied_to_pipe].freeze
 
+    # What an SSLSocket has that does not wait by its IO. Its `gets` reads on to the end of the line, whatever the limit.
+    TLS_PUTS = %i[write pieces print shovel syswrite flushed nonblock copied copied_file copied_slice from_child].freeze
+    TLS_TAKES = %i[read read_into readpartial readpartial_into nonblock copied getbyte readchar each_byte enumerated].freeze
+    TLS_HALVES = HALVES & TLS_TAKES
+
     MESSAGE_PUTS = %i[write syswrite nonblock send sendmsg sendmsg_nonblock].freeze
     MESSAGE_TAKES = %i[recv recv_into recvmsg recvfrom recv_nonblock sysread readpartial nonblock].freeze
     CUTS = %i[recv recv_into recvmsg recvfrom recv_nonblock].freeze
@@ -60,7 +67,7 @@ module Model
     def size = pick(rand(1..10), rand(1..300), rand(1..9000), rand(1..9000), rand(60_000..70_000), rand(1..400_000))
 
     def conversation
-      @kind = pick(STREAMS, SOCKETS, :pipe, MESSAGES)
+      @kind = pick(STREAMS, SOCKETS, :pipe, TLS, MESSAGES)
       @raw = rand(4).zero?
       episodes = Array.new(1 + rand(6)) { MESSAGES.include?(@kind) ? message_episode : stream_episode }
       episodes << ending if !MESSAGES.include?(@kind) && rand(2).zero?
@@ -69,12 +76,22 @@ module Model
 
     def socket? = SOCKETS.include?(@kind)
 
+    def tls? = TLS.include?(@kind)
+
+    # Whether both read and both write.
+    def two_ways? = socket? || tls? || @kind == :terminal
+
     # Of what is open for both, Ruby 3.4 writes an IO::Buffer to the end that reads (io_buffer.c, rb_io_buffer_write), and
     # refuses to wait for the other to be writable (io.c, io_wait_writable). Whoever reads it flushes what is to be written
     # first, and may wait for that (io.c, rb_io_check_char_readable).
-    def puts = { cat: PUTS - %i[buffer nonblock flushed], pipe: PUTS }.fetch(@kind, PUTS + SOCKET_PUTS)
+    def puts
+      return TLS_PUTS if tls?
+
+      { cat: PUTS - %i[buffer nonblock flushed] }.fetch(@kind, socket? ? PUTS + SOCKET_PUTS : PUTS)
+    end
 
     def takes
+      return @raw ? %i[sysread] : TLS_TAKES if tls?
       return @raw ? RAW + SOCKET_RAW : TAKES + BYTES if socket?
 
       @raw ? RAW : TAKES + BYTES
@@ -92,16 +109,18 @@ module Model
     def stream_episode
       case rand(13)
       when 0..3 then [:transfer, *transfer]
-      when 4 then socket? ? [:answer, *transfer] : [:turn, pick(Episodes::TURNS.keys)]
+      when 4 then two_ways? ? [:answer, *transfer] : [:turn, pick(Episodes::TURNS.keys)]
       when 5..6 then [:hush, *way_and_cancel(takes)]
       when 7 then [:half, rand(1..4000), *way_and_cancel(halves, %i[raise io_timeout])]
-      when 8..9 then [:fill, fill_size, *way_and_cancel(fills)]
+      # OpenSSL wants what a write was cut off from, and nothing else.
+      when 8..9 then tls? ? still : [:fill, fill_size, *way_and_cancel(fills)]
       when 10 then still
       else aside
       end
     end
 
     def halves
+      return @raw ? %i[sysread] : TLS_HALVES if tls?
       return HALVES unless @raw
 
       socket? ? RAW_HALVES : RAW
@@ -116,7 +135,7 @@ module Model
     end
 
     # More than any channel takes without a reader.
-    def fill_size = @kind == :pipe ? 200_000 : 2_000_000
+    def fill_size = PIPES.include?(@kind) || @kind == :terminal ? 200_000 : 2_000_000
 
     # Not what writes pieces from a child, or a byte a step.
     def fills = puts - %i[forked from_child]
@@ -150,6 +169,9 @@ module Model
 
     def ending
       return [:finish, pick(takes), :close_write] if @kind == :cat
+      return [[:finish, pick(takes), :close], [:kill_reader, pick(takes - TIDY)]].sample(random: @random) if tls?
+      # The end of a terminal is an error, and may take along what was not read.
+      return [:kill_reader, pick(takes - TIDY)] if @kind == :terminal
 
       # A close writes first what has not been flushed: it would wait for its own fiber to read.
       endings = [[:finish, pick(takes), pick(socket? ? %i[close close_write shutdown] : [:close])],
@@ -158,7 +180,7 @@ module Model
       # What the writer sees is the network's to say.
       endings << [:close_reader, pick(takes - DEAF)] unless @kind == :tcp
       # IO::Buffer#write answers an error by a number, and a close flushes what has not been.
-      endings << [:break, pick(PUTS - %i[forked flushed buffer])] if @kind == :pipe
+      endings << [:break, pick(PUTS - %i[forked flushed buffer])] if PIPES.include?(@kind)
       endings.sample(random: @random)
     end
   end

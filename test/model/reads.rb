@@ -49,7 +49,7 @@ module Model
 
     def take_nonblock(io, most)
       while (text = io.read_nonblock(most, exception: false)) == :wait_readable
-        io.wait_readable
+        io.to_io.wait_readable
       end
       text
     end

@@ -5,7 +5,7 @@ module Model
   module Script
     # In the order in which they need each other.
     PARTS = %w[writes reads waits messages episodes side conversation play].freeze
-    LIBRARIES = %w[fileutils io/wait json monitor socket stringio tempfile timeout tmpdir uringmachine].freeze
+    LIBRARIES = %w[fileutils io/console io/nonblock io/wait json monitor openssl pty socket stringio tempfile timeout tmpdir uringmachine].freeze
     # A method that is left out unless the program, or another method, names it; with its comment.
     METHOD = /(?:^    # .*\n)*^    def (?:put|take|wait|left|right)_(\w+)(?:.* = .*\n|[\s\S]*?^    end\n)\n?/
 
@@ -21,7 +21,7 @@ module Model
     # @param head [String] what is to be said first, in comments
     # @return [String]
     def self.of(program, head)
-      parts = PARTS.map { |part| File.read(File.join(__dir__, "#{part}.rb")).delete_prefix("# frozen_string_literal: true\n\n") }
+      parts = ["../identity", *PARTS].map { |part| File.read(File.join(__dir__, "#{part}.rb")).delete_prefix("# frozen_string_literal: true\n\n") }
       ["# frozen_string_literal: true\n", head.gsub(/^/, "# "), LIBRARIES.map { |name| "require #{name.inspect}" }.join("\n"),
        "\n", needed(program, parts.join("\n")), "PROGRAM = #{literal(program)}.freeze\n", TAIL].join("\n")
     end

@@ -31,6 +31,7 @@ module Model
     # @param episodes [Array<Array>]
     # @param role [Symbol] left or right
     def run(episodes, role)
+      UM::SSL.accelerate(io) if @talk.on_ring? && Fiber.current_scheduler
       episodes.each do |name, *arguments|
         @number += 1
         __send__("#{role}_#{name}", *arguments)

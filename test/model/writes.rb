@@ -106,7 +106,7 @@ module Model
     def in_parts(io, text)
       until text.empty?
         count = yield text
-        count == :wait_writable ? io.wait_writable : wrote(count) && text = text.byteslice(count..)
+        count == :wait_writable ? io.to_io.wait_writable : wrote(count) && text = text.byteslice(count..)
       end
     end
 

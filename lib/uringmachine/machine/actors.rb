@@ -32,11 +32,14 @@ class UringMachine
 
     started = Queue.new
     # What ends the thread, a kill too, comes where its end is told.
-    Thread.handle_interrupt(Object => :never) { Thread.new { run_thread_actor(started, mod, *, **) } }
+    thread = Thread.handle_interrupt(Object => :never) { Thread.new { run_thread_actor(started, mod, *, **) } }
     result = shift(started)
     raise result if result.is_a?(Exception)
 
     result
+  ensure
+    # Nobody else knows of it.
+    thread&.kill unless result.is_a?(Actor)
   end
 
   private

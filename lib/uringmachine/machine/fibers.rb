@@ -28,7 +28,9 @@ class UringMachine
   #   machine.join(-> { machine.sleep(0.02); :a }, -> { :b }) #=> [:a, :b]
   def join(*fibers)
     list = to_fibers(fibers)
-    await_all(list)
+    value = await_all(list)
+    return value if value
+
     fibers.size == 1 && !fibers.first.is_a?(Enumerable) ? list.first.result : list.map(&:result)
   end
 
@@ -41,8 +43,7 @@ class UringMachine
   #   machine.await(first, second) #=> 2
   def await(*fibers)
     list = to_fibers(fibers)
-    await_all(list)
-    list.size
+    await_all(list) || list.size
   end
 
   private
@@ -58,13 +59,18 @@ class UringMachine
     end
   end
 
-  # A queue of its own: nobody else's message ends the wait.
+  # A queue of its own: nobody else's message ends the wait. What does is a value that the fiber was scheduled with, which is
+  # returned.
   def await_all(fibers)
     pending = fibers.reject(&:done?).uniq
     return if pending.empty?
 
     queue = Queue.new
     pending.each { |fiber| fiber.add_done_listener(queue) }
-    pending.size.times { shift(queue) }
+    pending.size.times do
+      ended = shift(queue)
+      return ended unless ended.is_a?(Fiber)
+    end
+    nil
   end
 end

@@ -76,12 +76,14 @@ class UringMachine
 
   def family(address) = address.include?(":") ? Socket::AF_INET6 : Socket::AF_INET
 
-  # A new stream socket, closed if the block raises; returns it.
+  # A new stream socket, closed if the block raises; returns it. The collector closes it, should the fiber go on no more.
   def with_socket(family)
     fd = socket(family, Socket::SOCK_STREAM, 0, 0)
+    keeper = ::IO.for_fd(fd)
     yield fd
     done = fd
   ensure
+    keeper.autoclose = false if keeper
     close(fd) if fd && !done
   end
 end

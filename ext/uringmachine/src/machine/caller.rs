@@ -125,6 +125,14 @@ impl<'a> Caller<'a> {
         count(machine.operate_noting(me, operation, None, yields, &mut 0)?)
     }
 
+    /// Does something that waits for a descriptor, and not by an operation of the ring: the close of the one ends the other.
+    pub fn during<T>(&self, fd: i32, body: impl FnOnce() -> T) -> T {
+        self.machine.parts().waits.begin(fd, self.me, None);
+        let result = body();
+        self.machine.parts().waits.end(fd, self.me);
+        result
+    }
+
     /// Closes a descriptor, after the work that was given before, without waiting for anything that could raise.
     pub fn close(&self, fd: i32) {
         self.machine.end_operations_on(fd);

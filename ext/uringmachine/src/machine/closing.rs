@@ -9,6 +9,7 @@
 use std::os::fd::RawFd;
 
 use uringmachine_runtime::by_descriptor::ByDescriptor;
+use uringmachine_runtime::lines::Work;
 use uringmachine_runtime::{OpKey, TaskId};
 
 use super::operate::DRAIN_AT_ONCE;
@@ -82,6 +83,20 @@ impl Parts {
         let place = self.lost.iter().position(|lost| lost.task == task)?;
         let lost = self.lost.swap_remove(place);
         (lost.io == io && lost.fd == fd).then_some(Raise::Exception(lost.exception))
+    }
+
+    /// A fiber that was to close a descriptor has gone on.
+    pub fn will_not_close(&mut self, fd: RawFd) {
+        if let Some(place) = self.to_be_closed.iter().position(|other| *other == fd) {
+            self.to_be_closed.swap_remove(place);
+        }
+    }
+
+    /// The fibers go on no more: what they were to close is closed after the work that it waits for.
+    pub fn close_for_fibers(&mut self) {
+        for fd in std::mem::take(&mut self.to_be_closed) {
+            self.driver.add_work(fd, Work::Close);
+        }
     }
 
     /// A longer operation on a descriptor begins: its close counts between two steps, too. Says whether it is a part of

@@ -266,6 +266,18 @@ impl Parts {
         self.driver.end_operations_on(fd);
     }
 
+    /// Cancels what takes bytes from a descriptor and is an operation on another one: the kernel may not have looked the
+    /// number up yet.
+    fn cancel_from(&mut self, fd: RawFd) {
+        let uses = self.waits.on(fd).iter();
+        let operations: Vec<OpKey> = uses.filter_map(|one| one.operation).collect();
+        for op in operations {
+            if !self.driver.is_on(op, fd) {
+                let _ = self.driver.cancel(op);
+            }
+        }
+    }
+
     /// Takes out what is known of reading from a descriptor.
     fn take_flow(&mut self, fd: RawFd) -> Option<Arc<Flow>> {
         let reading = self.reading.get_mut(fd).map(std::mem::take);
@@ -297,7 +309,9 @@ impl Machine {
         if is_waited_for {
             closing::interrupt_on(self, fd, closing::cancelled());
         }
-        self.parts().end_all_on(fd);
+        let mut parts = self.parts();
+        parts.cancel_from(fd);
+        parts.end_all_on(fd);
     }
 
     /// Forgets what was known of a descriptor that is being closed by another thread; its loops and streams end when

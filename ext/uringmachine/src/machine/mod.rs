@@ -33,6 +33,7 @@ pub mod wait;
 pub mod write_all;
 
 use std::cell::{Cell, RefCell, RefMut};
+use std::os::fd::RawFd;
 use std::sync::{Arc, Weak};
 
 use uringmachine_runtime::by_descriptor::ByDescriptor;
@@ -99,6 +100,8 @@ pub struct Parts {
     pub waits: Waits,
     /// What the next operation of a task on an IO is to raise.
     pub lost: Vec<Lost>,
+    /// The descriptors that fibers close once what was to be written is.
+    pub to_be_closed: Vec<RawFd>,
     pub timeouts: Slab<Timeout>,
     /// What is to be raised in fibers that do not wait in this machine: `Fiber#raise` does it.
     pub raises: Vec<(Value, Pending)>,
@@ -151,6 +154,7 @@ impl Machine {
             lending: Lending::default(),
             waits: Waits::default(),
             lost: Vec::new(),
+            to_be_closed: Vec::new(),
             timeouts: Slab::default(),
             raises: Vec::new(),
             starting: NIL,

@@ -1,7 +1,7 @@
 //! Running an operation: it is submitted, waited for, and, if it is ended early, cancelled and drained.
 
-use uringmachine_runtime::operation::{descriptor_of, Completion};
-use uringmachine_runtime::{OpKey, Operation, TaskId, Wake};
+use uringmachine_runtime::operation::{descriptor_of, source_of, Completion};
+use uringmachine_runtime::{clock, OpKey, Operation, TaskId, Wake};
 
 use super::wait::Wait;
 use super::{interrupts, Machine, Pending, Resumption};
@@ -12,6 +12,12 @@ use crate::ruby::{Raise, Value};
 /// How long a cancelled operation is waited for with the thread, before other fibers run again:
 /// sockets, pipes and polls give their memory back at once.
 pub const DRAIN_AT_ONCE: u64 = 200_000;
+
+/// Nanoseconds until an operation is cancelled again that has not ended, at first and at last: the kernel does not find one
+/// that it is about to try anew (io_uring/cancel.c, io_try_cancel: neither polled for nor with a worker), and that then goes
+/// on for as long as it takes.
+const CANCEL_AGAIN: u64 = 1_000_000;
+const CANCEL_RARELY: u64 = 100_000_000;
 
 /// Why an operation brought no result.
 #[derive(Debug)]
@@ -96,7 +102,7 @@ impl Machine {
         seen: &mut i32,
     ) -> Result<i32, Failure> {
         let entry = operation.entry();
-        let fd = descriptor_of(&entry);
+        let (fd, source) = (descriptor_of(&entry), source_of(&entry));
         let mut parts = self.parts_to_wait(me)?;
         let id = parts.driver.tasks.begin_wait(me);
         // SAFETY: the operation is borrowed until this returns, which is when the kernel is done with it, and stays
@@ -109,6 +115,9 @@ impl Machine {
             }
         };
         parts.waits.begin(fd, me, Some(op));
+        if source >= 0 {
+            parts.waits.begin(source, me, Some(op));
+        }
         drop(parts);
         let (mut wait, in_kernel) = (Wait::begun(self, me, id), InKernel);
         let woken = wait.until(deadline);
@@ -116,6 +125,9 @@ impl Machine {
             let mut parts = self.parts();
             if let Some(completion) = parts.driver.take(op) {
                 parts.waits.end(fd, me);
+                if source >= 0 {
+                    parts.waits.end(source, me);
+                }
                 wait.end_with(&mut parts);
                 std::mem::forget(in_kernel);
                 *seen = completion.result;
@@ -124,7 +136,9 @@ impl Machine {
         }
         let ended = self.end_early(me, &mut wait, op, woken, yields, seen);
         std::mem::forget(in_kernel);
-        self.parts().waits.end(fd, me);
+        let mut parts = self.parts();
+        parts.waits.end(fd, me);
+        parts.waits.end(source, me);
         ended
     }
 
@@ -158,11 +172,13 @@ impl Machine {
                 }
             }
         };
-        if yields == Yields::Descriptor && completion.result >= 0 {
-            let _ = Fd(completion.result).close();
-        } else if completion.result > 0 && self.can_wait(me, &raise) {
+        let opened = yields == Yields::Descriptor && completion.result >= 0;
+        if (opened || completion.result > 0) && self.can_wait(me, &raise) {
             self.parts().keep_raise(me, raise)?;
             return Ok(completion.result);
+        }
+        if opened {
+            let _ = Fd(completion.result).close();
         }
         Err(Failure::Raise(raise))
     }
@@ -184,7 +200,7 @@ impl Machine {
     /// Cancels an operation and waits for its own completion, whatever is raised meanwhile; returns that
     /// too.
     fn drain(&self, me: TaskId, wait: &mut Wait, op: OpKey) -> (Completion, Option<Raise>) {
-        let mut second = None;
+        let (mut second, mut again) = (None, CANCEL_AGAIN);
         {
             let mut parts = self.parts();
             let _ = parts.driver.cancel(op);
@@ -208,8 +224,13 @@ impl Machine {
                 parts.driver.retarget(op, id);
                 parts.waiter(me).draining = true;
             }
-            if let Err(raise) = wait.suspend() {
-                second = Some(raise);
+            match wait.until(Some(clock::now() + again)) {
+                Ok(Wake::Timeout) => {
+                    let _ = self.parts().driver.cancel(op);
+                    again = (2 * again).min(CANCEL_RARELY);
+                }
+                Ok(_) => {}
+                Err(raise) => second = Some(raise),
             }
         }
     }

@@ -110,6 +110,7 @@ fn give_up(machine: &Arc<Machine>) {
     }
     thread_call::give_up_all(machine);
     let mut parts = machine.parts();
+    parts.close_for_fibers();
     if parts.driver.is_at_rest() {
         parts.driver.drop_results();
         parts.driver.close();
@@ -154,6 +155,7 @@ impl AtEnd for EndOfThread {
 fn end_with_thread(machine: &Machine) -> bool {
     let mut parts = machine.parts();
     let was_waited_for = parts.driver.has_waited_operations();
+    parts.close_for_fibers();
     if parts.driver.is_at_rest() || parts.driver.shut_down(SHUT_DOWN_LIMIT) {
         parts.driver.close();
     } else {

@@ -453,8 +453,8 @@ fn flock(caller: Caller, arguments: Arguments) -> Answer {
     match Fd(fd).lock(operation | libc::LOCK_NB) {
         Ok(()) => Ok(number(0)),
         Err(Errno(libc::EWOULDBLOCK)) if operation & libc::LOCK_NB == 0 => {
-            let result = thread_call::flock(caller.machine, caller.me, fd, operation)?;
-            count(result).map(number)
+            let lock = || thread_call::flock(caller.machine, caller.me, fd, operation);
+            count(caller.during(fd, lock)?).map(number)
         }
         Err(errno) => Err(errno.into()),
     }

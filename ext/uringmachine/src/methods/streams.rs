@@ -4,7 +4,7 @@ use magnus::{Error, RClass};
 use uringmachine_runtime::byte_queue::Bytes;
 use uringmachine_runtime::memory::SingleMut;
 use uringmachine_runtime::multishot::Arrivals;
-use uringmachine_runtime::operations::{Read, Recv, RecvMsg, CURRENT};
+use uringmachine_runtime::operations::{Accept, Read, Recv, RecvMsg, CURRENT};
 
 use crate::classes::queue;
 use crate::lending::COPIED;
@@ -27,6 +27,8 @@ fn accept_all(
     if socket_address::option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? == 0 {
         return Err(Raise::errno(libc::EINVAL).into());
     }
+    // The kernel tells a multishot of a UNIX socket nothing of its shutdown (net/unix/af_unix.c, unix_accept: EAGAIN).
+    let is_single = socket_address::option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)? == libc::AF_UNIX;
     let flow = caller.flow(fd)?;
     loop {
         caller.again().settle(&flow)?;
@@ -38,16 +40,35 @@ fn accept_all(
             }
         }
         let caller = &caller.again();
-        let running = Running::accept(caller, fd)?;
-        flow.begin(running.op());
-        let ended = accept_each_of(caller, &running, &take);
-        flow.leave(caller.machine, running.op());
+        let ended = if is_single {
+            accept_one(caller, fd, &take)
+        } else {
+            let running = Running::accept(caller, fd)?;
+            flow.begin(running.op());
+            let ended = accept_each_of(caller, &running, &take);
+            flow.leave(caller.machine, running.op());
+            ended
+        };
         match ended? {
             // Ended without an error, or by a connection that was gone before it was accepted.
             result if result >= 0 || result == -libc::ECONNABORTED => {}
             result if result == -libc::EINVAL => return Ok(()),
             result => return Err(Raise::errno(-result).into()),
         }
+    }
+}
+
+/// Accepts a connection and hands it on; the result of the operation.
+fn accept_one(
+    caller: &Caller,
+    fd: i32,
+    take: impl Fn(i32) -> Result<(), Raise>,
+) -> Result<i32, Failure> {
+    let flags = libc::SOCK_CLOEXEC;
+    match caller.descriptor(Accept { fd, flags }) {
+        Ok(connection) => take(connection).map(|()| 0).map_err(Failure::from),
+        Err(Failure::Raise(Raise::Errno(errno))) => Ok(-errno),
+        Err(failure) => Err(failure),
     }
 }
 

@@ -243,7 +243,10 @@ fn close(caller: Caller, arguments: Arguments) -> Answer {
     machine.end_operations_on(fd);
     let has_work = machine.parts().driver.has_work(fd);
     if has_work {
-        match caller.wait_for_turn(fd) {
+        machine.parts().to_be_closed.push(fd);
+        let turn = caller.wait_for_turn(fd);
+        machine.parts().will_not_close(fd);
+        match turn {
             Ok(()) => {}
             // Another fiber has closed it.
             Err(Failure::Raise(Raise::Errno(libc::EBADF))) => {

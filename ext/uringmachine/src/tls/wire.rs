@@ -37,9 +37,10 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Whether a fiber is at it.
+    /// Whether a fiber is at it. One whose thread has ended is no more.
     pub fn is_taken(&self) -> bool {
-        self.party.borrow().is_some()
+        let party = self.party.borrow();
+        (party.as_ref()).is_some_and(|party| !party.machine.is_abandoned())
     }
 
     /// The fiber that is at it.
