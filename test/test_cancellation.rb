@@ -52,6 +52,10 @@ class TestCancellation < SchedulerTest
       end
     end
 
+    define_method("test_#{name}_goes_on_when_its_thread_ends".gsub(/\W+/, "_")) do
+      MOMENTS.first(3).each { |moment| leaves_nothing(moment) { close_of_scheduler(prepare, moment) } }
+    end
+
     define_method("test_#{name}_ended_by_exit".gsub(/\W+/, "_")) do
       MOMENTS.first(3).each { |moment| end_of_process(prepare, moment) }
     end
@@ -106,6 +110,21 @@ class TestCancellation < SchedulerTest
     return if moment == :completed || wait.io.nil? || wait.io.closed?
 
     wait.complete.call
+    assert wait.check.call(value.call), "#{moment}: lost"
+  ensure
+    Waits.close_all
+  end
+
+  # The thread ends, and with it its scheduler, which waits for its fibers.
+  def close_of_scheduler(prepare, moment)
+    begun = Thread::Queue.new
+    thread = Thread.new do
+      Fiber.set_scheduler(UM::FiberScheduler.new)
+      begun << begin_in_fiber(prepare, moment)
+    end
+    wait, value = begun.pop
+    wait.complete.call unless moment == :completed
+    thread.join
     assert wait.check.call(value.call), "#{moment}: lost"
   ensure
     Waits.close_all
