@@ -1,6 +1,8 @@
 # frozen_string_literal: true
 
 require_relative "../test_helper"
+require "io/console"
+require "pty"
 
 # What closing the scheduler means, and what it is to run.
 class TestClose < SchedulerTest
@@ -31,6 +33,23 @@ class TestClose < SchedulerTest
     end
     assert_predicate scheduler, :closed?
     assert_operator open_descriptors, :<=, before
+  end
+
+  # From a file to what is neither a pipe nor a socket bytes go through a pipe, which is kept for the next time.
+  def test_a_closed_scheduler_has_kept_no_pipe
+    terminal, other = PTY.open.each(&:raw!)
+    file = Tempfile.create.tap { |made| (made << "bytes").rewind }
+    before = settled_descriptors
+    kept = nil
+    scheduled do |scheduler|
+      kept = scheduler
+      Fiber.schedule { IO.copy_stream(file, other) }
+    end
+    assert_equal "bytes", terminal.readpartial(10)
+    assert_predicate kept, :closed?
+    assert_operator open_descriptors, :<=, before
+  ensure
+    [terminal, other, file].each(&:close)
   end
 
   def test_closing_twice_raises

@@ -56,7 +56,12 @@ fn scheduler_close(this: This<Scheduler>) -> Outcome {
         machine.run_all().map_err(|raise| machine.unwind_all(raise))
     };
     this.closed.set(true);
-    let is_shut = machine.parts().driver.shut_down(SHUT_DOWN_LIMIT);
+    let is_shut = {
+        let mut parts = machine.parts();
+        // Those that are kept for the next use.
+        parts.pipes = Default::default();
+        parts.driver.shut_down(SHUT_DOWN_LIMIT)
+    };
     if is_shut {
         machine.parts().driver.close();
     } else {
