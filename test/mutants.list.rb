@@ -114,8 +114,8 @@ mutant "drained-result", "an operation that has won the race against its cancell
 
 mutant "drained-descriptor", "a descriptor that nobody can be given is closed",
        file: "#{EXT}/machine/operate.rs",
-       from: "if yields == Yields::Descriptor && completion.result >= 0 {",
-       to: "if false && yields == Yields::Descriptor {",
+       from: "        if opened {",
+       to: "        if false && opened {",
        tests: ["test/methods/test_sockets.rb interrupted"]
 
 mutant "zero-copy-second-completion", "the memory of a zero-copy send is busy until its second completion",

@@ -172,11 +172,13 @@ impl Machine {
                 }
             }
         };
-        if yields == Yields::Descriptor && completion.result >= 0 {
-            let _ = Fd(completion.result).close();
-        } else if completion.result > 0 && self.can_wait(me, &raise) {
+        let opened = yields == Yields::Descriptor && completion.result >= 0;
+        if (opened || completion.result > 0) && self.can_wait(me, &raise) {
             self.parts().keep_raise(me, raise)?;
             return Ok(completion.result);
+        }
+        if opened {
+            let _ = Fd(completion.result).close();
         }
         Err(Failure::Raise(raise))
     }
