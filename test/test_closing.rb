@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require_relative "test_helper"
+require "io/nonblock"
 require "openssl"
 require "zlib"
 
@@ -15,6 +16,32 @@ class TestClosing < SchedulerTest
   def setup
     super
     keep_numbers
+  end
+
+  # The kernel's worker writes to a FIFO in blocking mode in parts: the first one fills it.
+  { hook: ->(_, io, bytes) { io.write(bytes) }, writev: ->(machine, io, bytes) { machine.writev(io.fileno, bytes) } }.each do |name, write|
+    define_method(:"test_a_close_ends_a_write_to_a_fifo_that_has_begun_by_#{name}") do
+      Dir.mktmpdir do |folder|
+        File.mkfifo(path = File.join(folder, "fifo"))
+        reader = File.open(path, File::RDONLY | File::NONBLOCK)
+        writer = File.open(path, File::WRONLY)
+        writer.sync = true
+        writer.nonblock = false
+        scheduled do |scheduler|
+          Fiber.schedule do
+            write.call(scheduler.machine, writer, "x" * 300_000)
+          rescue IOError, SystemCallError
+            # It was closed.
+          end
+          Fiber.schedule do
+            sleep 0.001 until reader.wait_readable(0)
+            Thread.new { writer.close }.join
+          end
+        end
+        assert_predicate writer, :closed?
+        reader.close
+      end
+    end
   end
 
   # Another pair, whose first end has the number that was freed.

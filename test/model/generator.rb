@@ -6,6 +6,8 @@ module Model
     STREAMS = %i[pipe unix tcp cat fifo terminal].freeze
     PIPES = %i[pipe fifo].freeze
     SOCKETS = %i[unix tcp].freeze
+    # A thread waits for them in the kernel, which knows nothing of io.timeout.
+    BLOCKING = %i[fifo terminal].freeze
     TLS = %i[tls tls_on_ring].freeze
     MESSAGES = %i[datagram seqpacket].freeze
 
@@ -40,7 +42,7 @@ module Model
 
     # What an SSLSocket has that does not wait by its IO. Its `gets` reads on to the end of the line, whatever the limit.
     TLS_PUTS = %i[write pieces print shovel syswrite flushed nonblock copied copied_file copied_slice from_child].freeze
-    TLS_TAKES = %i[read read_into readpartial readpartial_into nonblock copied getbyte readchar each_byte enumerated].freeze
+    TLS_TAKES = %i[read read_into readpartial readpartial_into nonblock copied getbyte readchar each_byte].freeze
     TLS_HALVES = HALVES & TLS_TAKES
 
     MESSAGE_PUTS = %i[write syswrite nonblock send sendmsg sendmsg_nonblock].freeze
@@ -102,7 +104,7 @@ module Model
     # A way, and what ends its wait in vain.
     def way_and_cancel(ways, cancels = CANCELS + [:io_timeout])
       way = pick(ways)
-      cancels -= [:io_timeout] if TIMELESS.include?(way) || @kind == :cat
+      cancels -= [:io_timeout] if TIMELESS.include?(way) || @kind == :cat || BLOCKING.include?(@kind)
       [way, pick(cancels)]
     end
 

@@ -52,7 +52,8 @@ fn write_pieces<M: Memory>(
     }
     let mut left = Several::new(pieces);
     let mut total = 0_u64;
-    let mut stepped = false;
+    // A close may cut the first one short, too, and the rest is not to be written.
+    caller.machine.parts().begin_steps(caller.me);
     let result = loop {
         let moved = match write_once(caller, fd, &mut left, sink, total) {
             Ok(moved) => moved,
@@ -67,12 +68,8 @@ fn write_pieces<M: Memory>(
         if matches!(sink, Sink::Write(None)) {
             catch_up(fd, moved);
         }
-        stepped = true;
-        caller.machine.parts().begin_steps(caller.me);
     };
-    if stepped {
-        caller.machine.parts().end_steps(caller.me, false);
-    }
+    caller.machine.parts().end_steps(caller.me, false);
     result
 }
 

@@ -18,6 +18,10 @@ impl Transfer<'_> {
     /// Lets the ring do it.
     pub(super) fn submit(&self, kind: Kind, done: usize) -> Moved {
         let deadline = self.deadline()?;
+        if self.writes {
+            // A close may cut it short, and the rest is not to be written: the kernel's worker writes to a FIFO in parts.
+            self.step();
+        }
         self.lend(done, |lent| {
             let (machine, me, fd) = (self.machine, self.me, self.fd);
             match (kind.is_socket(), self.writes) {
