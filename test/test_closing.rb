@@ -18,7 +18,7 @@ class TestClosing < SchedulerTest
     keep_numbers
   end
 
-  # The kernel's worker writes to a FIFO in blocking mode in parts: the first one fills it.
+  # A thread writes to a FIFO in blocking mode, or a worker of the kernel's, in parts: the first one fills it.
   { hook: ->(_, io, bytes) { io.write(bytes) }, writev: ->(machine, io, bytes) { machine.writev(io.fileno, bytes) } }.each do |name, write|
     define_method(:"test_a_close_ends_a_write_to_a_fifo_that_has_begun_by_#{name}") do
       Dir.mktmpdir do |folder|
@@ -35,7 +35,7 @@ class TestClosing < SchedulerTest
           end
           Fiber.schedule do
             sleep 0.001 until reader.wait_readable(0)
-            Thread.new { writer.close }.join
+            writer.close
           end
         end
         assert_predicate writer, :closed?

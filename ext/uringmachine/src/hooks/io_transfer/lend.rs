@@ -81,6 +81,20 @@ impl Transfer<'_> {
 
     /// Has a thread write what may wait although the descriptor is ready.
     pub(super) fn write_on_thread(&self, done: usize) -> Moved {
+        // As in `submit`.
+        self.step();
+        self.noted(|| self.write_by_thread(done))
+    }
+
+    /// Does something that waits for the descriptor, and not by an operation of the ring: the close of the one ends the other.
+    fn noted(&self, body: impl FnOnce() -> Moved) -> Moved {
+        self.machine.parts().waits.begin(self.fd, self.me, None);
+        let moved = body();
+        self.machine.parts().waits.end(self.fd, self.me);
+        moved
+    }
+
+    fn write_by_thread(&self, done: usize) -> Moved {
         self.lend(done, |lent| {
             let (machine, me, fd) = (self.machine, self.me, self.fd);
             if lent.is_registered() {
@@ -107,8 +121,10 @@ impl Transfer<'_> {
 
     /// Has a thread read what may wait although the descriptor is ready.
     pub(super) fn read_on_thread(&self, done: usize) -> Moved {
-        self.lend(done, |lent| {
-            positions::read_stream(self.machine, self.me, self.fd, lent)
+        self.noted(|| {
+            self.lend(done, |lent| {
+                positions::read_stream(self.machine, self.me, self.fd, lent)
+            })
         })
     }
 
