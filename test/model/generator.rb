@@ -130,7 +130,9 @@ module Model
 
     # A byte a step takes its time.
     def transfer
-      reads = some(takes).map { |way| [way, size] }
+      # Each read of them goes to a worker and back.
+      least = BLOCKING.include?(@kind) ? 1000 : 1
+      reads = some(takes).map { |way| [way, [size, least].max] }
       writes = some(puts).map { |way| [way, size] }
       writes = writes.map { |way, size| [way, [size, 5000].min] } if reads.all? { |way,| BYTES.include?(way) }
       [writes, reads, pick(nil, nil, :timeout, :io_timeout)]
