@@ -89,6 +89,9 @@ module Model
     def puts
       return TLS_PUTS if tls?
 
+      # A flush after one that was cut short holds the thread (docs/reliability.md).
+      return PUTS - %i[flushed] if BLOCKING.include?(@kind)
+
       { cat: PUTS - %i[buffer nonblock flushed] }.fetch(@kind, socket? ? PUTS + SOCKET_PUTS : PUTS)
     end
 
