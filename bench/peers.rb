@@ -18,6 +18,10 @@ module Peers
 
   NAMES = [*SCHEDULERS.keys, "threads", "nginx"].freeze
 
+  # Async on a machine of ours: bench/async.rb.
+  ADAPTED = { "async-um" => Scheduler.new("UM_BENCH_IO_EVENT", "uringmachine/async", -> { async(:UringMachine) }) }.freeze
+  ALL = SCHEDULERS.merge(ADAPTED).freeze
+
   # The gems that Async is made of: its gemspec asks for io-event as a gem, and its files are all that is needed.
   ASYNC = %w[async console fiber-annotation fiber-local fiber-storage metrics traces].freeze
 
@@ -28,7 +32,7 @@ module Peers
     return missing_nginx if name == "nginx"
     return if name == "threads"
 
-    scheduler = SCHEDULERS[name]
+    scheduler = ALL[name]
     return "there is no such peer; the peers are #{NAMES.join(", ")}" unless scheduler
 
     variable = scheduler.variable
@@ -48,10 +52,10 @@ module Peers
   end
 
   def load(name)
-    scheduler = SCHEDULERS.fetch(name)
+    scheduler = ALL.fetch(name)
     folders = ENV.fetch(scheduler.variable, "").split(File::PATH_SEPARATOR) if scheduler.variable
     folders&.each { |folder| $LOAD_PATH.unshift(folder) unless $LOAD_PATH.include?(folder) }
-    load_async_gems if scheduler.feature == "async"
+    load_async_gems if scheduler.feature.end_with?("async")
     require scheduler.feature
   end
 
@@ -72,7 +76,7 @@ module Peers
     return run_threads(&) if name == "threads"
 
     load(name)
-    run_scheduler(SCHEDULERS.fetch(name), &)
+    run_scheduler(ALL.fetch(name), &)
   end
 
   def run_threads

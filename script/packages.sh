@@ -28,6 +28,15 @@ fetch_gems() {
   fetch_packages "$GEMS" "$@"
 }
 
+# Async, what it stands on, and its HTTP and WebSocket. Of io-event only what is Ruby.
+fetch_async() {
+  [ -e "$GEMS/async" ] && return
+  say "taking Async from Debian"
+  fetch_gems forky ruby-async{,-http,-pool,-websocket} ruby-console ruby-fiber-{annotation,storage,local} ruby-io-{event,endpoint,stream} \
+    ruby-{metrics,traces,json} ruby-protocol-{http,http1,http2,hpack,url,rack,websocket} &&
+    touch "$GEMS/async"
+}
+
 # The first valgrind in which a thread that waits in io_uring_enter(2) lets the others run.
 LEAST_VALGRIND=3.24
 

@@ -36,7 +36,7 @@ module Waits
     # @return [Hash{Class => String}] the classes whose methods are in the table, with what their names begin with there
     def classes_of_machines
       named = UringMachine.constants.map { |name| UringMachine.const_get(name) }
-      named = named.grep(Class).reject { |found| found <= Exception || found == UM::FiberScheduler }
+      named = named.grep(Class).reject { |found| found <= Exception || [UM::FiberScheduler, UM::Selector].include?(found) }
       { UringMachine => "" }.merge(named.to_h { |found| [found, "#{found.name.split("::").last}#"] })
     end
 

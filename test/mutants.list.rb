@@ -742,3 +742,9 @@ mutant "close-in-use", "an IO's close ends what other fibers do with it",
        from: "Closing.in_use?(self) ? Closing.around_close(self) { super() } : super",
        to: "super()",
        tests: ["test/test_closing.rb", "test/test_interrupts.rb"]
+
+mutant "close-though-raised-in", "a close whose fiber is raised in before the kernel is asked closes all the same",
+       file: "#{EXT}/methods/transfer.rs",
+       from: "seen == UNASKED || (",
+       to: "(",
+       tests: ["test/methods/test_transfer.rb"]

@@ -133,6 +133,24 @@ class TestMachineTransfer < MachineTest
     pieces.first << "changed"
   end
 
+  # What comes when the work before it is done, and it has not gone on: it closes, and raises then.
+  def test_close_closes_what_it_was_about_to_when_its_fiber_was_raised_in
+    reader, writer = IO.pipe
+    writer.autoclose = false
+    held = writer.write_nonblock("h" * 1_000_000)
+    machine.write_async(writer.fileno, "given")
+    fiber = machine.spin { machine.close(writer.fileno) }
+    machine.snooze
+    assert_equal held, reader.readpartial(held).bytesize
+    machine.submit
+    assert_equal "given", reader.read_nonblock(100)
+    machine.schedule(fiber, RuntimeError.new("enough"))
+    assert_equal "enough", machine.join(fiber).message
+    assert_nil reader.read_nonblock(1, exception: false)
+  ensure
+    reader.close
+  end
+
   def test_write_async_copies_its_bytes
     message = +"x" * 10_000
     machine.write_async(@writer, message)

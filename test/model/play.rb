@@ -3,7 +3,7 @@
 module Model
   # Plays a program in one of the modes, and looks at what is left.
   module Play
-    MODES = %i[threads fibers both].freeze
+    MODES = ENV.fetch("UM_MODEL_MODES", "threads,fibers,both").split(",").map(&:to_sym).freeze
     # They hit a fiber, which must be one of the same thread.
     OF_A_THREAD = %i[raise kill_writer kill_reader].freeze
 

@@ -267,9 +267,11 @@ fn close(caller: Caller, arguments: Arguments) -> Answer {
 fn close_now(caller: &Caller, fd: i32) -> Result<(), Failure> {
     let (machine, me) = (caller.machine, caller.me);
     machine.parts().driver.forget_line(fd);
-    let mut seen = 0;
+    // The kernel has not been asked: what the fiber was to raise at its next wait came first.
+    const UNASKED: i32 = i32::MIN;
+    let mut seen = UNASKED;
     let closed = machine.operate_noting(me, &mut Close { fd }, None, Yields::Count, &mut seen);
-    if closed.is_err() && seen == -libc::ECANCELED {
+    if seen == UNASKED || (closed.is_err() && seen == -libc::ECANCELED) {
         let _ = Fd(fd).close();
     }
     count(closed?).map(drop)
