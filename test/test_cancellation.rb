@@ -25,7 +25,7 @@ class TestCancellation < SchedulerTest
                             around: ->(wait, body) { (wait.io&.timeout = 0.001) && body.call }),
     "IO#close" => Way.new(raises: [IOError, Errno::EBADF], act: ->(fiber, wait) { wait.io ? wait.io.close : interrupt(fiber) }),
     "IO#close by a thread" => Way.new(raises: [IOError, Errno::EBADF], act: ->(fiber, wait) { wait.io ? Thread.new { wait.io.close }.join : interrupt(fiber) }),
-    "fork" => Way.new(raises: [], act: ->(_, _) { Process.wait(fork { exit!(0) }) })
+    "fork" => Way.new(raises: [], act: ->(_, _) { Process.wait2(fork { exit!(0) }).last.success? || raise("the child has crashed") })
   }.freeze
 
   def test_every_hook_that_waits_is_in_the_table

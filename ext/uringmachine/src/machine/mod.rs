@@ -224,8 +224,12 @@ impl Machine {
         parts.lost = Vec::new();
     }
 
-    /// Unlocks what operations have locked that nobody will take the result of.
+    /// Unlocks what operations have locked that nobody will take the result of. What a UM has kept that is dead, and has not been
+    /// freed yet, may be gone.
     pub fn unlock_held(&self) {
+        if ruby::is_garbage(self.object()) {
+            return;
+        }
         let held: Vec<Value> = {
             let parts = self.parts();
             parts.lending.holds.iter().map(|(_, held)| *held).collect()

@@ -66,7 +66,8 @@ pub fn waited_in_by(fiber: Value) -> Option<(Value, Arc<Machine>)> {
             machine.thread() == thread && machine.is_usable() && machine.parts().has_waiting(fiber);
         waits.then(|| Arc::clone(machine))
     })?;
-    Some((found.object(), found))
+    // A dead one may know another fiber by this address.
+    (!ruby::is_garbage(found.object())).then(|| (found.object(), found))
 }
 
 /// Whether a fiber of this thread was started by a scheduler or a machine.

@@ -200,6 +200,20 @@ fn convert_to_long(value: Value) -> Result<i64, Raise> {
     may_raise_for(|| unsafe { rb_sys::rb_num2ll(value.raw()) })
 }
 
+/// Whether an object is dead, and not swept or finalized yet: what it has kept may be gone. One that Ruby cannot be asked about
+/// is taken for dead.
+pub fn is_garbage(object: Value) -> bool {
+    type Ask = unsafe extern "C" fn(VALUE) -> c_int;
+    static FOUND: std::sync::OnceLock<Option<Ask>> = std::sync::OnceLock::new();
+    // SAFETY: a symbol of that name has this signature (internal/gc.h).
+    let ask = FOUND.get_or_init(|| unsafe {
+        version::symbol(c"rb_objspace_garbage_object_p")
+            .map(|found| std::mem::transmute::<*mut c_void, Ask>(found))
+    });
+    // SAFETY: the slot is the object's until it has been freed, which whoever asks is told of.
+    ask.is_none_or(|ask| unsafe { ask(object.raw()) != 0 })
+}
+
 /// Has the collector run, as GC.start.
 pub fn collect_garbage() {
     // SAFETY: with Ruby's lock; finalizers do not run in it.
