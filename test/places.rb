@@ -33,7 +33,7 @@ module Places
         "little memory to lock" => Place.new(command: %w[setpriv --bounding-set=-ipc_lock prlimit --memlock=1048576]),
         "no /proc" => mounted("mount -t tmpfs none /proc"),
         "a root that cannot be written to" => mounted("mount -o remount,ro,bind /", "/dev/shm"),
-        "little memory" => limited(128 << 20)
+        "little memory" => limited(256 << 20)
       }
     end
 
