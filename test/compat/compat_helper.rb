@@ -44,7 +44,7 @@ class CompatTest < SchedulerTest
   def need(*libraries)
     libraries.each { |library| require library }
   rescue LoadError => error
-    skip "#{error.path} is not there: script/compat fetches it"
+    skip "#{error.message}: script/compat fetches it"
   end
 
   # A program of Debian's, with where it lies.

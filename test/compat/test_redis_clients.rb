@@ -187,56 +187,67 @@ class TestRedisClients < CompatTest
     end
   end
 
-  # Jobs are given by fibers; each, in a thread of Sidekiq's, has a scheduler, and three fibers that talk to Redis. Redis is killed and started
-  # again in the middle.
+  # A job that has a scheduler in its thread of Sidekiq's, and three fibers that talk to Redis.
   class Job
     class << self
       attr_accessor :config, :begun
     end
 
     def perform(number)
-      self.class.begun << number
-      client = self.class.config.new_client(timeout: 5, reconnect_attempts: [0.05] * 100)
-      work = ->(part) { client_of(client, part).call("SADD", "done:#{part}", number) }
+      Job.begun << number
       scheduler = UM::FiberScheduler.new
+      scheduler.abort_on_exception = true
       Fiber.set_scheduler(scheduler)
-      3.times { |part| Fiber.schedule { work.call(part) } }
+      3.times { |part| Fiber.schedule { done(part, number) } }
+    ensure
       Fiber.set_scheduler(nil)
+    end
+
+    def done(part, number)
+      client = Job.config.new_client
+      client.call("SADD", "done:#{part}", number)
     ensure
       client&.close
     end
-
-    def client_of(client, part) = part.zero? ? client : self.class.config.new_client(reconnect_attempts: [0.05] * 100)
   end
 
   def test_sidekiq
     only_measured
-    need "sidekiq", "sidekiq/embedded"
+    need "sidekiq", "sidekiq/embedded", "sidekiq/api"
     with_redis do |server|
+      redis_options = { url: "redis://127.0.0.1:#{server.port}", reconnect_attempts: [0.05] * 100 }
+      # A job that fails is tried again within seconds.
       Job.include(Sidekiq::Job)
+      Job.sidekiq_retry_in { 0 }
       Job.begun = Queue.new
-      Job.config = @config
-      Sidekiq.default_configuration.logger.level = Logger::FATAL
-      Sidekiq.configure_client { |config| config.redis = { url: "redis://127.0.0.1:#{server.port}", reconnect_attempts: [0.05] * 100 } }
-      beside_ticks(ROW, "Sidekiq: jobs, given by 50, done by 5 threads while Redis is killed and started again", 1000, "Sidekiq" => Sidekiq::VERSION) do |crowd|
-        redis = RedisClient.config(host: "127.0.0.1", port: server.port, reconnect_attempts: [0.05] * 100).new_client
+      Job.config = RedisClient.config(**redis_options)
+      Sidekiq.configure_client { |config| config.redis = redis_options }
+      program = "Sidekiq: jobs, given by 50, done by 5 threads, a scheduler in each, while Redis is killed and started again"
+      beside_ticks(ROW, program, 1000, "Sidekiq" => Sidekiq::VERSION) do |crowd|
+        redis = Job.config.new_client
         redis.call("FLUSHALL")
         Job.begun.clear
-        sidekiq = Sidekiq.configure_embed do |config|
-          config.redis = { url: "redis://127.0.0.1:#{server.port}", reconnect_attempts: [0.05] * 100 }
-          config.concurrency = 5
-        end
+        config = Sidekiq::Config.new(average_scheduled_poll_interval: 0.2)
+        config.redis = redis_options
+        config.concurrency = 5
+        config.logger = Logger.new(File::NULL)
+        sidekiq = Sidekiq::Embedded.new(config)
+        begun = []
         crowd.all(0..50) do |number|
           next 20.times { Job.perform_async((number * 20) + it) } if number < 50
 
           sidekiq.run
-          300.times { Job.begun.pop }
+          300.times { begun << Job.begun.pop }
           server.stop(:KILL)
           server.start
         end
-        sleep 0.05 until redis.call("SCARD", "done:2") == 1000
-        3.times { |part| assert_equal (0...1000).to_a, redis.call("SMEMBERS", "done:#{part}").map(&:to_i).sort }
+        stats = Sidekiq::Stats.new
+        sleep 0.05 until stats.tap(&:fetch_stats!).then { |now| now.enqueued + now.retry_size }.zero?
         sidekiq.stop
+        begun << Job.begun.pop until Job.begun.empty?
+        # What was on its way to a thread as Redis was killed, Sidekiq loses. Each that has begun has been done.
+        assert_operator begun.uniq.size, :>=, 995
+        3.times { |part| assert_equal begun.uniq.sort, redis.call("SMEMBERS", "done:#{part}").map(&:to_i).sort }
       end
     end
   end

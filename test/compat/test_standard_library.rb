@@ -185,7 +185,7 @@ class TestStandardLibrary < CompatTest
 
   def test_csv
     need "csv"
-    rows = sized(300, 5000)
+    rows = sized(300, 1000)
     beside_ticks(ROW, "CSV: rows written and read", rows * FIBERS_AT_ONCE, "csv" => CSV::VERSION) do |crowd|
       crowd.all(0...FIBERS_AT_ONCE) do |number|
         CSV.open(path(number), "w") { |csv| rows.times { |row| csv << [number, row, "a, \"quoted\"\nfield"] } }
@@ -197,7 +197,7 @@ class TestStandardLibrary < CompatTest
   end
 
   def test_zlib
-    rounds = sized(2, 20)
+    rounds = sized(2, 6)
     beside_ticks(ROW, "Zlib: 1 MB packed, unpacked, to files and in memory", rounds * FIBERS_AT_ONCE, "zlib" => Zlib::VERSION) do |crowd|
       crowd.all(0...FIBERS_AT_ONCE) do |number|
         text = Random.new(number).bytes(1000) * 1000
