@@ -37,6 +37,23 @@ fetch_async() {
     touch "$GEMS/async"
 }
 
+# The same, of what is not there yet. $1: the release of Debian; $2…: its packages.
+need_debian_gems() {
+  local suite="$1" missing=() package
+  shift
+  for package in "$@"; do [ -e "$GEMS/fetched/$package" ] || missing+=("$package"); done
+  ((${#missing[@]})) || return 0
+  say "taking gems from Debian $suite: ${missing[*]}"
+  fetch_gems "$suite" "${missing[@]}"
+  mkdir -p "$GEMS/fetched"
+  for package in "${missing[@]}"; do : >"$GEMS/fetched/$package"; done
+}
+
+# Those of the tests of test/compat that are part of every run.
+need_compat_gems() {
+  need_debian_gems trixie ruby-redis-client ruby-connection-pool ruby-webrick
+}
+
 # The first valgrind in which a thread that waits in io_uring_enter(2) lets the others run.
 LEAST_VALGRIND=3.24
 
