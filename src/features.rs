@@ -21,6 +21,11 @@ macro_rules! features {
             /// The names, as [`MASK_VARIABLE`] takes them.
             pub const NAMES: &'static [&'static str] = &[$(stringify!($name),)*];
 
+            /// Each by its name, with whether it may be used.
+            pub fn each(self) -> impl Iterator<Item = (&'static str, bool)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+
             /// Hides the features that `mask` lists; names it does not know are ignored, so that
             /// one mask serves several versions.
             pub fn masked(mut self, mask: &str) -> Self {
@@ -88,6 +93,13 @@ mod tests {
         let features = Features::ALL.masked("waitid, no_sqarray,unheard_of");
         assert!(!features.waitid && !features.no_sqarray);
         assert!(features.defer_taskrun && features.nowait);
+    }
+
+    #[test]
+    fn each_has_its_name() {
+        let hidden = Features::ALL.masked("waitid").each();
+        let hidden = hidden.filter(|(_, usable)| !usable);
+        assert_eq!(hidden.collect::<Vec<_>>(), [("waitid", false)]);
     }
 
     #[test]

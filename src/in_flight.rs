@@ -12,7 +12,7 @@ use io_uring::cqueue;
 use crate::by_descriptor::ByDescriptor;
 use crate::lines::Job;
 use crate::multishot::{Arrivals, Multishot};
-use crate::operation::{Completion, Effect, OpKey, NO_DESCRIPTOR};
+use crate::operation::{name_of, opens, Completion, Effect, OpKey, NO_DESCRIPTOR};
 use crate::slab::Slab;
 use crate::tasks::WaitId;
 
@@ -38,8 +38,32 @@ struct Record {
     life: Lifecycle,
     /// The descriptor that the kernel uses for it, or a negative number.
     fd: RawFd,
-    /// Its result is a new descriptor.
-    opens: bool,
+    /// What it is: the code of its entry.
+    code: u8,
+}
+
+/// Who waits for an operation that the kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// This wait ends with it.
+    Wait(WaitId),
+    /// It completes again and again, and this wait, if there is one, ends with the next time.
+    Multishot(Option<WaitId>),
+    /// Nobody waits for it.
+    Nobody,
+    /// Nobody does any more, and the kernel still has the memory of it.
+    Lent,
+}
+
+/// What is known of an operation that the kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// What it is called.
+    pub name: &'static str,
+    /// Its descriptor, or a negative number.
+    pub fd: RawFd,
+    /// Who waits for it.
+    pub whose: Whose,
 }
 
 /// The operations of one driver.
@@ -54,15 +78,11 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    fn open(&mut self, life: Lifecycle, fd: RawFd) -> OpKey {
+    fn open(&mut self, life: Lifecycle, fd: RawFd, code: u8) -> OpKey {
         if let Some(count) = self.on.of(fd) {
             *count += 1;
         }
-        self.slab.insert(Record {
-            life,
-            fd,
-            opens: false,
-        })
+        self.slab.insert(Record { life, fd, code })
     }
 
     /// The kernel has given an operation on this descriptor back.
@@ -73,17 +93,10 @@ impl InFlight {
         }
     }
 
-    /// Opens the record of an operation on `fd` whose completion ends `wait`.
+    /// Opens the record of an operation on `fd` whose completion ends `wait`, with the code of its entry.
     #[inline]
-    pub fn start(&mut self, wait: WaitId, fd: RawFd) -> OpKey {
-        self.open(Lifecycle::InFlight(wait), fd)
-    }
-
-    /// Notes that the result of an operation is a new descriptor.
-    pub fn note_opening(&mut self, op: OpKey) {
-        if let Some(record) = self.slab.get_mut(op) {
-            record.opens = true;
-        }
+    pub fn start(&mut self, wait: WaitId, fd: RawFd, code: u8) -> OpKey {
+        self.open(Lifecycle::InFlight(wait), fd, code)
     }
 
     /// Takes the descriptors that operations have opened and that nobody has been given.
@@ -91,7 +104,7 @@ impl InFlight {
         let mut opened = Vec::new();
         for record in self.slab.iter_mut() {
             if let Lifecycle::Done(completion) = &mut record.life {
-                if std::mem::take(&mut record.opens) && completion.result >= 0 {
+                if opens(record.code) && completion.result >= 0 {
                     opened.push(completion.result);
                     completion.result = -libc::ECANCELED;
                 }
@@ -102,19 +115,20 @@ impl InFlight {
 
     /// Opens the record of an operation whose result nobody will want, with the memory it works
     /// on.
-    pub fn start_orphan(&mut self, memory: Option<Box<[u8]>>, fd: RawFd) -> OpKey {
-        self.open(Lifecycle::Orphan(memory), fd)
+    pub fn start_orphan(&mut self, memory: Option<Box<[u8]>>, fd: RawFd, code: u8) -> OpKey {
+        self.open(Lifecycle::Orphan(memory), fd, code)
     }
 
     /// Opens the record of an operation that completes again and again.
-    pub fn start_multishot(&mut self, arrivals: Arrivals, fd: RawFd) -> OpKey {
-        self.open(Lifecycle::Multishot(Box::new(Multishot::new(arrivals))), fd)
+    pub fn start_multishot(&mut self, arrivals: Arrivals, fd: RawFd, code: u8) -> OpKey {
+        let multishot = Multishot::new(arrivals);
+        self.open(Lifecycle::Multishot(Box::new(multishot)), fd, code)
     }
 
     /// Opens the record of an operation of work that nobody waits for. The close of the descriptor does not
     /// end it.
-    pub fn start_job(&mut self, job: Box<Job>) -> OpKey {
-        self.open(Lifecycle::Work(job), NO_DESCRIPTOR)
+    pub fn start_job(&mut self, job: Box<Job>, code: u8) -> OpKey {
+        self.open(Lifecycle::Work(job), NO_DESCRIPTOR, code)
     }
 
     /// The work that is under way.
@@ -315,6 +329,28 @@ impl InFlight {
             .any(|(_, record)| matches!(record.life, Lifecycle::InFlight(_) | Lifecycle::Lent))
     }
 
+    /// The operations that the kernel has.
+    pub fn known(&self) -> impl Iterator<Item = Known> + '_ {
+        self.slab.iter().filter_map(|(_, record)| {
+            let mut fd = record.fd;
+            let whose = match &record.life {
+                Lifecycle::InFlight(wait) => Whose::Wait(*wait),
+                Lifecycle::Multishot(multishot) if multishot.ended.is_none() => {
+                    Whose::Multishot(multishot.wait)
+                }
+                Lifecycle::Orphan(_) => Whose::Nobody,
+                Lifecycle::Work(job) => {
+                    fd = job.fd;
+                    Whose::Nobody
+                }
+                Lifecycle::Lent => Whose::Lent,
+                Lifecycle::Done(_) | Lifecycle::Multishot(_) => return None,
+            };
+            let name = name_of(record.code);
+            Some(Known { name, fd, whose })
+        })
+    }
+
     /// How many operations the kernel has that nobody waits for.
     pub fn orphans(&self) -> usize {
         self.slab
@@ -367,6 +403,8 @@ mod tests {
         flags: 0,
     };
 
+    const RECV: u8 = io_uring::opcode::Recv::CODE;
+
     fn wait() -> WaitId {
         WaitId {
             task: Key {
@@ -380,7 +418,7 @@ mod tests {
     #[test]
     fn a_result_waits_until_it_is_taken() {
         let mut in_flight = InFlight::default();
-        let op = in_flight.start(wait(), 3);
+        let op = in_flight.start(wait(), 3, RECV);
         assert_eq!(in_flight.take(op), None);
         assert_eq!(in_flight.complete(op, DONE, &[]), Effect::Wakes(wait()));
         assert_eq!(in_flight.take(op), Some(DONE));
@@ -391,7 +429,7 @@ mod tests {
     #[test]
     fn an_orphan_ends_at_its_completion_and_wakes_nobody() {
         let mut in_flight = InFlight::default();
-        let op = in_flight.start(wait(), 3);
+        let op = in_flight.start(wait(), 3, RECV);
         assert!(in_flight.orphan(op));
         assert_eq!(in_flight.len(), 1);
         assert_eq!(in_flight.complete(op, DONE, &[]), Effect::None);
@@ -401,7 +439,7 @@ mod tests {
     #[test]
     fn giving_up_a_result_that_is_there_closes_the_record() {
         let mut in_flight = InFlight::default();
-        let op = in_flight.start(wait(), 3);
+        let op = in_flight.start(wait(), 3, RECV);
         in_flight.complete(op, DONE, &[]);
         assert!(!in_flight.orphan(op));
         assert!(in_flight.is_empty());
@@ -410,10 +448,10 @@ mod tests {
     #[test]
     fn a_late_completion_of_a_reused_place_is_nobodys() {
         let mut in_flight = InFlight::default();
-        let old = in_flight.start(wait(), 3);
+        let old = in_flight.start(wait(), 3, RECV);
         in_flight.complete(old, DONE, &[]);
         in_flight.take(old);
-        let new = in_flight.start(wait(), 3);
+        let new = in_flight.start(wait(), 3, RECV);
         assert_eq!(new.index, old.index);
         assert_eq!(in_flight.complete(old, DONE, &[]), Effect::None);
         assert_eq!(in_flight.take(new), None);
@@ -424,7 +462,7 @@ mod tests {
     #[test]
     fn the_memory_of_a_zero_copy_send_is_busy_until_its_second_completion() {
         let mut in_flight = InFlight::default();
-        let op = in_flight.start(wait(), 3);
+        let op = in_flight.start(wait(), 3, RECV);
         let sent = Completion {
             result: 42,
             flags: MORE,
@@ -443,7 +481,7 @@ mod tests {
     #[test]
     fn a_result_that_is_taken_early_leaves_the_memory_with_the_kernel() {
         let mut in_flight = InFlight::default();
-        let op = in_flight.start(wait(), 3);
+        let op = in_flight.start(wait(), 3, RECV);
         assert_eq!(in_flight.take_early(op), None);
         let sent = Completion {
             result: 42,
@@ -460,9 +498,12 @@ mod tests {
     #[test]
     fn the_operations_on_a_descriptor_are_those_that_the_kernel_has() {
         let mut in_flight = InFlight::default();
-        let (one, two) = (in_flight.start(wait(), 3), in_flight.start(wait(), 3));
-        let multishot = in_flight.start_multishot(Arrivals::bytes(1 << 20), 3);
-        in_flight.start(wait(), 4);
+        let (one, two) = (
+            in_flight.start(wait(), 3, RECV),
+            in_flight.start(wait(), 3, RECV),
+        );
+        let multishot = in_flight.start_multishot(Arrivals::bytes(1 << 20), 3, RECV);
+        in_flight.start(wait(), 4, RECV);
         assert_eq!(in_flight.on(3), [one, two, multishot]);
         in_flight.complete(one, DONE, &[]);
         in_flight.complete(multishot, DONE, b"abcde");
@@ -477,10 +518,9 @@ mod tests {
     #[test]
     fn what_was_opened_and_not_taken_is_handed_out_once() {
         let mut in_flight = InFlight::default();
-        let [given, left, plain, failed] = [3, 3, 3, 3].map(|fd| in_flight.start(wait(), fd));
-        for op in [given, left, failed] {
-            in_flight.note_opening(op);
-        }
+        let accept = io_uring::opcode::Accept::CODE;
+        let [given, left, plain, failed] =
+            [accept, accept, RECV, accept].map(|code| in_flight.start(wait(), 3, code));
         for op in [given, left, plain] {
             in_flight.complete(op, DONE, &[]);
         }
@@ -496,9 +536,28 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_has_is_known_by_name() {
+        let mut in_flight = InFlight::default();
+        let op = in_flight.start(wait(), 3, RECV);
+        in_flight.start_multishot(Arrivals::descriptors(), 4, RECV);
+        in_flight.start_orphan(None, 5, RECV);
+        let (name, whose) = (
+            "recv",
+            [Whose::Wait(wait()), Whose::Multishot(None), Whose::Nobody],
+        );
+        let expected = [3, 4, 5].iter().zip(whose);
+        let expected: Vec<Known> = expected
+            .map(|(&fd, whose)| Known { name, fd, whose })
+            .collect();
+        assert_eq!(in_flight.known().collect::<Vec<_>>(), expected);
+        in_flight.complete(op, DONE, &[]);
+        assert_eq!(in_flight.known().collect::<Vec<_>>(), expected[1..]);
+    }
+
+    #[test]
     fn a_discarded_multishot_ends_at_its_final_completion() {
         let mut in_flight = InFlight::default();
-        let op = in_flight.start_multishot(Arrivals::bytes(1 << 20), 3);
+        let op = in_flight.start_multishot(Arrivals::bytes(1 << 20), 3, RECV);
         assert!(in_flight.discard_multishot(op));
         let some = Completion {
             result: 3,

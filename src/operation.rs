@@ -88,14 +88,65 @@ pub fn source_of(entry: &Entry) -> RawFd {
     }
 }
 
-/// Whether the result of an operation is a new descriptor.
-#[inline]
-pub fn opens(entry: &Entry) -> bool {
+/// Whether the result of an operation with this code is a new descriptor.
+pub(crate) fn opens(code: u8) -> bool {
     const OPENERS: u128 = 1 << opcode::Accept::CODE
         | 1 << opcode::OpenAt::CODE
         | 1 << opcode::OpenAt2::CODE
         | 1 << opcode::Socket::CODE;
-    OPENERS >> code_of(entry) & 1 == 1
+    OPENERS >> code & 1 == 1
+}
+
+/// More codes than there are.
+pub(crate) const CODES: usize = 64;
+
+macro_rules! names {
+    ($($operation:ident $name:literal,)*) => {
+        /// What an operation is called, as in the manual (io_uring_enter(2)), in small letters.
+        pub fn name_of(code: u8) -> &'static str {
+            match code {
+                $(opcode::$operation::CODE => $name,)*
+                _ => "other",
+            }
+        }
+    };
+}
+
+names! {
+    Accept "accept",
+    AsyncCancel "cancel",
+    Close "close",
+    Connect "connect",
+    Fadvise "fadvise",
+    Fallocate "fallocate",
+    Fsync "fsync",
+    Ftruncate "ftruncate",
+    LinkAt "link",
+    MkDirAt "mkdir",
+    OpenAt "open",
+    OpenAt2 "open",
+    PollAdd "poll",
+    Read "read",
+    ReadFixed "read_fixed",
+    ReadMulti "read_multishot",
+    Readv "readv",
+    Recv "recv",
+    RecvMsg "recvmsg",
+    RenameAt "rename",
+    Send "send",
+    SendMsg "sendmsg",
+    SendZc "send_zc",
+    Shutdown "shutdown",
+    Socket "socket",
+    Splice "splice",
+    Statx "statx",
+    SymlinkAt "symlink",
+    Tee "tee",
+    UnlinkAt "unlink",
+    WaitId "waitid",
+    Write "write",
+    WriteFixed "write_fixed",
+    Writev "writev",
 }
 
 #[inline]

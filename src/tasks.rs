@@ -163,6 +163,11 @@ impl<T> Tasks<T> {
         self.brief = Vec::new();
     }
 
+    /// The serial of the wait that began last.
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
     /// How many tasks wait or are ready.
     #[inline]
     pub fn waiting(&self) -> usize {

@@ -64,6 +64,12 @@ impl<T> Timers<T> {
         self.armed.iter().map(|(_, target)| target)
     }
 
+    /// The armed timers: their deadlines, and what they carry.
+    pub fn deadlines(&self) -> impl Iterator<Item = (u64, &T)> {
+        let nodes = self.heap.iter();
+        nodes.filter_map(|node| Some((node.deadline, self.armed.get(node.key())?)))
+    }
+
     /// Arms a timer for `deadline`, in nanoseconds of [`crate::clock::now`].
     pub fn arm(&mut self, deadline: u64, target: T) -> TimerKey {
         let key = self.armed.insert(target);
@@ -194,6 +200,15 @@ mod tests {
         assert_eq!(timers.cancel(early), None);
         assert_eq!(timers.next_deadline(), Some(9));
         assert_eq!(timers.expire(8), None);
+    }
+
+    #[test]
+    fn the_deadlines_are_those_of_armed_timers() {
+        let mut timers = Timers::default();
+        let early = timers.arm(1, "early");
+        timers.arm(9, "late");
+        timers.cancel(early);
+        assert_eq!(timers.deadlines().collect::<Vec<_>>(), [(9, &"late")]);
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::io;
 
 use crate::error::SetupError;
 use crate::features::Features;
-use crate::in_flight::InFlight;
+use crate::in_flight::{InFlight, Known};
 use crate::lines::Lines;
+use crate::operation::{name_of, CODES};
 use crate::provided_buffers::ProvidedBuffers;
 use crate::registered_buffers::RegisteredBuffers;
 use crate::registered_files::RegisteredFiles;
@@ -55,6 +56,8 @@ pub struct Counts {
     pub operations: u64,
     /// Sleeps in the kernel since the start.
     pub sleeps: u64,
+    /// Calls of io_uring_enter since the start.
+    pub enters: u64,
     /// Operations the kernel has.
     pub in_flight: usize,
     /// Of those, the ones nobody waits for.
@@ -77,8 +80,12 @@ pub struct Driver<T> {
     lines: Lines,
     waker_polled: bool,
     expired: Vec<Key>,
-    submitted: u64,
+    /// How many operations were submitted, by their code.
+    submitted: [u64; CODES],
     sleeps: u64,
+    /// Calls of io_uring_enter that were no sleeps: the driver's, and, as far as is known, the ring's own.
+    entered: u64,
+    flushes: u64,
     /// The tasks and the run queue.
     pub tasks: Tasks<T>,
     /// The deadlines.
@@ -106,8 +113,10 @@ impl<T> Driver<T> {
             lines: Lines::default(),
             waker_polled: false,
             expired: Vec::new(),
-            submitted: 0,
+            submitted: [0; CODES],
             sleeps: 0,
+            entered: 0,
+            flushes: 0,
             tasks: Tasks::default(),
             timers: Timers::default(),
         })
@@ -139,6 +148,13 @@ impl<T> Driver<T> {
             Some(kernel) => Ok(&mut kernel.ring),
             None => Err(io::Error::from_raw_os_error(libc::EBADF)),
         }
+    }
+
+    /// See [`Ring::enter`].
+    #[inline]
+    pub(super) fn enter(&mut self, want: u32, timeout: Option<u64>) -> io::Result<()> {
+        self.entered += 1;
+        self.ring()?.enter(want, timeout)
     }
 
     /// Whether [`Driver::close`] was called.
@@ -175,22 +191,44 @@ impl<T> Driver<T> {
         }
     }
 
-    /// What the driver has done and has at hand.
-    pub fn counts(&mut self) -> Counts {
+    /// What the driver has done and has at hand. While it sleeps nobody else looks at its ring, all of whose entries are
+    /// submitted then.
+    pub fn counts(&mut self, sleeps: bool) -> Counts {
+        let unsubmitted = match &mut self.kernel {
+            Some(kernel) if !sleeps => {
+                self.flushes = kernel.ring.flushes();
+                kernel.ring.unsubmitted()
+            }
+            _ => 0,
+        };
         let buffers = self
             .kernel
             .as_ref()
             .and_then(|kernel| kernel.provided.as_ref());
         Counts {
-            operations: self.submitted,
+            operations: self.submitted.iter().sum(),
             sleeps: self.sleeps,
+            enters: self.sleeps + self.entered + self.flushes,
             in_flight: self.in_flight.count(),
             orphans: self.in_flight.orphans(),
             free: self.in_flight.free(),
             buffers: buffers.map_or(0, ProvidedBuffers::count),
             buffer_space: buffers.map_or(0, ProvidedBuffers::space),
-            unsubmitted: self.ring().map_or(0, Ring::unsubmitted),
+            unsubmitted,
         }
+    }
+
+    /// The operations submitted since the start, by name. What are two to the kernel may have one name.
+    pub fn submitted(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let counted = self.submitted.iter().enumerate();
+        counted
+            .filter(|(_, count)| **count > 0)
+            .map(|(code, count)| (name_of(code as u8), *count))
+    }
+
+    /// The operations that the kernel has.
+    pub fn known_operations(&self) -> impl Iterator<Item = Known> + '_ {
+        self.in_flight.known()
     }
 
     /// How many operations the kernel has, or has ended without anybody taking the result.

@@ -50,9 +50,8 @@ impl<T> Driver<T> {
         // Work goes on as long as it does so at once.
         const ROUNDS: usize = 16;
         for round in 0..ROUNDS {
-            let ring = self.ring()?;
-            if ring.wants_enter() {
-                ring.enter(0, None)?;
+            if self.ring()?.wants_enter() {
+                self.enter(0, None)?;
             } else if round > 0 {
                 break;
             }

@@ -7,7 +7,9 @@ use io_uring::squeue::Entry;
 use super::{Driver, NOBODY};
 use crate::clock;
 use crate::multishot::{Arrivals, Multishot};
-use crate::operation::{descriptor_of, opens, Completion, OpKey, Operation, WithoutMemory};
+use crate::operation::{
+    code_of, descriptor_of, Completion, OpKey, Operation, WithoutMemory, CODES,
+};
 use crate::operations::{Cancel, CancelAll};
 use crate::tasks::WaitId;
 
@@ -19,10 +21,9 @@ impl<T> Driver<T> {
     /// the operation's result.
     #[inline]
     pub unsafe fn submit(&mut self, entry: Entry, wait: WaitId) -> io::Result<OpKey> {
-        let op = self.in_flight.start(wait, descriptor_of(&entry));
-        if opens(&entry) {
-            self.in_flight.note_opening(op);
-        }
+        let op = self
+            .in_flight
+            .start(wait, descriptor_of(&entry), code_of(&entry));
         // SAFETY: the caller's promise.
         unsafe { self.push(op, entry) }
     }
@@ -63,7 +64,9 @@ impl<T> Driver<T> {
         entry: Entry,
         memory: Option<Box<[u8]>>,
     ) -> io::Result<OpKey> {
-        let op = self.in_flight.start_orphan(memory, descriptor_of(&entry));
+        let op = self
+            .in_flight
+            .start_orphan(memory, descriptor_of(&entry), code_of(&entry));
         // SAFETY: the caller's promise.
         unsafe { self.push(op, entry) }
     }
@@ -76,7 +79,7 @@ impl<T> Driver<T> {
         arrivals: Arrivals,
     ) -> io::Result<OpKey> {
         let entry = operation.entry();
-        let op = (self.in_flight).start_multishot(arrivals, descriptor_of(&entry));
+        let op = (self.in_flight).start_multishot(arrivals, descriptor_of(&entry), code_of(&entry));
         // SAFETY: the entry points to nothing.
         unsafe { self.push(op, entry) }
     }
@@ -95,7 +98,7 @@ impl<T> Driver<T> {
     /// On an error the entry has not reached the queue, so the kernel does not have it.
     pub(super) unsafe fn push_entry(&mut self, op: OpKey, entry: Entry) -> io::Result<()> {
         let entry = entry.user_data(op.to_bits());
-        self.submitted += 1;
+        self.submitted[usize::from(code_of(&entry)) % CODES] += 1;
         match &mut self.kernel {
             // SAFETY: the caller's promise.
             Some(kernel) => unsafe {
@@ -158,7 +161,7 @@ impl<T> Driver<T> {
     pub fn drain(&mut self, op: OpKey, limit: u64) -> io::Result<bool> {
         let deadline = clock::now() + limit;
         loop {
-            self.ring()?.enter(0, None)?;
+            self.enter(0, None)?;
             self.reap();
             if self.is_over(op) {
                 return Ok(true);
@@ -167,7 +170,7 @@ impl<T> Driver<T> {
             if now >= deadline {
                 return Ok(false);
             }
-            self.ring()?.enter(1, Some(deadline - now))?;
+            self.enter(1, Some(deadline - now))?;
             self.reap();
         }
     }
@@ -220,10 +223,7 @@ impl<T> Driver<T> {
     fn wait_until(&mut self, deadline: u64, mut is_so: impl FnMut(&mut Self) -> bool) {
         let mut wait = None;
         loop {
-            let entered = self.ring().and_then(|ring| match wait {
-                None => ring.enter(0, None),
-                limit => ring.enter(1, limit),
-            });
+            let entered = self.enter(u32::from(wait.is_some()), wait);
             self.reap();
             let now = clock::now();
             if entered.is_err() || is_so(self) || now >= deadline {

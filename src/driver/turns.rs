@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use super::Driver;
 use crate::lines::{Job, Next, Work};
-use crate::operation::OpKey;
+use crate::operation::{code_of, OpKey};
 use crate::ring::Ring;
 use crate::tasks::{TaskId, WaitId, Wake};
 
@@ -153,7 +153,7 @@ impl<T> Driver<T> {
             self.forget_line(job.fd);
         }
         let entry = job.entry();
-        let op = self.in_flight.start_job(job);
+        let op = self.in_flight.start_job(job, code_of(&entry));
         // SAFETY: the entry points to the job's bytes, which its record keeps until the completion.
         if unsafe { self.push_entry(op, entry) }.is_ok() {
             return Ok(());

@@ -25,6 +25,8 @@ pub struct Ring {
     sqpoll: bool,
     /// The ring's index among the thread's registered descriptors, once [`Ring::enable`] had one.
     registered: Option<u32>,
+    /// How often a full queue was submitted, or all that was queued.
+    flushes: u64,
     faults: Faults,
 }
 
@@ -61,6 +63,11 @@ impl Ring {
         self.sqpoll
     }
 
+    /// How many calls of io_uring_enter the ring has made by itself.
+    pub fn flushes(&self) -> u64 {
+        self.flushes
+    }
+
     /// The ring's descriptor.
     pub fn fd(&self) -> RawFd {
         self.uring.as_raw_fd()
@@ -82,6 +89,7 @@ impl Ring {
             if unsafe { self.uring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
+            self.flushes += 1;
             self.enter(0, None)?;
         }
     }
@@ -180,6 +188,7 @@ impl Ring {
     /// Has the kernel take all that is queued.
     pub fn flush(&mut self) -> io::Result<()> {
         while self.unsubmitted() > 0 {
+            self.flushes += 1;
             self.enter(0, None)?;
             // A thread of the kernel takes it in its own time.
             std::hint::spin_loop();

@@ -101,6 +101,7 @@ impl Ring {
             features,
             defer_taskrun,
             registered: None,
+            flushes: 0,
             faults: Faults::of_a_ring(),
         })
     }

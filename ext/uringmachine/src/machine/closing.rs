@@ -48,6 +48,14 @@ impl Waits {
         }
     }
 
+    /// What is done between the steps of longer operations, with which descriptor.
+    pub fn between_steps(&mut self) -> impl Iterator<Item = (RawFd, TaskId)> + '_ {
+        self.0.iter_mut().flat_map(|(fd, uses)| {
+            let idle = uses.iter().filter(|one| one.operation.is_none());
+            idle.map(move |one| (fd, one.task))
+        })
+    }
+
     /// What is done with a descriptor.
     #[inline]
     pub fn on(&self, fd: RawFd) -> &[Use] {

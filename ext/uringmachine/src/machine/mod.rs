@@ -2,6 +2,7 @@
 //! raised in whom.
 #![deny(unsafe_code)]
 
+pub mod ages;
 pub mod caller;
 pub mod child;
 pub mod closing;
@@ -22,6 +23,7 @@ pub mod poll;
 pub mod positions;
 pub mod registry;
 pub mod report;
+pub mod snapshot;
 pub mod splice;
 pub mod spun;
 pub mod step_back;
@@ -38,13 +40,14 @@ use std::sync::{Arc, Weak};
 
 use uringmachine_runtime::by_descriptor::ByDescriptor;
 use uringmachine_runtime::slab::{Key, Slab};
-use uringmachine_runtime::{Driver, OpKey, TaskId};
+use uringmachine_runtime::{clock, Driver, OpKey, TaskId};
 
 use crate::lending::{self, Lender, Lending};
 use crate::os::per_process;
 use crate::ruby::gvl::Gvl;
 use crate::ruby::{self, fiber, Raise, Value, NIL, UNDEF};
 
+use ages::Ages;
 use closing::{Lost, Waits};
 use discards::{Discarded, Discards};
 use fibers::Fibers;
@@ -60,8 +63,30 @@ use turn::Turns;
 pub struct Profile {
     /// When it was turned on, in nanoseconds of CPU time of this thread.
     pub cpu_start: u64,
+    /// The same, by the clock.
+    pub since: u64,
     /// Nanoseconds in the kernel's wait.
     pub waited: u64,
+    /// When the wait began that is not over.
+    pub asleep_since: Option<u64>,
+}
+
+impl Profile {
+    /// The kernel's wait is over.
+    pub fn wakes(&mut self) {
+        if let Some(since) = self.asleep_since.take() {
+            self.waited += clock::now() - since;
+        }
+    }
+
+    /// Nanoseconds since it was turned on, and how many of them were in the kernel's wait.
+    pub fn times(&self) -> (u64, u64) {
+        let now = clock::now();
+        let asleep = self
+            .asleep_since
+            .map_or(0, |since| now.saturating_sub(since));
+        (now.saturating_sub(self.since), self.waited + asleep)
+    }
 }
 
 /// The machine of one thread, with its fibers. Used with Ruby's lock only.
@@ -115,6 +140,8 @@ pub struct Parts {
     pub pipes: Pipes,
     /// Nanoseconds asleep and their start, counted in profile mode.
     pub profile: Option<Profile>,
+    /// When waits began, as far as somebody has looked.
+    pub ages: Ages,
     /// The fibers are being unwound, since the thread ends or was interrupted.
     pub ending: bool,
     /// What interrupted that: raised when it is over.
@@ -162,6 +189,7 @@ impl Machine {
             discards: Discards::default(),
             pipes: Pipes::default(),
             profile: None,
+            ages: Ages::default(),
             ending: false,
             late: None,
         };
@@ -328,6 +356,11 @@ impl Machine {
             }
         }
         asleep
+    }
+
+    /// Whether the thread sleeps in the kernel, with nothing to run.
+    pub fn is_asleep(&self) -> bool {
+        self.asleep.get()
     }
 
     /// Notes whether the thread sleeps.

@@ -187,7 +187,7 @@ impl Machine {
         } else if has_expired {
             self.expire_timeouts();
         }
-        let (sleep, slept, eventfd) = {
+        let (sleep, eventfd) = {
             let mut parts = self.parts();
             if parts.has_ready() {
                 return Ok(());
@@ -195,9 +195,11 @@ impl Machine {
             let prepared = parts.driver.prepare_sleep();
             prepared.map_err(|error| Raise::of(&error, libc::EINVAL))?;
             let deadline = parts.driver.timers.next_deadline();
-            let slept = parts.profile.map(|_| clock::now());
+            if let Some(profile) = &mut parts.profile {
+                profile.asleep_since = Some(clock::now());
+            }
             let eventfd = parts.driver.waker().map_or(-1, |waker| waker.fd());
-            (parts.driver.sleeper(deadline), slept, eventfd)
+            (parts.driver.sleeper(deadline), eventfd)
         };
         let mut result = Ok(());
         self.set_asleep(true);
@@ -207,8 +209,8 @@ impl Machine {
         self.set_asleep(false);
         {
             let mut parts = self.parts();
-            if let (Some(since), Some(profile)) = (slept, &mut parts.profile) {
-                profile.waited += clock::now() - since;
+            if let Some(profile) = &mut parts.profile {
+                profile.wakes();
             }
             result.map_err(|error| Raise::of(&error, libc::EINVAL))?;
             parts.driver.reap();

@@ -1,6 +1,9 @@
 //! What a machine tells about itself: metrics, profile mode, submit.
 
+use std::collections::BTreeMap;
+
 use magnus::{method, Error, Module, Object, RClass};
+use uringmachine_runtime::clock;
 
 use crate::machine::caller::{machine_method, Answer, Caller};
 use crate::machine::owner::Um;
@@ -14,23 +17,28 @@ use crate::ruby::{self, collections, number, string, symbol, Outcome, Raise, Val
 ///
 /// `ops_pending` counts operations the kernel has and timers that are armed; `ops_transient` those that
 /// nobody waits for; `total_fixed_ops` those on registered buffers. `segments_free` is always 0, since bytes
-/// are copied out of the provided buffers at once. In profile mode `time_total_cpu` and `time_total_wait` are added, in seconds.
+/// are copied out of the provided buffers at once. `total_ops_by_kind` is a Hash of the operations submitted by their
+/// names; `total_enters` counts calls of io_uring_enter, `total_waits` those that slept. In profile mode
+/// `time_total_cpu`, `time_total_wait` and `time_total` are added, in seconds: of the thread's CPU time, asleep in the
+/// kernel, and by the clock.
 ///
 /// @method UringMachine#metrics
-/// @return [Hash{Symbol => Integer, Float}]
+/// @return [Hash{Symbol => Integer, Float, Hash}]
 /// @example
 ///   machine.metrics[:total_ops] #=> 0
 fn metrics(this: This<Um>) -> Outcome {
     let machine = this.machine()?;
-    let (numbers, profile) = {
+    let is_asleep = machine.is_asleep();
+    let (numbers, kinds, profile) = {
         let mut parts = machine.parts();
-        let counts = parts.driver.counts();
+        let counts = parts.driver.counts(is_asleep);
         let timers = parts.driver.timers.len();
         let numbers = [
             ("size", u64::from(this.size.get())),
             ("total_ops", counts.operations),
             ("total_switches", parts.turns.switches),
             ("total_waits", counts.sleeps),
+            ("total_enters", counts.enters),
             ("ops_pending", (counts.in_flight + timers) as u64),
             ("ops_unsubmitted", counts.unsubmitted as u64),
             ("ops_runqueue", parts.driver.tasks.queued() as u64),
@@ -43,15 +51,30 @@ fn metrics(this: This<Um>) -> Outcome {
             ("buffer_space_commited", counts.buffer_space as u64),
             ("total_fixed_ops", parts.fixed),
         ];
-        (numbers, parts.profile)
+        let mut kinds = BTreeMap::new();
+        for (name, count) in parts.driver.submitted() {
+            *kinds.entry(name).or_insert(0) += count;
+        }
+        (numbers, kinds, parts.profile)
     };
     let hash = collections::hash()?;
     for (name, number) in numbers {
         collections::set(hash, symbol(name), ruby::unsigned(number)?)?;
     }
+    let by_kind = collections::hash()?;
+    collections::set(hash, symbol("total_ops_by_kind"), by_kind)?;
+    for (name, count) in kinds {
+        collections::set(by_kind, symbol(name), ruby::unsigned(count)?)?;
+    }
     if let Some(profile) = profile {
         let cpu = cpu_time().saturating_sub(profile.cpu_start);
-        for (name, nanoseconds) in [("time_total_cpu", cpu), ("time_total_wait", profile.waited)] {
+        let (total, waited) = profile.times();
+        let times = [
+            ("time_total_cpu", cpu),
+            ("time_total_wait", waited),
+            ("time_total", total),
+        ];
+        for (name, nanoseconds) in times {
             let seconds = ruby::float(nanoseconds as f64 / 1e9)?;
             collections::set(hash, symbol(name), seconds)?;
         }
@@ -81,7 +104,9 @@ fn set_profile_mode(this: This<Um>, value: Value) -> Outcome {
     } else if parts.profile.is_none() {
         parts.profile = Some(Profile {
             cpu_start: cpu_time(),
+            since: clock::now(),
             waited: 0,
+            asleep_since: None,
         });
     }
     Ok(value)
@@ -108,7 +133,7 @@ fn set_test_mode(this: This<Um>, value: Value) -> Outcome {
 ///   machine.submit #=> 0
 fn submit(caller: Caller, _: Arguments) -> Answer {
     let mut parts = caller.machine.parts();
-    let count = parts.driver.counts().unsubmitted;
+    let count = parts.driver.counts(false).unsubmitted;
     let submitted = parts.driver.poll();
     submitted.map_err(|error| Raise::of(&error, libc::EINVAL))?;
     Ok(number(count as i32))

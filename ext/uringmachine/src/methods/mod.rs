@@ -14,6 +14,7 @@ mod passed_descriptors;
 mod paths;
 pub mod processes;
 mod readiness;
+mod reports;
 mod sending;
 mod socket_options;
 mod sockets;
@@ -35,6 +36,7 @@ pub fn define(class: RClass) -> Result<(), Error> {
     paths::define(class)?;
     processes::define(class)?;
     readiness::define(class)?;
+    reports::define(class)?;
     sending::define(class)?;
     socket_options::define(class)?;
     sockets::define(class)?;

@@ -5,6 +5,7 @@
 
 pub mod constants;
 pub mod control_message;
+pub mod description;
 pub mod fd;
 pub mod file;
 pub mod file_system;

@@ -217,6 +217,11 @@ pub fn class_name(value: Value) -> String {
     }
 }
 
+/// What an object is called, as `inspect` does by default: its class, and where it is.
+pub fn name_with_address(object: Value) -> String {
+    format!("#<{}:{:#018x}>", class_name(object), object.0)
+}
+
 /// A Symbol.
 pub fn symbol(name: &str) -> Value {
     // SAFETY: those whose names are written here are never collected.
