@@ -10,7 +10,7 @@ class ApiDocs
     "UringMachine::AsyncOp" => "operation", "UringMachine::IO" => "io", "UringMachine::BufferPool" => "pool",
     "UringMachine::Actor" => "actor", "UringMachine::Process" => "process", "UringMachine::DNSResolver" => "resolver",
     "UringMachine::BlockingOperationThreadPool" => "pool", "UringMachine::SSL" => "UM::SSL",
-    "UringMachine::FiberScheduler" => "scheduler"
+    "UringMachine::FiberScheduler" => "scheduler", "UringMachine::Report" => "report", "UringMachine::Doctor" => "doctor"
   }.freeze
   # Modules whose methods are documented as the class's that includes them.
   INCLUDED = { "UringMachine::FiberExtensions" => "Fiber", "UringMachine::ThreadExtensions" => "Thread" }.freeze

@@ -16,11 +16,12 @@ module Waits
   # What never waits for something outside, by reasons.
   NEVER[:machine] = {
     "it tells something, or notes it": %i[
-      fiber_set getsockopt metrics owned? peername pending_fibers profile_mode= profile_mode? setsockopt sidecar_mode? sidecar_start
+      features fiber_set getsockopt metrics owned? peername pending_fibers profile_mode= profile_mode? setsockopt sidecar_mode? sidecar_start
       sidecar_stop size sockname sqpoll_mode? test_mode= Mutex#locked? Mutex#owned? Queue#count Queue#num_waiting AsyncOp#cancel
       AsyncOp#cancelled? AsyncOp#done? AsyncOp#kind AsyncOp#result IO#consumed IO#eof? IO#mode IO#pending BufferPool#available
       BufferPool#close BufferPool#closed? BufferPool#release BufferPool#size Process#alive? Process#close Process#closed?
-      Process#fileno Process#inspect Process#kill Process#on_exit Process#pid Actor#cast Actor#stop Actor#target
+      Process#fileno Process#inspect Process#kill Process#on_exit Process#pid Actor#cast Actor#stop Actor#target report
+      Report#fibers Report#time Report#to_h Report#to_json Report#to_s
     ],
     "the kernel does it at once": %i[bind listen socket tcp_listen ssl_set_bio submit wakeup],
     "it makes something, which others wait for": %i[io prep_timeout process_open push register_buffers register_file spin unregister_file unshift],
@@ -28,6 +29,7 @@ module Waits
     "the disk answers, always": %i[fadvise fallocate fdatasync fsync ftruncate link mkdir rename rmdir statx symlink unlink],
     "it lets the others run, and goes on": %i[snooze spin_actor],
     "it never returns": %i[run],
+    "it waits on threads of its own: test_doctor.rb": %i[Doctor#findings Doctor#to_h Doctor#to_json Doctor#to_s Doctor#works?],
     "a name server answers: test_resolve.rb": %i[resolve DNSResolver#resolve],
     "a part of an actor, which is its fiber": %i[Actor#prepare Actor#run]
   }

@@ -15,6 +15,7 @@ class UringMachine
     #   UM::Report.all.each { |report| puts report }
     def self.all(frames: FRAMES) = UringMachine.machines.map { |machine| machine.report(frames:) }
 
+    # @api private
     # @param snapshot [Hash] what the machine told
     def initialize(snapshot)
       @time = Time.now

@@ -51,13 +51,16 @@ class TestMachine < MachineTest
   end
 
   def test_metrics
-    keys = %i[size total_ops total_switches total_waits ops_pending ops_unsubmitted ops_runqueue ops_free ops_transient buffers_allocated buffers_free
-              segments_free buffer_space_allocated buffer_space_commited total_fixed_ops]
+    keys = %i[size total_ops total_switches total_waits total_enters ops_pending ops_unsubmitted ops_runqueue ops_free ops_transient buffers_allocated buffers_free
+              segments_free buffer_space_allocated buffer_space_commited total_fixed_ops
+              total_ops_by_kind]
     assert_equal keys, machine.metrics.keys
-    assert_equal [0], machine.metrics.except(:size).values.uniq
+    assert_equal [0, {}], machine.metrics.except(:size).values.uniq
     reader, writer = pipe
     machine.write(writer, "x")
     assert_equal 1, machine.metrics[:total_ops]
+    assert_equal({ write: 1 }, machine.metrics[:total_ops_by_kind])
+    assert_operator machine.metrics[:total_enters], :>, 0
     machine.write_async(writer, "y")
     assert_equal [1, 1, 1], machine.metrics.values_at(:ops_pending, :ops_unsubmitted, :ops_transient)
     assert_equal 1, machine.submit
@@ -89,6 +92,7 @@ class TestMachine < MachineTest
     metrics = machine.metrics
     assert_operator metrics[:time_total_wait], :>=, 0.015
     assert_operator metrics[:time_total_cpu], :>=, 0.02
+    assert_operator metrics[:time_total], :>=, metrics[:time_total_wait] + 0.02
     machine.profile_mode = false
     refute machine.metrics.key?(:time_total_wait)
   end

@@ -1,6 +1,8 @@
 # frozen_string_literal: true
 
 class UringMachine
+  autoload :Doctor, File.expand_path("../doctor.rb", __dir__)
+
   # The machine as it stands: what each of its fibers waits for, and since when, with backtraces. It is made of what the
   # machine knows anyway, so nothing is paid for it until it is asked for; any thread of the Ractor may ask, also while the
   # machine's own thread sleeps.
