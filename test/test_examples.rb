@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require_relative "test_helper"
+require "json"
 require "tmpdir"
 
 # Every example does what it says.
@@ -91,6 +92,48 @@ class TestExamples < SchedulerTest
       Process.kill(:TERM, server)
       Process.wait(server)
     end
+  end
+
+  def test_prometheus
+    IO.popen(command("prometheus.rb")) do |server|
+      port = Integer(server.gets[/\d+/])
+      get = lambda do |path|
+        TCPSocket.open("127.0.0.1", port) do |socket|
+          socket.write("GET #{path} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+          socket.read.split("\r\n\r\n", 2)
+        end
+      end
+      head, body = get.call("/metrics")
+      assert_match(%r{\AHTTP/1\.1 200 OK\r\n}, head)
+      names = body.lines.grep_v(/\A#/).map { |line| line[/\A(uringmachine_\w+)(\{kind="\w+"\})? -?\d+(\.\d+(e-?\d+)?)?$/, 1] or flunk(line) }
+      assert_empty %w[uringmachine_fibers uringmachine_operations_total uringmachine_utilization uringmachine_stalls_total] - names
+      assert_equal names.uniq, body.scan(/^# TYPE (\w+) (?:counter|gauge)$/).flatten
+      assert_match(/404/, get.call("/").first)
+      Process.kill(:TERM, server.pid)
+    end
+  end
+
+  def test_open_telemetry
+    server = TCPServer.new("127.0.0.1", 0)
+    bodies = Thread.new do
+      Array.new(2) do
+        socket = server.accept
+        head = socket.gets("\r\n\r\n")
+        JSON.parse(socket.read(Integer(head[/content-length: (\d+)/i, 1])))
+      ensure
+        socket&.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+        socket&.close
+      end
+    end
+    output = run_example("open_telemetry.rb", "http://127.0.0.1:#{server.addr[1]}/v1/metrics", "0.001", "2")
+    assert_equal "sent: 200\nsent: 200\n", output
+    metrics = bodies.value.last.dig("resourceMetrics", 0, "scopeMetrics", 0, "metrics")
+    kinds = metrics.to_h { |metric| [metric["name"], metric.keys.last] }
+    assert_equal %w[gauge sum], kinds.values_at("uringmachine.fibers", "uringmachine.operations")
+    points = metrics.find { |metric| metric["name"] == "uringmachine.operations" }.dig("sum", "dataPoints")
+    assert_includes points.map { |point| point.dig("attributes", 0, "value", "stringValue") }, "poll"
+  ensure
+    server&.close
   end
 
   # A supervisor of commands, or of servers: ends well, with its workers, when it is told to.

@@ -15,7 +15,7 @@ module Waits
   # What never waits, or has tests of its own beside what it needs: a name server, TLS.
   NEVER = {
     scheduler: %i[abort_on_exception abort_on_exception= close closed? fiber fiber_interrupt fiber_map io_close io_pread io_pwrite join machine
-                  process_fork process_open report run scheduler_close timeout_after transfer unblock uring_scheduler waiting yield address_resolve]
+                  metrics process_fork process_open report run scheduler_close timeout_after transfer unblock uring_scheduler waiting warn_of_stalls yield address_resolve]
   }
 
   ALL = { scheduler: {}, machine: {} }

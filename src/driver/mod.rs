@@ -144,7 +144,12 @@ impl<T> Driver<T> {
     /// The ring, or EBADF once the driver is closed.
     #[inline]
     pub(super) fn ring(&mut self) -> io::Result<&mut Ring> {
-        match &mut self.kernel {
+        Self::ring_of(&mut self.kernel)
+    }
+
+    #[inline]
+    fn ring_of(kernel: &mut Option<Kernel>) -> io::Result<&mut Ring> {
+        match kernel {
             Some(kernel) => Ok(&mut kernel.ring),
             None => Err(io::Error::from_raw_os_error(libc::EBADF)),
         }

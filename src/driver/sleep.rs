@@ -50,8 +50,10 @@ impl<T> Driver<T> {
         // Work goes on as long as it does so at once.
         const ROUNDS: usize = 16;
         for round in 0..ROUNDS {
-            if self.ring()?.wants_enter() {
-                self.enter(0, None)?;
+            let ring = Self::ring_of(&mut self.kernel)?;
+            if ring.wants_enter() {
+                self.entered += 1;
+                ring.enter(0, None)?;
             } else if round > 0 {
                 break;
             }

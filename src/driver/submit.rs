@@ -21,11 +21,10 @@ impl<T> Driver<T> {
     /// the operation's result.
     #[inline]
     pub unsafe fn submit(&mut self, entry: Entry, wait: WaitId) -> io::Result<OpKey> {
-        let op = self
-            .in_flight
-            .start(wait, descriptor_of(&entry), code_of(&entry));
+        let code = code_of(&entry);
+        let op = self.in_flight.start(wait, descriptor_of(&entry), code);
         // SAFETY: the caller's promise.
-        unsafe { self.push(op, entry) }
+        unsafe { self.push(op, entry, code) }
     }
 
     /// Queues an operation whose completion ends `wait`.
@@ -64,11 +63,10 @@ impl<T> Driver<T> {
         entry: Entry,
         memory: Option<Box<[u8]>>,
     ) -> io::Result<OpKey> {
-        let op = self
-            .in_flight
-            .start_orphan(memory, descriptor_of(&entry), code_of(&entry));
+        let code = code_of(&entry);
+        let op = (self.in_flight).start_orphan(memory, descriptor_of(&entry), code);
         // SAFETY: the caller's promise.
-        unsafe { self.push(op, entry) }
+        unsafe { self.push(op, entry, code) }
     }
 
     /// Starts a multishot operation. One that brings bytes must name the group of
@@ -79,14 +77,15 @@ impl<T> Driver<T> {
         arrivals: Arrivals,
     ) -> io::Result<OpKey> {
         let entry = operation.entry();
-        let op = (self.in_flight).start_multishot(arrivals, descriptor_of(&entry), code_of(&entry));
+        let code = code_of(&entry);
+        let op = (self.in_flight).start_multishot(arrivals, descriptor_of(&entry), code);
         // SAFETY: the entry points to nothing.
-        unsafe { self.push(op, entry) }
+        unsafe { self.push(op, entry, code) }
     }
 
-    unsafe fn push(&mut self, op: OpKey, entry: Entry) -> io::Result<OpKey> {
+    unsafe fn push(&mut self, op: OpKey, entry: Entry, code: u8) -> io::Result<OpKey> {
         // SAFETY: the caller's promise.
-        match unsafe { self.push_entry(op, entry) } {
+        match unsafe { self.push_entry(op, entry, code) } {
             Ok(()) => Ok(op),
             Err(error) => {
                 self.in_flight.forget(op);
@@ -95,10 +94,16 @@ impl<T> Driver<T> {
         }
     }
 
-    /// On an error the entry has not reached the queue, so the kernel does not have it.
-    pub(super) unsafe fn push_entry(&mut self, op: OpKey, entry: Entry) -> io::Result<()> {
+    /// `code` is the entry's, read where that was in memory. On an error the entry has not reached the queue, so the
+    /// kernel does not have it.
+    pub(super) unsafe fn push_entry(
+        &mut self,
+        op: OpKey,
+        entry: Entry,
+        code: u8,
+    ) -> io::Result<()> {
         let entry = entry.user_data(op.to_bits());
-        self.submitted[usize::from(code_of(&entry)) % CODES] += 1;
+        self.submitted[usize::from(code) % CODES] += 1;
         match &mut self.kernel {
             // SAFETY: the caller's promise.
             Some(kernel) => unsafe {

@@ -153,9 +153,10 @@ impl<T> Driver<T> {
             self.forget_line(job.fd);
         }
         let entry = job.entry();
-        let op = self.in_flight.start_job(job, code_of(&entry));
+        let code = code_of(&entry);
+        let op = self.in_flight.start_job(job, code);
         // SAFETY: the entry points to the job's bytes, which its record keeps until the completion.
-        if unsafe { self.push_entry(op, entry) }.is_ok() {
+        if unsafe { self.push_entry(op, entry, code) }.is_ok() {
             return Ok(());
         }
         match self.in_flight.forget(op) {

@@ -23,6 +23,38 @@ class UringMachine
     Report.new(snapshot(frames))
   end
 
+  # Has a thread look whether the fibers take turns, and tell of one that holds the thread for longer than a limit while
+  # others wait: how long it has done so at the least, and its backtrace, once a place. Nothing is paid for it when it is
+  # off; when it is on, Ruby's lock is taken twice in each limit.
+  #
+  # Ruby has a thread that computes give way after 100 ms (RUBY_THREAD_TIMESLICE=10 makes them 10): a shorter stall is seen only
+  # if what stalls has let go of Ruby's lock, as system calls do.
+  #
+  # @method UringMachine#warn_of_stalls(limit, &block)
+  # @param limit [Numeric, nil] seconds; nil turns it off
+  # @yieldparam seconds [Float] how long, at the least; without a block it is printed to standard error
+  # @yieldparam backtrace [Array<String>]
+  # @return [UringMachine] self
+  # @raise [TypeError] if limit is no number
+  # @raise [ArgumentError] if it is not positive
+  # @example
+  #   machine.warn_of_stalls(0.05)
+  def warn_of_stalls(limit, &tell)
+    raise TypeError, "limit must be a number of seconds or nil, not #{limit.class}" unless limit.nil? || limit.is_a?(Numeric)
+    raise ArgumentError, "limit must be positive" unless limit.nil? || limit.positive?
+
+    @stalls&.stop
+    @stalls = limit && StallWatch.new(limit, tell) { pulse }
+    self
+  end
+
+  # What `warn_of_stalls` has counted: how many, and the seconds of the longest; nil if it is off.
+  #
+  # @return [Array(Integer, Float), nil]
+  # @example
+  #   machine.stalls #=> nil
+  def stalls = @stalls && [@stalls.count, @stalls.longest]
+
   # The machines that the threads of this Ractor use.
   #
   # @method UringMachine.machines

@@ -120,21 +120,20 @@ fn operation(name: &str, fd: RawFd) -> Outcome {
 }
 
 /// UM#pulse: numbers that change as the machine's fibers take turns, whether nobody else wants the thread (it sleeps in
-/// the kernel, or no other fiber waits), and what runs. For whoever looks for fibers that keep the thread.
+/// the kernel, or no other fiber waits), and the thread. For whoever looks for fibers that keep it.
 fn pulse(this: This<Um>) -> Outcome {
     let machine = this.machine()?;
     let is_asleep = machine.is_asleep();
-    let (progress, is_idle, current) = {
+    let (progress, is_idle) = {
         let mut parts = machine.parts();
         let serial = parts.driver.tasks.serial();
         parts.ages.note(serial);
         let progress = serial + parts.turns.switches + parts.driver.counts(true).sleeps;
-        let current = parts.fibers.current;
-        let current = parts.driver.tasks.get(current).map(|waiter| waiter.fiber);
         let is_idle = is_asleep || parts.driver.tasks.waiting() == 0;
-        (progress, is_idle, current.unwrap_or(NIL))
+        (progress, is_idle)
     };
-    ruby::array_of(&[ruby::unsigned(progress)?, boolean(is_idle), current])
+    let numbers = [ruby::unsigned(progress)?, boolean(is_idle)];
+    ruby::array_of(&[numbers[0], numbers[1], machine.thread()])
 }
 
 /// UM.used_by(thread): the machines that a thread uses.
