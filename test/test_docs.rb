@@ -66,6 +66,27 @@ class TestDocs < Minitest::Test
     end
   end
 
+  OPERATING = File.read(File.join(ApiDocs::ROOT, "docs", "operating.md"))
+
+  def test_the_guide_to_operating_shows_ruby_and_files_that_there_are
+    blocks = OPERATING.scan(/^```ruby\n(.*?)^```$/m).flatten
+    refute_empty blocks
+    blocks.each { |code| assert RubyVM::InstructionSequence.compile("def example\n#{code}\nend") }
+    files = OPERATING.scan(%r{`(examples/\w+\.rb)`|\]\((\w+\.md)\)}).map { |example, page| example || "docs/#{page}" }
+    refute_empty files
+    assert_empty files.reject { |file| File.exist?(File.join(ApiDocs::ROOT, file)) }
+  end
+
+  def test_the_guide_to_operating_has_every_metric
+    table = OPERATING[/^\| name \| what \|\n(?:\|.*\n)+/].lines.drop(2)
+    told = table.flat_map { |line| line.split("|")[1].scan(/`(\w+)`/).flatten.map(&:to_sym) }
+    scheduler = UM::FiberScheduler.new.warn_of_stalls(1)
+    scheduler.machine.profile_mode = true
+    assert_equal scheduler.metrics.keys.sort, told.sort
+  ensure
+    scheduler&.warn_of_stalls(nil)
+  end
+
   def test_the_page_is_up_to_date
     page = File.join(ApiDocs::ROOT, "docs", "api.md")
     assert DOCS.markdown == File.read(page), "docs/api.md is not what script/docs makes"
