@@ -47,3 +47,5 @@ require_relative "uringmachine/core_ext/process"
 require_relative "uringmachine/core_ext/socket"
 require_relative "uringmachine/core_ext/tcp_socket"
 require_relative "uringmachine/core_ext/thread"
+
+UringMachine.listen_for_reports if ENV["UM_REPORTS"] == "1"

@@ -22,7 +22,7 @@ module Waits
       BufferPool#close BufferPool#closed? BufferPool#release BufferPool#size Process#alive? Process#close Process#closed?
       Process#fileno Process#inspect Process#kill Process#on_exit Process#pid Actor#cast Actor#stop Actor#target report
       stalls warn_of_stalls
-      Report#fibers Report#time Report#to_h Report#to_json Report#to_s
+      Report#fibers Report#headline Report#time Report#to_h Report#to_json Report#to_s
     ],
     "the kernel does it at once": %i[bind listen socket tcp_listen ssl_set_bio submit wakeup],
     "it makes something, which others wait for": %i[io prep_timeout process_open push register_buffers register_file spin unregister_file unshift],

@@ -7,9 +7,11 @@ class UringMachine
   # What the executable `uringmachine` does: a module for each of its commands, in a file of its name.
   module Command
     require_relative "command/doctor"
+    require_relative "command/report"
+    require_relative "command/top"
 
     # Each takes the rest of the arguments and where to print, and returns the exit status.
-    ALL = { "doctor" => Doctor }.freeze
+    ALL = { "doctor" => Doctor, "report" => Report, "top" => Top }.freeze
 
     USAGE = <<~TEXT
       Usage: uringmachine COMMAND [ARGUMENT…]
@@ -18,6 +20,27 @@ class UringMachine
 
       uringmachine COMMAND --help says more.
     TEXT
+
+    # Why nobody answers.
+    UNHEARD = "process %d listens for no reports of this user: UM.listen_for_reports, or UM_REPORTS=1 in its environment, has it do so"
+    private_constant :UNHEARD
+
+    # The reports of the process that the arguments name.
+    #
+    # @param arguments [Array<String>] a process's number
+    # @param frames [Integer] lines of each backtrace
+    # @return [Array<UringMachine::Report>]
+    # @raise [ArgumentError] if they name none, or it does not listen
+    # @example
+    #   UM::Command.reports_of(["1234"], 20)
+    def self.reports_of(arguments, frames)
+      pid = Integer(arguments.first || "", exception: false)
+      raise ArgumentError, "PID must be the number of a process" unless pid && arguments.size == 1
+
+      UringMachine::Report.of(pid, frames:)
+    rescue Errno::ENOENT, Errno::ECONNREFUSED, Errno::EACCES
+      raise ArgumentError, format(UNHEARD, pid)
+    end
 
     # Runs the command that the arguments name.
     #

@@ -15,15 +15,23 @@ class UringMachine
     #   UM::Report.all.each { |report| puts report }
     def self.all(frames: FRAMES) = UringMachine.machines.map { |machine| machine.report(frames:) }
 
+    # The reports of another process, which has to listen: see `UM.listen_for_reports`.
+    #
+    # @param pid [Integer]
+    # @param frames [Integer] as for `UringMachine#report`
+    # @return [Array<UringMachine::Report>]
+    # @raise [SystemCallError] if it does not listen, or not to this user
+    # @example
+    #   puts UM::Report.of(pid)
+    def self.of(pid, frames: FRAMES) = ReportSocket.ask(pid, frames).map { |told| new(told, told.delete(:pid), told.delete(:time)) }
+
     # @api private
-    # @param snapshot [Hash] what the machine told
-    def initialize(snapshot)
-      @time = Time.now
-      @thread = snapshot.fetch(:thread)
-      @asleep = snapshot.fetch(:asleep)
-      @numbers = snapshot.fetch(:numbers)
-      @others = snapshot.fetch(:others)
-      @fibers = snapshot.fetch(:fibers).map { |fiber| read(fiber) }
+    # @param told [Hash] what the machine told
+    def initialize(told, pid = ::Process.pid, time = Time.now.to_f)
+      @pid = pid
+      @time = time
+      @thread, @asleep, @numbers, @others = told.values_at(:thread, :asleep, :numbers, :others)
+      @fibers = told.fetch(:fibers).map { |fiber| read(fiber) }
     end
 
     # When it was made.
@@ -31,7 +39,7 @@ class UringMachine
     # @return [Time]
     # @example
     #   machine.report.time
-    attr_reader :time
+    def time = Time.at(@time)
 
     # The live fibers, each a Hash: its `:fiber`, as `inspect` says it; `:state`, one of new, ready, running, waiting,
     # draining (a cancelled operation is about to end), interrupted, timed out, suspended (by the program itself);
@@ -46,9 +54,9 @@ class UringMachine
 
     # @return [Hash{Symbol => Object}] all of it: Strings, numbers, Arrays and Hashes
     # @example
-    #   machine.report.to_h[:run_queue] #=> 0
+    #   machine.report.to_h[:numbers][:run_queue] #=> 0
     def to_h
-      { pid: ::Process.pid, time: @time.to_f, thread: @thread, asleep: @asleep, **@numbers, others: @others, fibers: @fibers }
+      { pid: @pid, time: @time, thread: @thread, asleep: @asleep, numbers: @numbers, others: @others, fibers: @fibers }
     end
 
     # @return [String] the same as JSON
@@ -65,6 +73,14 @@ class UringMachine
     def to_s
       places = @fibers.group_by { |fiber| [fiber[:state], kind(fiber), fiber[:backtrace]] }
       [headline, *others, *places.values.sort_by { |alike| -alike.size }.flat_map { |alike| paragraph(alike) }].join("\n")
+    end
+
+    # @return [String] the numbers of the machine in a line
+    # @example
+    #   machine.report.headline
+    def headline
+      numbers = @numbers.map { |name, number| "#{name.to_s.tr("_", " ")} #{number}" }
+      "machine of #{@thread || "no thread yet"}, pid #{@pid}, #{@asleep ? "asleep" : "awake"}: #{numbers.join(", ")}"
     end
 
     private
@@ -100,11 +116,6 @@ class UringMachine
 
     # What fibers have in common that wait for different descriptors.
     def kind(fiber) = [fiber[:operations].map { |operation| operation[:name] }, fiber[:blocker], fiber[:left].nil?]
-
-    def headline
-      numbers = @numbers.map { |name, number| "#{name.to_s.tr("_", " ")} #{number}" }
-      "machine of #{@thread || "no thread yet"}, pid #{::Process.pid}, #{@asleep ? "asleep" : "awake"}: #{numbers.join(", ")}"
-    end
 
     def others = @others.map { |operation| "nobody waits for #{on_descriptor(operation)}" }
 

@@ -73,7 +73,7 @@ class TestReport < SchedulerTest
     reader, = IO.pipe
     while_waiting(-> { reader.gets }, -> { sleep 1000 }, -> { Queue.new.pop }) do |scheduler|
       hash = scheduler.report.to_h
-      assert_equal [1, 1, 0, 0], hash.values_at(:operations_in_flight, :timers, :loans, :run_queue)
+      assert_equal [1, 1, 0, 0], hash[:numbers].values_at(:operations_in_flight, :timers, :loans, :run_queue)
       assert_equal 4, (hash[:fibers].count { |fiber| fiber[:scheduled] })
       assert_equal Process.pid, hash[:pid]
       refute hash[:asleep]

@@ -1,6 +1,8 @@
 # frozen_string_literal: true
 
 class UringMachine
+  autoload :ReportSocket, File.expand_path("../report_socket.rb", __dir__)
+  private_constant :ReportSocket
   autoload :Doctor, File.expand_path("../doctor.rb", __dir__)
 
   # The machine as it stands: what each of its fibers waits for, and since when, with backtraces. It is made of what the
@@ -81,6 +83,17 @@ class UringMachine
     end
     nil
   end
+
+  # Has this process tell of its machines to `uringmachine report` and `uringmachine top` of the same user: by a UNIX socket
+  # of mode 0600 in $XDG_RUNTIME_DIR or /tmp, named after the process. It is removed when the process exits, and a child of
+  # fork has none until it asks. The variable UM_REPORTS=1 does the same when the gem is loaded.
+  #
+  # @method UringMachine.listen_for_reports
+  # @return [String] the socket's path
+  # @raise [SystemCallError] if it cannot be made
+  # @example
+  #   UM.listen_for_reports #=> "/tmp/uringmachine-1234.sock"
+  def self.listen_for_reports = ReportSocket.open
 
   # Prints the reports in one piece.
   def self.dump
