@@ -26,10 +26,11 @@ module Compatibility
 
       Programs of `test/compat`, in fibers under the scheduler, beside a fiber that ticks every 5 ms; the same in threads says what is right and
       what it costs. Each asserts its results: bytes, counts, order, the classes of exceptions. `script/compat` fetches the gems and servers from
-      Debian, runs all, and writes this page; `rake test` runs a small size of those whose gem and server are there.
+      Debian, runs all, and writes this page.
 
       The gap is the longest time by which a tick came late, in milliseconds; CPU is that of the whole process, to the same program's in threads.
-      Ruby #{lines.map { |line| line["ruby"] }.uniq.join(", ")}, on a machine that did other work too.
+      Ruby #{lines.map { |line| line["ruby"] }.uniq.join(", ")}, on a machine of two processors that did other work too: a gap differs by some tens of milliseconds from run
+      to run, with fibers as with threads.
 
       #{lines.group_by { |line| line["row"] }.map { |row, of_row| section(row, of_row) }.join("\n")}
     PAGE
