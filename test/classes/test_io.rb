@@ -288,6 +288,16 @@ class TestMachineIO < MachineTest
   # The number is another file's by the time of the second call, which must not take the stream from the first.
   def test_a_call_leaves_the_stream_to_the_one_that_reads
     keep_numbers
+    # A read that is submitted before the number is the other file's, since the clock has gone on, is of no file: once more.
+    results = nil
+    100.times do
+      results = two_calls_of_one_stream
+      break unless results.first.is_a?(Errno::EBADF)
+    end
+    assert_equal ["hello", UM::Error], results
+  end
+
+  def two_calls_of_one_stream
     reader, writer = IO.pipe
     number = reader.fileno
     copy = reader.dup
@@ -306,8 +316,11 @@ class TestMachineIO < MachineTest
       writer << "hello"
       GC.enable
       GC.start
+      GC.disable
     end
-    assert_equal ["hello", UM::Error], machine.join(first, second, third).first(2)
+    machine.join(first, second, third).first(2)
+  ensure
+    [copy, writer, @kept].each(&:close)
   end
 
   def test_streams_that_are_dropped_while_they_read_are_stopped
