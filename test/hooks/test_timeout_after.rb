@@ -84,16 +84,20 @@ class TestTimeoutAfter < SchedulerTest
   def test_a_timeout_reaches_a_fiber_that_waits_in_another_while_others_are_ready
     done = false
     result = nil
+    reader, writer = IO.pipe
     scheduled do
       Fiber.schedule { Fiber.scheduler.yield until done }
       Fiber.schedule do
-        result = assert_raises(Timeout::Error) { Timeout.timeout(0.01) { Fiber.new { IO.pipe.first.read(1) }.resume } }
+        result = assert_raises(Timeout::Error) { Timeout.timeout(0.01) { Fiber.new { reader.read(1) }.resume } }
       ensure
         done = true
       end
     end
 
     assert_instance_of Timeout::Error, result
+  ensure
+    # It is no garbage until here.
+    [reader, writer].each(&:close)
   end
 
   def test_timeout_error_is_caught_where_plain_ruby_catches_it
