@@ -21,9 +21,6 @@ use crate::ruby::{
 };
 use crate::tls;
 
-/// How long the end of a selector waits for the kernel to give memory back, in nanoseconds.
-const SHUT_DOWN_LIMIT: u64 = 5_000_000_000;
-
 /// What a UM::Selector holds.
 #[derive(TypedData)]
 #[magnus(class = "UringMachine::Selector", mark, size, free_immediately)]
@@ -277,13 +274,7 @@ fn close(this: This<Selector>) -> Outcome {
     }
     let machine = this.machine()?;
     this.closed.set(true);
-    let is_shut = machine.parts().driver.shut_down(SHUT_DOWN_LIMIT);
-    if is_shut {
-        machine.parts().driver.close();
-    } else {
-        // The kernel may still write to what the machine knows: it must never be freed.
-        owner::leak(machine);
-    }
+    owner::shut_down(machine);
     Ok(NIL)
 }
 

@@ -9,9 +9,6 @@ use crate::ruby::call::call_if_there;
 use crate::ruby::this::This;
 use crate::ruby::{call, classes, fiber, Outcome, Raise, Value, NIL};
 
-/// How long the end of a scheduler waits for the kernel to give memory back, in nanoseconds.
-const SHUT_DOWN_LIMIT: u64 = 5_000_000_000;
-
 /// Drives the fibers until none waits.
 ///
 /// @method UringMachine::FiberScheduler#run
@@ -56,18 +53,7 @@ fn scheduler_close(this: This<Scheduler>) -> Outcome {
         machine.run_all().map_err(|raise| machine.unwind_all(raise))
     };
     this.closed.set(true);
-    let is_shut = {
-        let mut parts = machine.parts();
-        // Those that are kept for the next use.
-        parts.pipes = Default::default();
-        parts.driver.shut_down(SHUT_DOWN_LIMIT)
-    };
-    if is_shut {
-        machine.parts().driver.close();
-    } else {
-        // The kernel may still write to what the machine knows: it must never be freed.
-        owner::leak(machine);
-    }
+    owner::shut_down(machine);
     ended.map(|()| NIL)
 }
 

@@ -193,8 +193,26 @@ pub fn used_by(thread: Value, make: bool) -> Outcome {
     Ok(list)
 }
 
+/// How long the end of what a machine runs waits for the kernel to give memory back, in nanoseconds.
+const GIVE_BACK_LIMIT: u64 = 5_000_000_000;
+
+/// Gives a machine's ring back, on its own thread, which goes on.
+pub fn shut_down(machine: &Machine) {
+    let is_shut = {
+        let mut parts = machine.parts();
+        // Those that are kept for the next use.
+        parts.pipes = Pipes::default();
+        parts.driver.shut_down(GIVE_BACK_LIMIT)
+    };
+    if is_shut {
+        machine.parts().driver.close();
+    } else {
+        leak(machine);
+    }
+}
+
 /// Keeps a machine for ever: the kernel may still write to what it knows.
-pub fn leak(machine: &Machine) {
+fn leak(machine: &Machine) {
     machine.parts().driver.leak();
     let machine = machine.share();
     machines().retain(|entry| !Arc::ptr_eq(entry, &machine));
