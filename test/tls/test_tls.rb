@@ -436,13 +436,9 @@ class TestMachineTLS < MachineTest
     Dir.mktmpdir do |folder|
       File.write(File.join(folder, "both.pem"), Identity.certificate.to_pem + Identity.key.to_pem)
       TCPServer.open("127.0.0.1", 0) do |listener|
-        port = listener.addr[1]
-        listener.close if role == "s_server"
-        command = [program, role, role == "s_server" ? "-accept" : "-connect", "127.0.0.1:#{port}", *options]
-        command.push("-cert", File.join(folder, "both.pem")) if role == "s_server"
-        Open3.popen2e(*command) do |input, output, child|
-          nil until role == "s_client" || output.gets.start_with?("ACCEPT")
-          socket = role == "s_server" ? TCPSocket.new("127.0.0.1", port) : listener.accept
+        there = role == "s_server" ? ["-accept", "127.0.0.1:0", "-cert", File.join(folder, "both.pem")] : ["-connect", "127.0.0.1:#{listener.addr[1]}"]
+        Open3.popen2e(program, role, *there, *options) do |input, output, child|
+          socket = role == "s_server" ? connect_to(output) : listener.accept
           @closed << socket
           yield socket, input, output
         ensure
@@ -450,6 +446,15 @@ class TestMachineTLS < MachineTest
         end
       end
     end
+  end
+
+  # A connection to an `openssl s_server`, which says where it listens.
+  def connect_to(output)
+    said = []
+    until (port = said.last&.slice(/^ACCEPT .*:(\d+)/, 1))
+      said << (output.gets || flunk("the server has ended: #{said.join}"))
+    end
+    TCPSocket.new("127.0.0.1", port)
   end
 
   # Has the openssl command do what a letter stands for, which has to be all there is to read.
