@@ -72,6 +72,25 @@ class TestMachineResp < MachineTest
     end
   end
 
+  # A reply of just as many bytes is read; one with another byte is refused before what is too much is waited for.
+  def test_a_reply_that_is_longer_than_its_limit
+    REPLIES.each_key do |bytes|
+      machine.write(@writer, bytes)
+      value = @io.resp_read(bytes.bytesize)
+      value.nil? ? assert_nil(REPLIES[bytes]) : assert_equal(REPLIES[bytes], value)
+    end
+    [*REPLIES.keys.map { |bytes| [bytes, bytes.bytesize - 1] }, ["$1000\r\n", 1000], ["*?\r\n#{":1\r\n" * 500}", 1000], ["*500000\r\n#{":1\r\n" * 500}", 1000], ["+#{"x" * 1000}", 1000]].each do |bytes, limit|
+      reader, writer = opened(IO.pipe.map { |io| io.autoclose = false; io.fileno })
+      machine.write(writer, bytes)
+      error = assert_raises(UM::Error, bytes) { machine.timeout(20, Timeout::Error) { machine.io(reader).resp_read(limit) } }
+      assert_match(/longer than limit/, error.message)
+    end
+    machine.write(@writer, "+next\r\n")
+    assert_raises(ArgumentError) { @io.resp_read(-1) }
+    assert_raises(TypeError) { @io.resp_read("1") }
+    assert_equal "next", @io.resp_read(0)
+  end
+
   def test_what_is_not_resp_is_an_error_that_a_peer_cannot_crash_with
     [
       "?what\r\n", "\r\n", "+foo\n", ":abc\r\n", ":-+5\r\n", "_x\r\n", "*?\r\n.x\r\n", "(\r\n", "(12x\r\n", ",abc\r\n", "#x\r\n", "$abc\r\n", "$-2\r\n", "$99999999999999999999\r\n",

@@ -2,6 +2,8 @@
 //!
 //! A reply may come in any number of pieces: whatever is missing is waited for where it is missing.
 
+use std::cell::Cell;
+
 use magnus::prelude::*;
 use magnus::{function, method, Error, RClass, Ruby};
 
@@ -9,10 +11,11 @@ use super::reader::{reading, Reader};
 use super::{write_to, Io};
 use crate::machine::caller::{answer, Answer, Caller};
 use crate::machine::operate::Failure;
+use crate::ruby::arguments::{self, Arguments};
 use crate::ruby::this::This;
 use crate::ruby::{
-    arguments, array, as_fixnum, as_float, call, class_name, classes, collections, fixnum, float,
-    is_a, is_array, is_hash, is_string, is_symbol, keep_until_here, string, Outcome, Raise, Shared,
+    array, as_fixnum, as_float, call, class_name, classes, collections, fixnum, float, is_a,
+    is_array, is_hash, is_string, is_symbol, keep_until_here, string, Outcome, Raise, Shared,
     Value, FALSE, NIL, TRUE,
 };
 
@@ -47,12 +50,31 @@ fn text(bytes: &[u8]) -> Outcome {
     string::utf8(bytes)
 }
 
-impl Reader<'_> {
+/// A reply that is read.
+struct Reply<'a> {
+    reader: &'a Reader<'a>,
+    /// How many bytes it may go on for.
+    left: Cell<u64>,
+}
+
+impl Reply<'_> {
+    /// How many bytes are left once so many more are taken.
+    fn may_take(&self, bytes: usize) -> Result<u64, Failure> {
+        let left = self.left.get().checked_sub(bytes as u64);
+        left.ok_or_else(|| protocol("a reply is longer than limit"))
+    }
+
+    /// Counts bytes, before they are waited for or taken.
+    fn count(&self, bytes: usize) -> Result<(), Failure> {
+        self.left.set(self.may_take(bytes)?);
+        Ok(())
+    }
+
     /// Waits for a line and takes it, without its CR LF. `None` if the end comes before its first byte.
     fn line(&self) -> Result<Option<Vec<u8>>, Failure> {
         let mut searched = 0;
         loop {
-            let (end, length) = self.with_bytes(|bytes| {
+            let (end, length) = self.reader.with_bytes(|bytes| {
                 let place = memchr::memchr(b'\n', &bytes[searched..]);
                 (place.map(|place| searched + place), bytes.len())
             });
@@ -60,21 +82,23 @@ impl Reader<'_> {
                 if end > LONGEST_LINE {
                     return Err(protocol("a line is too long"));
                 }
-                let line = self.with_bytes(|bytes| {
+                let line = self.reader.with_bytes(|bytes| {
                     let is_ended = end > 0 && bytes[end - 1] == b'\r';
                     is_ended.then(|| bytes[..end - 1].to_vec())
                 });
                 let Some(line) = line else {
                     return Err(protocol("a line does not end with CR LF"));
                 };
-                self.consume(end + 1);
+                self.count(end + 1)?;
+                self.reader.consume(end + 1);
                 return Ok(Some(line));
             }
             searched = length;
             if searched > LONGEST_LINE {
                 return Err(protocol("a line is too long"));
             }
-            if !self.fill(searched + 1)? {
+            self.may_take(searched + 1)?;
+            if !self.reader.fill(searched + 1)? {
                 return if searched == 0 {
                     Ok(None)
                 } else {
@@ -87,17 +111,18 @@ impl Reader<'_> {
     /// Waits for so many bytes and their CR LF; gives them to `make`.
     fn bulk<T>(&self, length: u64, make: impl FnOnce(&[u8]) -> T) -> Result<T, Failure> {
         let length = length as usize;
-        if !self.fill(length + 2)? {
+        self.count(length + 2)?;
+        if !self.reader.fill(length + 2)? {
             return Err(cut_off());
         }
-        let made = self.with_bytes(|bytes| {
+        let made = self.reader.with_bytes(|bytes| {
             let is_ended = &bytes[length..length + 2] == b"\r\n";
             is_ended.then(|| make(&bytes[..length]))
         });
         let Some(made) = made else {
             return Err(protocol("a string does not end with CR LF"));
         };
-        self.consume(length + 2);
+        self.reader.consume(length + 2);
         Ok(made)
     }
 
@@ -178,10 +203,10 @@ impl Reader<'_> {
     /// The next element of an aggregate; `None` at the end of a streamed one.
     fn element(&self, streamed: bool, depth: usize) -> Result<Option<Value>, Failure> {
         if streamed {
-            if !self.fill(1)? {
+            if !self.reader.fill(1)? {
                 return Err(cut_off());
             }
-            if self.with_bytes(|bytes| bytes[0]) == b'.' {
+            if self.reader.with_bytes(|bytes| bytes[0]) == b'.' {
                 return match self.line()?.as_deref() {
                     Some(b".") => Ok(None),
                     _ => Err(protocol("the end of an aggregate has a value")),
@@ -355,17 +380,28 @@ fn bulk(bytes: &[u8], to: &mut Vec<u8>) {
 
 /// Reads a reply of RESP2 or RESP3, in however many pieces it comes.
 ///
-/// @method UringMachine::IO#resp_read
+/// @method UringMachine::IO#resp_read(limit = 0)
+/// @param limit [Integer] the most bytes that a reply may have; 0 is any number, as far as RESP goes: 512 MiB a string and as many
+///   elements. After one that has more the stream is of no use
 /// @return [Object, nil] nil for a null, and at the end; a String, UTF-8; an Integer, Float or Boolean; an Array for
 ///   an array, a set or a push; a Hash for a map or an attribute; an error is returned as a
 ///   UringMachine::IO::RESPError
 /// @raise [EOFError] if the end comes within a reply
-/// @raise [UringMachine::Error] if it is not RESP
+/// @raise [UringMachine::Error] if it is not RESP, or longer than limit
+/// @raise [ArgumentError] if limit is negative
 /// @example
 ///   io.resp_write(["GET", "key"])
 ///   io.resp_read #=> "value"
-fn resp_read(io: This<Io>) -> Outcome {
-    reading(io, |reader| Ok(reader.value(0)?.unwrap_or(NIL)))
+fn resp_read(io: This<Io>, arguments: &[magnus::Value]) -> Outcome {
+    let arguments = Arguments::of(arguments, 0..=1)?;
+    reading(io, |reader| {
+        let limit = match arguments.optional(0) {
+            None => 0,
+            Some(_) => arguments.length(0, "limit")?,
+        };
+        let left = Cell::new(if limit == 0 { u64::MAX } else { limit as u64 });
+        Ok(Reply { reader, left }.value(0)?.unwrap_or(NIL))
+    })
 }
 
 /// Writes an object as RESP3.
@@ -424,7 +460,7 @@ fn resp_encode(string: Value, object: Value) -> Outcome {
 pub fn define(ruby: &Ruby, class: RClass) -> Result<(), Error> {
     let error = class.define_error("RESPError", ruby.exception_standard_error())?;
     ERROR.keep(error.as_value().into());
-    class.define_method("resp_read", method!(resp_read, 0))?;
+    class.define_method("resp_read", method!(resp_read, -1))?;
     class.define_method("resp_write", method!(resp_write, 1))?;
     class.define_singleton_method("resp_encode", function!(resp_encode, 2))?;
     Ok(())
