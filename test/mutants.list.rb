@@ -748,3 +748,45 @@ mutant "close-though-raised-in", "a close whose fiber is raised in before the ke
        from: "seen == UNASKED || (",
        to: "(",
        tests: ["test/methods/test_transfer.rb"]
+
+# --- What a peer sends, in all
+
+mutant "resp-limit-of-a-line", "a line counts into the limit of a reply",
+       file: "#{EXT}/classes/io/resp.rs",
+       from: "                self.count(end + 1)?;\n",
+       to: "",
+       tests: ["test/classes/test_io_resp.rb"]
+
+mutant "resp-limit-of-a-string", "a string counts into the limit of a reply before it is waited for",
+       file: "#{EXT}/classes/io/resp.rs",
+       from: "        self.count(length + 2)?;\n",
+       to: "",
+       tests: ["test/classes/test_io_resp.rb"]
+
+mutant "resp-limit-of-a-wait", "no more of a line is waited for than its reply may have",
+       file: "#{EXT}/classes/io/resp.rs",
+       from: "            self.may_take(searched + 1)?;\n",
+       to: "",
+       tests: ["test/classes/test_io_resp.rb"]
+
+# --- Sandboxes and small machines
+
+mutant "may-enter", "a sandbox that refuses io_uring_enter alone is told of",
+       file: "src/ring/setup.rs",
+       from: "may_enter(&uring).map_err(|error| SetupError::of(&error, entries))?;",
+       to: "",
+       tests: ["test/test_unsupported.rb"]
+
+mutant "smaller-ring", "a ring is smaller where little memory may be locked",
+       file: "#{EXT}/classes/machine.rs",
+       from: "while asked.is_none() && size > LEAST_ENTRIES",
+       to: "while false && asked.is_none() && size > LEAST_ENTRIES",
+       tests: ["test/test_places.rb", "test/test_unsupported.rb"]
+
+# --- What a closed scheduler keeps
+
+mutant "pipes-of-the-closed", "a closed scheduler keeps no pipe",
+       file: "#{EXT}/machine/owner.rs",
+       from: "        parts.pipes = Pipes::default();\n        ",
+       to: "",
+       tests: ["test/hooks/test_close.rb"]

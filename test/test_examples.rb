@@ -2,7 +2,9 @@
 
 require_relative "test_helper"
 require "json"
+require "tempfile"
 require "tmpdir"
+require_relative "identity"
 
 # Every example does what it says.
 class TestExamples < SchedulerTest
@@ -16,6 +18,25 @@ class TestExamples < SchedulerTest
       sockets.each_with_index { |socket, number| assert_equal "line #{number}\n", socket.gets }
       sockets.each(&:close)
       Process.kill(:TERM, server.pid)
+    end
+  end
+
+  def test_tls_server
+    Tempfile.create("um") do |file|
+      file.write(Identity.certificate.to_pem, Identity.key.to_pem)
+      file.flush
+      IO.popen(command("tls_server.rb", file.path)) do |server|
+        port = Integer(server.gets[/\d+/])
+        context = OpenSSL::SSL::SSLContext.new.tap { |client| client.set_params(cert_store: OpenSSL::X509::Store.new.tap { |store| store.add_cert(Identity.certificate) }) }
+        idle = TCPSocket.new("127.0.0.1", port)
+        sockets = Array.new(20) do
+          OpenSSL::SSL::SSLSocket.new(TCPSocket.new("127.0.0.1", port), context).tap { |socket| (socket.hostname = "localhost") && (socket.sync_close = true) && socket.connect }
+        end
+        sockets.each_with_index { |socket, number| socket.puts "line #{number}" }
+        sockets.each_with_index { |socket, number| assert_equal "line #{number}\n", socket.gets }
+        [idle, *sockets].each(&:close)
+        Process.kill(:TERM, server.pid)
+      end
     end
   end
 
