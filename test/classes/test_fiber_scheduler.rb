@@ -25,11 +25,18 @@ class TestFiberScheduler < SchedulerTest
   end
 
   def test_bad_arguments_raise_what_plain_ruby_raises
-    assert_raises(ArgumentError) { UM::FiberScheduler.new(nil, 1) }
+    assert_match(/\bpool\b/, assert_raises(TypeError) { UM::FiberScheduler.new(nil, 1) }.message)
+    assert_raises(ArgumentError) { UM::FiberScheduler.new(nil, nil, nil) }
     assert_raises(TypeError) { UM::FiberScheduler.new("machine") }
     assert_raises(ArgumentError) { UM.new(size: 0) }
     assert_raises(TypeError) { UM.new(size: "many") }
     assert_raises(ArgumentError) { UM.new(colour: 1) }
+  end
+
+  def test_a_pool_may_be_given_as_in_uringmachine_1
+    scheduler = UM::FiberScheduler.new(UM.new, UM::BlockingOperationThreadPool.new(1))
+    scheduled(scheduler) { Fiber.schedule { sleep 0.001 } }
+    assert_predicate scheduler, :closed?
   end
 
   def test_a_machine_may_be_given

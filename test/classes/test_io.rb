@@ -145,6 +145,22 @@ class TestMachineIO < MachineTest
     assert_equal "baz", @io.read(3)
   end
 
+  def test_what_is_left_at_the_end_is_at_its_end
+    one, other = pair
+    machine.write(one, "foobar")
+    machine.close(one)
+    left = machine.io(other) { |io| io.read(3) && io }
+    refute_predicate left, :eof?
+    left = machine.io(other) { |io| io.read(-6) && io }
+    assert_predicate left, :eof?
+    one, other = pair
+    machine.write(one, "foobar")
+    machine.close(one)
+    left = machine.io(other) { |io| io.read(6) && io }
+    assert_predicate left, :eof?
+    assert_nil left.read(1)
+  end
+
   def test_clear_begins_anew_after_the_end_and_after_an_error
     Tempfile.create do |file|
       io = machine.io(opened(machine.open(file.path, UM::O_RDONLY)))

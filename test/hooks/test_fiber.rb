@@ -41,6 +41,21 @@ class TestFiber < SchedulerTest
     refute_predicate fiber, :alive?
   end
 
+  # As in uringmachine 1.0, where both are of one kind.
+  def test_the_machine_waits_for_a_scheduled_fiber_and_has_its_result
+    in_fiber do |scheduler|
+      machine = scheduler.machine
+      fibers = [Fiber.schedule { sleep(0.001) && :slept }, Fiber.schedule { sleep(0.001) && nil }]
+      assert_equal [nil, nil], fibers.map(&:done?)
+      assert_equal [:slept, nil], machine.join(fibers)
+      assert_equal [true, true], fibers.map(&:done?)
+      quick = Fiber.schedule { :quick }
+      assert_equal [true, nil], [quick.done?, machine.join(quick)]
+      scheduler.abort_on_exception = false
+      assert_equal "failed", machine.join(Fiber.schedule { sleep(0.001) && raise("failed") }).message
+    end
+  end
+
   def test_fiber_storage_is_inherited_and_can_be_given
     seen = []
     scheduled do

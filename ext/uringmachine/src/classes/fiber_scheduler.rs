@@ -12,8 +12,8 @@ use uringmachine_runtime::tasks::State;
 use super::{machine, turns};
 use crate::machine::registry::EndedWaits;
 use crate::machine::{closing, interrupts, owner, registry, report, spun, Machine, Waiter};
-use crate::ruby::arguments::{self, Arguments};
-use crate::ruby::call::{call_if_there, catch_unwinding};
+use crate::ruby::arguments::{self, wrong_type, Arguments};
+use crate::ruby::call::{call_if_there, catch_unwinding, responds_to};
 use crate::ruby::fiber::{self, Body};
 use crate::ruby::this::This;
 use crate::ruby::{
@@ -128,13 +128,15 @@ fn find_behind(scheduler: Value) -> Option<This<Scheduler>> {
 
 /// Makes a scheduler, to be given to Fiber.set_scheduler.
 ///
-/// @method UringMachine::FiberScheduler.new(machine = nil, fork: :discard)
+/// @method UringMachine::FiberScheduler.new(machine = nil, pool = nil, fork: :discard)
 /// @param machine [UringMachine, nil] the machine it runs on; nil is a new one
+/// @param pool [UringMachine::BlockingOperationThreadPool, nil] has no effect: all schedulers share one
 /// @param fork [:discard, :renew] what a child of fork gets: no scheduler, or a fresh one with a ring of its
 ///   own; see `process_fork`
 /// @return [UringMachine::FiberScheduler]
 /// @raise [UringMachine::UnsupportedError] if the kernel or the sandbox refuses io_uring
 /// @raise [ArgumentError] if the machine belongs to another thread, or fork is something else
+/// @raise [TypeError] if machine is no machine, or pool no pool
 /// @kernel 6.1
 /// @example
 ///   Fiber.set_scheduler(UM::FiberScheduler.new)
@@ -145,7 +147,7 @@ fn initialize(this: This<Scheduler>, arguments: &[magnus::Value]) -> Result<(), 
         }
         arguments => (None, arguments),
     };
-    let arguments = Arguments::of(arguments, 0..=1)?;
+    let arguments = Arguments::of(arguments, 0..=2)?;
     let again = || Raise::misuse("already initialized");
     if this.known_machine().is_some() {
         return Err(again());
@@ -157,6 +159,15 @@ fn initialize(this: This<Scheduler>, arguments: &[magnus::Value]) -> Result<(), 
             fork.map_or(Ok(false), read_fork)?
         }
     };
+    if let Some(pool) = arguments.optional(1) {
+        if !responds_to(pool, "process")? {
+            return Err(wrong_type(
+                pool,
+                "pool",
+                "a UM::BlockingOperationThreadPool",
+            ));
+        }
+    }
     let um = match arguments.optional(0) {
         None => machine::new_default()?,
         Some(machine) => machine,
@@ -202,11 +213,11 @@ impl Body for Scheduled {
         let block = std::mem::replace(&mut machine.parts().starting, NIL);
         let fiber = fiber::current();
         let result = registry::end_of_forker(fiber, catch_unwinding(block, &[]));
-        spun::tell_listeners(fiber);
+        let noted = spun::end_scheduled(fiber, &result);
         let kept = forget(machine, fiber);
         let result = match (result, kept) {
             (Ok(_), Some(exception)) => Err(Raise::Exception(exception)),
-            (result, _) => result,
+            (result, _) => result.and_then(|value| noted.map(|()| value)),
         };
         match result {
             Ok(_) => Ok(NIL),

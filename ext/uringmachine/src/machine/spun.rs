@@ -1,4 +1,4 @@
-//! The end of a fiber that a machine has spun: its result, and who is told.
+//! The end of a fiber: its result, and who is told.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
@@ -24,6 +24,17 @@ pub fn end_unstarted(machine: &Machine, fiber: Value) -> Result<(), Raise> {
 
 /// Whether anybody has ever waited for a fiber so: to look for the variable costs a tenth of a fiber.
 pub static ANY_LISTENERS: AtomicBool = AtomicBool::new(false);
+
+/// The end of a fiber of Fiber.schedule: its result is kept for whoever waits for it, and for nobody else, since a variable
+/// costs a tenth of a fiber.
+pub fn end_scheduled(fiber: Value, result: &Outcome) -> Result<(), Raise> {
+    if tell_listeners(fiber) {
+        if let Ok(value) | Err(Raise::Exception(value)) = result {
+            set_variable(fiber, RESULT.id(), *value)?;
+        }
+    }
+    Ok(())
+}
 
 /// Tells whoever waits for a fiber that it ends; says whether there is anybody.
 pub fn tell_listeners(fiber: Value) -> bool {

@@ -287,7 +287,7 @@ fn collect(um: &Um, wanted: impl Fn(State, &Waiter) -> bool) -> Outcome {
     call(list, "to_set", &[])
 }
 
-/// Has the fiber pushed to a queue when it ends, or now if it has. For a fiber of `spin`, of any machine.
+/// Has the fiber pushed to a queue when it ends, or now if it has. For a fiber of `spin` or `Fiber.schedule`, of any machine.
 ///
 /// @method Fiber#add_done_listener(queue)
 /// @param queue [UringMachine::Queue]
@@ -299,7 +299,7 @@ fn collect(um: &Um, wanted: impl Fn(State, &Waiter) -> bool) -> Outcome {
 fn add_done_listener(fiber: Value, queue: Value) -> Outcome {
     queue::check(queue)?;
     // Without a call that gives up the lock between the look and the entry.
-    if truthy(variable(fiber, DONE.id())) || !fiber::is_alive(fiber) {
+    if has_ended(fiber) {
         queue::push(queue, fiber);
         return Ok(fiber);
     }
@@ -308,6 +308,8 @@ fn add_done_listener(fiber: Value, queue: Value) -> Outcome {
     Ok(fiber)
 }
 
+/// Of a fiber of `Fiber.schedule` it is kept if somebody was waiting for the fiber (`UM#join`) as it ended.
+///
 /// @method Fiber#result
 /// @return [Object, nil] what the block of a spun fiber returned, or the exception it ended by
 /// @example
@@ -318,11 +320,20 @@ fn result(fiber: Value) -> Value {
 
 /// @method Fiber#done?
 /// @alias Fiber#done
-/// @return [true, nil] whether a spun fiber has ended
+/// @return [true, nil] whether a fiber has ended
 /// @example
 ///   fiber.done? #=> true
 fn is_done(fiber: Value) -> Value {
-    variable(fiber, DONE.id())
+    if has_ended(fiber) {
+        TRUE
+    } else {
+        NIL
+    }
+}
+
+/// One that `run` or its program has marked as done need not be at its end.
+fn has_ended(fiber: Value) -> bool {
+    truthy(variable(fiber, DONE.id())) || !fiber::is_alive(fiber)
 }
 
 /// @method Fiber#done_listeners

@@ -316,7 +316,8 @@ fn clear(io: This<Io>) -> Outcome {
     })
 }
 
-/// Stops reading; what has come and is not consumed is for whoever reads the descriptor next.
+/// Stops reading; what has come and is not consumed is for whoever reads the descriptor next. Where that is the end, the
+/// stream is at its end.
 fn leave(io: This<Io>) -> Result<This<Io>, Raise> {
     let um = io.um()?;
     let caller = Caller::new(&um)?;
@@ -326,6 +327,7 @@ fn leave(io: This<Io>) -> Result<This<Io>, Raise> {
     }
     // What TLS has deciphered is nobody else's to read.
     if io.mode.get() != Mode::Ssl {
+        io.ended.set(is_eof(io)?);
         flow.leave_io(caller.machine);
         io.flow.replace(Flow::new());
         io.shares.set(false);
