@@ -20,6 +20,7 @@ class PatientTest < Minitest::Test
       # Not `warn`, which -W0 silences.
       $stderr << "#{name} hangs:\n"
       Thread.list.each { |thread| $stderr << [thread.inspect, *thread.backtrace&.first(15), "\n"].join("\n") }
+      $stderr << UM::Report.all.join("\n")
       exit!(1)
     end
   end

@@ -151,7 +151,7 @@ class TestMachineIO < MachineTest
     machine.close(one)
     left = machine.io(other) { |io| io.read(3) && io }
     refute_predicate left, :eof?
-    left = machine.io(other) { |io| io.read(-6) && io }
+    left = machine.io(other) { |io| io.read(3) && io }
     assert_predicate left, :eof?
     one, other = pair
     machine.write(one, "foobar")
