@@ -44,6 +44,25 @@ class TestClosing < SchedulerTest
     end
   end
 
+  # What a machine has not submitted yet when the descriptor is closed would mean the file that has the number next, and keep that
+  # open, or take its bytes. The peer sees the end when nobody has the socket any more.
+  def test_a_close_leaves_no_operation_behind_in_any_machine
+    machines = Array.new(4) { UM.new }
+    100.times do |round|
+      machine = machines[round % machines.size]
+      one, other = UNIXSocket.pair
+      machine.spin do
+        round.odd? ? machine.read_each(one.fileno) {} : machine.recv(one.fileno, +"", 10, 0)
+      rescue SystemCallError
+        # It was closed.
+      end
+      machine.snooze
+      one.close
+      assert_raises(EOFError, "round #{round}") { other.read_nonblock(1) }
+      other.close
+    end
+  end
+
   # Another pair, whose first end has the number that was freed.
   def take_number(pair, fd)
     @kept = [*@kept, ends = pair.call]

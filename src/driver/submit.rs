@@ -165,6 +165,8 @@ impl<T> Driver<T> {
     /// operation under way ends when the disk answers.
     pub fn drain(&mut self, op: OpKey, limit: u64) -> io::Result<bool> {
         let deadline = clock::now() + limit;
+        // However long that takes: whoever closes the descriptor next would have what is queued mean another file.
+        self.ring()?.flush()?;
         loop {
             self.enter(0, None)?;
             self.reap();

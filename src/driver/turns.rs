@@ -115,9 +115,9 @@ impl<T> Driver<T> {
         self.in_flight.is_on(op, fd)
     }
 
-    /// Whether the kernel has operations on a descriptor.
-    pub fn has_operations_on(&self, fd: RawFd) -> bool {
-        self.in_flight.any_on(fd)
+    /// The operations on a descriptor that the kernel has, or will have: what [`Driver::end_operations_on`] ends.
+    pub fn operations_on(&self, fd: RawFd) -> Vec<OpKey> {
+        self.in_flight.on(fd)
     }
 
     /// Begins a new line for a descriptor that is closed now; the work for it that has not begun is not done.

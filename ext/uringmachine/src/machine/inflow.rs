@@ -18,6 +18,7 @@ use uringmachine_runtime::multishot::Arrivals;
 use uringmachine_runtime::{OpKey, Wake};
 
 use super::discards::Discarded;
+use super::operate::DRAIN_AT_ONCE;
 use super::{closing, Machine, Parts};
 use crate::os::fd::Fd;
 use crate::os::socket;
@@ -333,14 +334,17 @@ impl Machine {
     /// machine's own thread only.
     pub fn let_go_of(&self, fd: RawFd) {
         let mut parts = self.parts();
-        let before = parts.driver.has_operations_on(fd);
+        let operations = parts.driver.operations_on(fd);
         parts.end_all_on(fd);
         if parts.driver.has_work(fd) {
             parts.driver.keep_work(fd);
         }
         parts.driver.forget_line(fd);
+        for op in &operations {
+            let _ = parts.driver.drain(*op, DRAIN_AT_ONCE);
+        }
         drop(parts);
-        if before {
+        if !operations.is_empty() {
             self.poll();
         }
     }
