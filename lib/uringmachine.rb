@@ -2,7 +2,7 @@
 
 # Fiber::Scheduler and low-level I/O on Linux's io_uring.
 
-require "uringmachine/uringmachine"
+require_relative "uringmachine/extension"
 require_relative "uringmachine/version"
 
 # What Ruby adds to the classes that the extension defines.
