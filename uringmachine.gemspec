@@ -11,7 +11,7 @@ Gem::Specification.new do |spec|
   spec.license = "MIT"
   spec.required_ruby_version = ">= 3.4"
   spec.platform = Gem::Platform::RUBY
-  spec.files = Dir["Cargo.{toml,lock}", "src/**/*.rs", "ext/**/*.{rs,toml}", "lib/**/*.rb", "exe/*", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "docs/*.md"]
+  spec.files = Dir["Cargo.{toml,lock}", "src/**/*.rs", "ext/**/*.{rs,toml}", "lib/**/*.rb", "sig/*", "exe/*", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "docs/*.md"]
   spec.bindir = "exe"
   spec.executables = ["uringmachine"]
   spec.extensions = ["ext/uringmachine/Cargo.toml"]

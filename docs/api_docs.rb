@@ -58,7 +58,7 @@ class ApiDocs
       comments(file, /\A\s*#( ?)(.*)\z/).filter_map do |lines, following, number|
         next if lines.any?("@api private") || private?(text, number)
 
-        method = following[/\A\s*def (\S.*?)(?: =.*)?\z/, 1] || following[/\A\s*attr_reader :(\w+)/, 1]
+        method = following[/\A\s*def ([^\s(]+(?:\(.*?\))?)(?: = .*)?\z/, 1] || following[/\A\s*attr_reader :(\w+)/, 1]
         next unless method && lines.any?(/\A@(return|raise|param)/)
 
         owner = owner(text, number)

@@ -2,31 +2,15 @@
 
 require_relative "test_helper"
 require_relative "../docs/api_docs"
-require "uringmachine/command"
+require_relative "../docs/rbs"
 
 # docs/api.md against the doc comments and the built gem.
 class TestDocs < Minitest::Test
   DOCS = ApiDocs.new
-  # What Ruby itself calls, or what only the gem's own parts call: no part of the API.
-  INTERNAL = %w[UringMachine::SSL.take UringMachine::Actor.start UringMachine::Actor#prepare UringMachine::Actor#run UringMachine::Actor.new UringMachine::Report.new].freeze
-
-  # Public methods by path, as the documentation names them.
-  def defined_methods
-    modules = [UringMachine]
-    modules.each do |found|
-      inner = found.constants.map { |name| found.const_get(name) }.grep(Module)
-      modules.concat(inner.select { |one| one.name.start_with?("UringMachine") } - modules)
-    end
-    modules.flat_map do |found|
-      owner = ApiDocs::INCLUDED.fetch(found.name, found.name)
-      found.public_instance_methods(false).map { |name| "#{owner}##{name}" } + found.singleton_methods(false).map { |name| "#{owner}.#{name}" }
-    end
-  end
-
   def documented = DOCS.entries.map(&:path)
 
   def test_every_public_method_is_documented
-    assert_empty defined_methods - documented - INTERNAL
+    assert_empty Rbs.public_methods_by_path - documented
   end
 
   def test_every_documented_method_exists

@@ -55,8 +55,8 @@ class TestPackage < Minitest::Test
   def test_each_has_what_it_needs_and_no_more
     source = Gem::Package.new(self.class.source).spec
     native = Gem::Package.new(self.class.native).spec
-    assert_equal %w[CHANGELOG.md CONTRIBUTING.md Cargo.lock Cargo.toml LICENSE README.md docs exe ext lib src], source.files.map { |file| file[%r{\A[^/]+}] }.uniq.sort
-    assert_equal %w[CHANGELOG.md CONTRIBUTING.md LICENSE LICENSE-DEPENDENCIES README.md docs exe lib], native.files.map { |file| file[%r{\A[^/]+}] }.uniq.sort
+    assert_equal %w[CHANGELOG.md CONTRIBUTING.md Cargo.lock Cargo.toml LICENSE README.md docs exe ext lib sig src], source.files.map { |file| file[%r{\A[^/]+}] }.uniq.sort
+    assert_equal %w[CHANGELOG.md CONTRIBUTING.md LICENSE LICENSE-DEPENDENCIES README.md docs exe lib sig], native.files.map { |file| file[%r{\A[^/]+}] }.uniq.sort
     assert_equal source.files.grep(/\.rb\z/), native.files.grep(/\.rb\z/)
     assert_equal [["ext/uringmachine/Cargo.toml"], []], [source, native].map(&:extensions)
   end
@@ -127,7 +127,7 @@ class TestPackage < Minitest::Test
     assert File.exist?(File.join(gem, library))
     assert libraries.first.start_with?(File.realpath(home)), libraries.first
     assert JSON.parse(run_in(home, "gems/bin/uringmachine", "doctor", "--json", succeeds: true)[/^\{.*/m]).fetch("works")
-    @environment = { **@environment, "GEM_PATH" => Gem.path.join(":") }
+    @environment = { **@environment, "GEM_PATH" => Gem.path.join(":"), "MT_NO_PLUGINS" => "1" }
     output = run_in(home, RbConfig.ruby, "-W:no-experimental", "-I", __dir__, File.join(__dir__, "hooks", "test_io_read.rb"), succeeds: true)
     assert_match(/ 0 failures, 0 errors/, output)
   end

@@ -6,7 +6,7 @@ class UringMachine
 
   # Ends fibers by raising a UM::Terminate in each. Does not wait for them.
   #
-  # @param fibers [Array<Fiber>] fibers, or one Enumerable of them; those that have ended are left alone
+  # @param fibers [Array<Fiber, Enumerable<Fiber>>] fibers, or one Enumerable of them; those that have ended are left alone
   # @return [UringMachine] self
   # @raise [TypeError] if one is no Fiber
   # @example
@@ -19,7 +19,7 @@ class UringMachine
 
   # Waits for fibers to end.
   #
-  # @param fibers [Array<Fiber, Proc>] fibers of `spin`, of any machine; or one Enumerable of them. A proc is run by
+  # @param fibers [Array<Fiber, Proc, Enumerable<Fiber, Proc>>] fibers of `spin`, of any machine; or one Enumerable of them. A proc is run by
   #   a fiber of its own
   # @return [Object, Array] the result of a single fiber; else an array of results, in the fibers' order. A fiber that
   #   failed has its exception for a result: it is returned, not raised
@@ -36,7 +36,7 @@ class UringMachine
 
   # Waits for fibers to end, without their results.
   #
-  # @param fibers [Array<Fiber, Proc>] as for `join`
+  # @param fibers [Array<Fiber, Proc, Enumerable<Fiber, Proc>>] as for `join`
   # @return [Integer] how many there were
   # @raise [TypeError] if one is neither a Fiber nor a Proc
   # @example

@@ -314,7 +314,7 @@ fn io_wait(this: This<Selector>, _fiber: Value, io: Value, events: Value) -> Out
 
 /// As `UM::FiberScheduler#io_read`.
 ///
-/// @method UringMachine::Selector#io_read(fiber, io, buffer, length, offset = 0)
+/// @method UringMachine::Selector#io_read(fiber, io, buffer, length = 0, offset = 0)
 /// @param fiber [Fiber] the one that runs
 /// @param io [IO]
 /// @param buffer [IO::Buffer]
@@ -330,7 +330,7 @@ fn io_read(this: This<Selector>, arguments: &[magnus::Value]) -> Outcome {
 
 /// As `UM::FiberScheduler#io_write`.
 ///
-/// @method UringMachine::Selector#io_write(fiber, io, buffer, length, offset = 0)
+/// @method UringMachine::Selector#io_write(fiber, io, buffer, length = 0, offset = 0)
 /// @param fiber [Fiber] the one that runs
 /// @param io [IO]
 /// @param buffer [IO::Buffer]
@@ -346,7 +346,13 @@ fn io_write(this: This<Selector>, arguments: &[magnus::Value]) -> Outcome {
 
 /// As `UM::FiberScheduler#io_pread`.
 ///
-/// @method UringMachine::Selector#io_pread(fiber, io, buffer, from, length, offset)
+/// @method UringMachine::Selector#io_pread(fiber, io, buffer, from, length = 0, offset = 0)
+/// @param fiber [Fiber] the one that runs
+/// @param io [IO]
+/// @param buffer [IO::Buffer]
+/// @param from [Integer] where in the file
+/// @param length [Integer] the least to move; see `UM::FiberScheduler#io_read` for the order on Ruby 4.1
+/// @param offset [Integer] where in the buffer
 /// @return [Integer] bytes, 0 at the end of the file, or a negative errno
 /// @kernel 5.6
 /// @example
@@ -357,7 +363,13 @@ fn io_pread(this: This<Selector>, arguments: &[magnus::Value]) -> Outcome {
 
 /// As `UM::FiberScheduler#io_pwrite`.
 ///
-/// @method UringMachine::Selector#io_pwrite(fiber, io, buffer, from, length, offset)
+/// @method UringMachine::Selector#io_pwrite(fiber, io, buffer, from, length = 0, offset = 0)
+/// @param fiber [Fiber] the one that runs
+/// @param io [IO]
+/// @param buffer [IO::Buffer]
+/// @param from [Integer] where in the file
+/// @param length [Integer] the least to move; see `UM::FiberScheduler#io_read` for the order on Ruby 4.1
+/// @param offset [Integer] where in the buffer
 /// @return [Integer] bytes, or a negative errno
 /// @kernel 5.6
 /// @example

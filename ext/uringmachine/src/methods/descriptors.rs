@@ -53,7 +53,7 @@ fn socketpair(arguments: Arguments) -> Outcome {
 ///
 /// @method UringMachine#register_file(fd, &block)
 /// @param fd [Integer] file descriptor
-/// @yield [fd]
+/// @yieldparam fd [Integer]
 /// @return [Integer, Object] fd, or what the block returns
 /// @raise [SystemCallError] Errno::EBADF if it is closed, Errno::ENOBUFS if 1,024 files are registered
 /// @kernel 5.19

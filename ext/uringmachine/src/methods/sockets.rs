@@ -130,7 +130,7 @@ fn accept(caller: Caller, arguments: Arguments) -> Answer {
 /// Receives from a socket into a buffer, once. What has come before, and was not handed over when a loop was left
 /// (`recv_each`, UM::IO), comes first.
 ///
-/// @method UringMachine#recv(fd, buffer, maxlen, flags = 0)
+/// @method UringMachine#recv(fd, buffer, maxlen = nil, flags = 0)
 /// @param fd [Integer] file descriptor
 /// @param buffer [String, IO::Buffer] as for `read`
 /// @param maxlen [Integer, nil] as for `read`
@@ -180,13 +180,13 @@ fn kept(caller: &Caller, fd: i32, flags: i32) -> Result<Option<Arc<Flow>>, Failu
 
 /// Receives a message, and who sent it.
 ///
-/// @method UringMachine#recvfrom(fd, buffer, maxlen, flags = 0)
+/// @method UringMachine#recvfrom(fd, buffer, maxlen = nil, flags = 0)
 /// @param fd [Integer] file descriptor
 /// @param buffer [String, IO::Buffer] as for `read`
 /// @param maxlen [Integer, nil] as for `read`
 /// @param flags [Integer]
-/// @return [Array(Integer, Array(String, Integer))] bytes received, and the sender as `[host, port]`: a path for
-///   UNIX sockets, nil if it has no address
+/// @return [Array(Integer, Array(String, Integer)), Array(Integer, String), Array(Integer, nil)] bytes received, and the
+///   sender as `[host, port]`: a path for UNIX sockets, nil if it has no address
 /// @raise [SystemCallError] as recvfrom(2); Errno::EMSGSIZE for a datagram that is longer than there is room for,
 ///   unless flags have UM::MSG_TRUNC, or UM::MSG_PEEK
 /// @raise [UringMachine::Error] if the buffer is no buffer, or in use by another operation

@@ -39,7 +39,7 @@ pub fn length_or_all(
 /// Reads from a descriptor into a buffer, once: it returns as soon as there is something. What has come before, and
 /// was not handed over when a loop was left (`read_each`, UM::IO), comes first.
 ///
-/// @method UringMachine#read(fd, buffer, maxlen, buffer_offset = 0, file_offset = -1)
+/// @method UringMachine#read(fd, buffer, maxlen = nil, buffer_offset = 0, file_offset = -1)
 /// @param fd [Integer] file descriptor
 /// @param buffer [String, IO::Buffer] where the bytes go. A String is cut to end with them; an IO::Buffer
 ///   that is too small is resized. It can't be modified while the operation runs
