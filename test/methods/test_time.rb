@@ -61,6 +61,18 @@ class TestMachineTime < MachineTest
     assert_equal 0, machine.metrics[:ops_pending]
   end
 
+  def test_a_block_may_be_a_method_that_takes_nothing
+    assert_equal 42, machine.timeout(10, TooLate, &-> { 42 })
+    assert_equal 1, machine.synchronize(UM::Mutex.new, &-> { 1 })
+    rounds = 0
+    tick = -> { (rounds += 1) == 2 && throw(:out) }
+    catch(:out) { machine.periodically(0.001, &tick) }
+    assert_equal 2, rounds
+    fiber = Fiber.new { machine.run(fiber, &-> { :ran }) }
+    machine.schedule(fiber, nil)
+    assert_equal :ran, machine.join(fiber)
+  end
+
   def test_timeout_raises_a_class_an_instance_or_with_a_message
     assert_raises(TooLate) { machine.timeout(0.005, TooLate) { machine.sleep } }
     instance = TooLate.new("this one")

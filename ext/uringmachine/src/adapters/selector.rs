@@ -16,7 +16,7 @@ use crate::os::fd::Fd;
 use crate::ruby::arguments::Arguments;
 use crate::ruby::this::This;
 use crate::ruby::{
-    as_fixnum, call, duration, fiber, fixnum, io, truthy, values, yield_, Outcome, Raise, Value,
+    as_fixnum, call, duration, fiber, fixnum, io, run_block, truthy, values, Outcome, Raise, Value,
     FALSE, NIL,
 };
 use crate::tls;
@@ -204,7 +204,7 @@ fn step_back(this: This<Selector>) -> Outcome {
 
 /// UM::Selector#behind { }: runs the block, which may switch to another fiber; the current one goes on in its turn.
 fn behind(this: This<Selector>) -> Outcome {
-    this.machine()?.step_behind(|| yield_(NIL))?;
+    this.machine()?.step_behind(|| run_block())?;
     Ok(NIL)
 }
 

@@ -17,7 +17,7 @@ use crate::ruby::call::{call_if_there, catch_unwinding, responds_to};
 use crate::ruby::fiber::{self, Body};
 use crate::ruby::this::This;
 use crate::ruby::{
-    array, as_fixnum, call, classes, collections, io, is_hash, symbol, truthy, yield_, Outcome,
+    array, as_fixnum, call, classes, collections, io, is_hash, run_block, symbol, truthy, Outcome,
     Raise, Value, NIL,
 };
 use crate::tls;
@@ -290,7 +290,7 @@ fn fibers_of(this: This<Scheduler>, wanted: impl Fn(State, &Waiter) -> bool) -> 
 fn masked(this: This<Scheduler>, mask: Value) -> Outcome {
     if !is_hash(mask) {
         // Ruby's own says what is wrong with it.
-        return yield_(NIL);
+        return run_block();
     }
     interrupts::masked(this.machine()?, mask)
 }
@@ -354,7 +354,7 @@ fn waiting_on(this: This<Scheduler>, io: Value) -> Outcome {
     let me = machine.current_task();
     let fd = io::descriptor(io)?;
     let mut result = Ok(NIL);
-    let waited = closing::during(machine, me, io, fd, &mut || result = yield_(NIL));
+    let waited = closing::during(machine, me, io, fd, &mut || result = run_block());
     let value = result?;
     waited.map(|()| value)
 }

@@ -11,7 +11,7 @@ use crate::machine::line::Line;
 use crate::machine::operate::Failure;
 use crate::machine::owner::Um;
 use crate::ruby::this::This;
-use crate::ruby::{block_given, fiber, yield_, Outcome, Raise, Value, NIL};
+use crate::ruby::{block_given, fiber, run_block, Outcome, Raise, Value, NIL};
 
 /// What a UM::Mutex holds.
 #[derive(TypedData)]
@@ -81,7 +81,7 @@ fn synchronize(machine: This<Um>, mutex: This<Mutex>) -> Outcome {
     if !block_given() {
         return Err(Raise::argument("no block given (synchronize)"));
     }
-    yield_(NIL)
+    run_block()
 }
 
 /// Waits for a mutex that somebody has: `UNDEF` once it is free, or what the fiber was scheduled with.

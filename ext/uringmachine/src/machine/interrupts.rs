@@ -16,8 +16,8 @@ use super::{registry, Machine};
 use crate::os::per_ractor::PerRactor;
 use crate::ruby::trace::{self, Watcher};
 use crate::ruby::{
-    self, call, classes, collections, fiber, is_a, set_variable, symbol, sync, truthy, values,
-    variable, version, yield_, Id, Name, Outcome, Raise, Shared, Value, NIL,
+    self, call, classes, collections, fiber, is_a, run_block, set_variable, symbol, sync, truthy,
+    values, variable, version, Id, Name, Outcome, Raise, Shared, Value, NIL,
 };
 
 /// A Mutex that nobody else has, to be locked by the main thread: see [`in_handler`].
@@ -154,7 +154,7 @@ pub fn runs_aside() -> bool {
 pub fn masked(machine: &Machine, mask: Value) -> Outcome {
     let me = machine.current_task();
     machine.parts().waiter(me).rare().masks.push(mask);
-    let result = yield_(NIL);
+    let result = run_block();
     // The fiber may have another task by now, if no scheduler has started it.
     let me = machine.current_task();
     machine.parts().waiter(me).rare().masks.pop();

@@ -19,7 +19,7 @@ use crate::ruby::fiber::{self, Body};
 use crate::ruby::this::This;
 use crate::ruby::{
     array, block, block_given, call, classes, collections, inherits, is_a, keep_until_here,
-    set_variable, truthy, values, variable, yield_, Outcome, Raise, Value, NIL, TRUE,
+    run_block, set_variable, truthy, values, variable, Outcome, Raise, Value, NIL, TRUE,
 };
 
 /// Makes a fiber of this machine, to be run when the current one waits or hands over.
@@ -117,7 +117,7 @@ fn run(caller: Caller, arguments: Arguments) -> Answer {
     if !block_given() {
         return Err(Raise::argument("no block given (run)").into());
     }
-    end(None, fiber, yield_(NIL))?;
+    end(None, fiber, run_block())?;
     let machine = caller.machine;
     let me = machine.current_task();
     loop {

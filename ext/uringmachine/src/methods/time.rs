@@ -69,7 +69,7 @@ fn timeout(caller: Caller, arguments: Arguments) -> Answer {
         });
         (key, parts.arm_timeout(key, nanoseconds))
     };
-    let result = ruby::yield_(NIL);
+    let result = ruby::run_block();
     {
         // From here on it can fire no more: not late, and not into somebody else's wait.
         let mut parts = caller.machine.parts();
@@ -117,7 +117,7 @@ fn periodically(caller: Caller, arguments: Arguments) -> Answer {
         if let Ended::Scheduled(value) = caller.machine.pause(me, Some(next))? {
             return Ok(value);
         }
-        ruby::yield_(NIL)?;
+        ruby::run_block()?;
         let now = clock::now();
         next += interval;
         if next <= now {

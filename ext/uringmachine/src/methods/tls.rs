@@ -198,7 +198,7 @@ fn attempt(arguments: Arguments) -> Outcome {
 
 fn step(connection: &Connection) -> Outcome {
     connection.claim()?;
-    let result = ruby::yield_(NIL);
+    let result = ruby::run_block();
     connection.unclaim();
     if result.is_err() {
         // Tells the peer why.

@@ -116,6 +116,12 @@ pub fn yield_(value: Value) -> Outcome {
     may_raise(|| unsafe { rb_sys::rb_yield(value.raw()) })
 }
 
+/// The same, with nothing given to it: one that was a method, or a lambda, takes no more than it asks for.
+pub fn run_block() -> Outcome {
+    // SAFETY: raises without a block; no value is read.
+    may_raise(|| unsafe { rb_sys::rb_yield_values2(0, std::ptr::null()) })
+}
+
 /// Calls the method that the one that runs is prepended to.
 pub fn call_super(arguments: &[Value], has_keywords: bool) -> Outcome {
     let (count, list) = (arguments.len() as c_int, arguments.as_ptr().cast());

@@ -27,7 +27,7 @@ pub mod version;
 use std::ffi::{c_char, c_int, c_long, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use call::{block, block_given, call, id, tag, yield_, Name};
+pub use call::{block, block_given, call, id, run_block, tag, yield_, Name};
 pub use collections::{array, array_of, options};
 pub use errors::{Outcome, Raise};
 use protect::{may_raise, may_raise_for};
