@@ -3,6 +3,7 @@
 require_relative "test_helper"
 require_relative "../script/native_gem"
 require "json"
+require "yaml"
 
 # The gem from source and the gem of this platform, each in a place where there is nothing of the clone.
 class TestPackage < Minitest::Test
@@ -93,10 +94,28 @@ class TestPackage < Minitest::Test
     in_an_empty_home(self.class.native, { "PATH" => "/nowhere" }) do |home|
       installed = File.join(home, "gems", "gems", File.basename(self.class.native, ".gem"), "lib", "uringmachine")
       FileUtils.rm(File.join(installed, RUBY_VERSION[/\d+\.\d+/], "uringmachine.so"))
-      assert_match(/\Auringmachine: the extension for Ruby #{RUBY_VERSION} cannot be loaded .*gem install uringmachine --platform ruby builds it\n\z/, run_in(home, "gems/bin/uringmachine", "doctor"))
+      assert_match(/\Auringmachine: the extension for Ruby #{RUBY_VERSION} cannot be loaded .*the gem from source builds one\n\z/, run_in(home, "gems/bin/uringmachine", "doctor"))
       FileUtils.rm_rf(File.join(installed, RUBY_VERSION[/\d+\.\d+/]))
-      assert_match(/cannot load such file .*gem pristine uringmachine builds it\n\z/, run_in(home, "gems/bin/uringmachine", "doctor"))
+      assert_match(/cannot load such file .*gem pristine uringmachine builds one\n\z/, run_in(home, "gems/bin/uringmachine", "doctor"))
     end
+  end
+
+  # It runs on the forge alone: here it is read.
+  def test_the_release_workflow_builds_the_gems_by_what_there_is
+    workflow = YAML.load_file(File.join(ROOT, ".github", "workflows", "release.yml"))
+    steps = workflow.fetch("jobs").values.flat_map { |job| job.fetch("steps") }
+    commands = steps.filter_map { |step| step["run"] }.join("\n")
+    assert_empty steps.filter_map { |step| step["uses"] }.grep_v(/\A[\w-]+\/[\w-]+@v\d+\.\d+\.\d+\z/)
+    assert_equal %w[build gem:native], commands.scan(/\brake (\S+)/).flatten
+    assert_empty commands.scan(%r{script/\S+}).reject { |file| File.exist?(File.join(ROOT, file)) }
+    assert_equal %w[alpine slim-bookworm], workflow.dig("jobs", "native", "strategy", "matrix", "base").sort
+  end
+
+  def test_forms_for_issues_can_be_read
+    forms = Dir[File.join(ROOT, ".github", "ISSUE_TEMPLATE", "*")]
+    refute_empty forms
+    forms.each { |file| assert_kind_of Hash, file.end_with?(".md") ? YAML.safe_load(File.read(file)[/\A---\n(.*?)^---$/m, 1]) : YAML.load_file(file), file }
+    assert_includes File.read(File.join(ROOT, ".github", "ISSUE_TEMPLATE", "bug_report.md")), "uringmachine doctor --json"
   end
 
   private

@@ -5,6 +5,6 @@ packaged = Dir.exist?(File.join(__dir__, RUBY_VERSION[/\A\d+\.\d+/]))
 begin
   packaged ? require_relative("#{RUBY_VERSION[/\A\d+\.\d+/]}/uringmachine") : require("uringmachine/uringmachine")
 rescue LoadError => e
-  remedy = packaged ? "gem install uringmachine --platform ruby" : "gem pristine uringmachine"
-  raise LoadError, "the extension for Ruby #{RUBY_VERSION} cannot be loaded (#{e.message}); #{remedy} builds it"
+  remedy = packaged ? "the gem from source" : "gem pristine uringmachine"
+  raise LoadError, "the extension for Ruby #{RUBY_VERSION} cannot be loaded (#{e.message}); #{remedy} builds one"
 end
