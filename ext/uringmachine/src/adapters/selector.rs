@@ -204,7 +204,7 @@ fn step_back(this: This<Selector>) -> Outcome {
 
 /// UM::Selector#behind { }: runs the block, which may switch to another fiber; the current one goes on in its turn.
 fn behind(this: This<Selector>) -> Outcome {
-    this.machine()?.step_behind(|| run_block())?;
+    this.machine()?.step_behind(run_block)?;
     Ok(NIL)
 }
 
