@@ -11,19 +11,19 @@ use uringmachine_runtime::clock;
 
 use super::fd::Fd;
 
-const BTRFS: i64 = 0x9123_683e;
-const EXT: i64 = 0xef53;
-const F2FS: i64 = 0xf2f5_2010;
-const OVERLAY: i64 = 0x794c_7630;
-const PROC: i64 = 0x9fa0;
-const SYSFS: i64 = 0x6265_6572;
-const TMPFS: i64 = 0x0102_1994;
-const XFS: i64 = 0x5846_5342;
-const ZFS: i64 = 0x2fc1_2fc1;
+const BTRFS: u32 = 0x9123_683e;
+const EXT: u32 = 0xef53;
+const F2FS: u32 = 0xf2f5_2010;
+const OVERLAY: u32 = 0x794c_7630;
+const PROC: u32 = 0x9fa0;
+const SYSFS: u32 = 0x6265_6572;
+const TMPFS: u32 = 0x0102_1994;
+const XFS: u32 = 0x5846_5342;
+const ZFS: u32 = 0x2fc1_2fc1;
 
-/// A file system's number (statfs(2), `f_type`).
-fn number(status: &Statfs) -> i64 {
-    status.filesystem_type().0 & 0xffff_ffff
+/// A file system's number (statfs(2), `f_type`), which C libraries have in several types.
+fn number(status: &Statfs) -> u32 {
+    status.filesystem_type().0 as u32
 }
 
 /// Whether opening a file of a path's file system waits for nothing but this machine. Only file systems

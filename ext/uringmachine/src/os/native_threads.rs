@@ -27,19 +27,26 @@ struct Job {
     at: Arc<Runner>,
 }
 
+/// A thread, by what pthread_self(3) says: a pointer, in musl.
+#[derive(Debug, Clone, Copy)]
+struct Thread(Pthread);
+
+// SAFETY: it is for other threads to name this one by.
+unsafe impl Send for Thread {}
+
 /// Who is at a job: what there is to interrupt.
 #[derive(Debug, Default)]
-pub struct Runner(Mutex<Option<Pthread>>);
+pub struct Runner(Mutex<Option<Thread>>);
 
 impl Runner {
-    fn thread(&self) -> MutexGuard<'_, Option<Pthread>> {
+    fn thread(&self) -> MutexGuard<'_, Option<Thread>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Interrupts the system call that the job is in, if a thread is at it. The thread cannot end meanwhile, nor go on to
     /// another job.
     pub fn interrupt(&self) {
-        if let Some(thread) = *self.thread() {
+        if let Some(Thread(thread)) = *self.thread() {
             interrupt(thread);
         }
     }
@@ -97,7 +104,7 @@ impl Pool {
         leave_signals_to_ruby();
         let mut next = Some(first);
         while let Some(job) = next {
-            *job.at.thread() = Some(pthread_self());
+            *job.at.thread() = Some(Thread(pthread_self()));
             (job.work)();
             *job.at.thread() = None;
             next = self.next();
