@@ -329,6 +329,20 @@ impl InFlight {
             .any(|(_, record)| matches!(record.life, Lifecycle::InFlight(_) | Lifecycle::Lent))
     }
 
+    /// What an operation is called, and its descriptor, or a negative number.
+    pub fn named(&self, op: OpKey) -> Option<(&'static str, RawFd)> {
+        let record = self.slab.get(op)?;
+        Some((name_of(record.code), record.fd))
+    }
+
+    /// The result of an operation that is over, and stays to be taken.
+    pub fn result(&self, op: OpKey) -> Option<i32> {
+        match self.slab.get(op)?.life {
+            Lifecycle::Done(completion) => Some(completion.result),
+            _ => None,
+        }
+    }
+
     /// The operations that the kernel has.
     pub fn known(&self) -> impl Iterator<Item = Known> + '_ {
         self.slab.iter().filter_map(|(_, record)| {

@@ -1,12 +1,13 @@
 //! One driver: ring, operations, tasks, timers and waker of one thread.
 
 use std::io;
+use std::os::fd::RawFd;
 
 use crate::error::SetupError;
 use crate::features::Features;
 use crate::in_flight::{InFlight, Known};
 use crate::lines::Lines;
-use crate::operation::{name_of, CODES};
+use crate::operation::{name_of, OpKey, CODES};
 use crate::provided_buffers::ProvidedBuffers;
 use crate::registered_buffers::RegisteredBuffers;
 use crate::registered_files::RegisteredFiles;
@@ -229,6 +230,16 @@ impl<T> Driver<T> {
         counted
             .filter(|(_, count)| **count > 0)
             .map(|(code, count)| (name_of(code as u8), *count))
+    }
+
+    /// What an operation is called, and its descriptor, or a negative number.
+    pub fn operation(&self, op: OpKey) -> Option<(&'static str, RawFd)> {
+        self.in_flight.named(op)
+    }
+
+    /// The result of an operation that is over, and stays to be taken.
+    pub fn result(&self, op: OpKey) -> Option<i32> {
+        self.in_flight.result(op)
     }
 
     /// The operations that the kernel has.

@@ -156,7 +156,10 @@ fn wait_for(caller: &Caller, this: This<AsyncOp>) -> Answer {
             }
             return Ok(number(result));
         }
-        match this.line.wait(caller, false, Some(this.deadline)) {
+        match this
+            .line
+            .wait(caller, "UM::AsyncOp", false, Some(this.deadline))
+        {
             Ok(_) => this.keep(),
             Err(Failure::Scheduled(value)) => return Err(Failure::Scheduled(value)),
             Err(failure) => {

@@ -301,7 +301,10 @@ fn take(pool: This<Pool>, deadline: Option<u64>) -> Answer {
             return Ok(buffer?);
         }
         let um = owner::find(region.um)?;
-        match pool.line.wait(&Caller::new(&um)?, again, deadline) {
+        match pool
+            .line
+            .wait(&Caller::new(&um)?, "UM::BufferPool", again, deadline)
+        {
             Ok(true) => again = true,
             Ok(false) => {
                 let text = "no buffer of the pool was released in time";

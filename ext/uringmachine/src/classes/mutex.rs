@@ -93,7 +93,7 @@ fn wait_for(um: &Um, mutex: This<Mutex>) -> Result<(), Failure> {
     let caller = Caller::new(um)?;
     let mut again = false;
     loop {
-        if let Err(failure) = mutex.line.wait(&caller, again, None) {
+        if let Err(failure) = mutex.line.wait(&caller, "UM::Mutex", again, None) {
             // It may have been woken for a mutex that it now leaves to another.
             if mutex.is_free() {
                 mutex.line.wake_one();

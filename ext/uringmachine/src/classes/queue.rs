@@ -132,7 +132,7 @@ fn wait_for_one(
     let caller = Caller::new(um)?;
     let mut again = false;
     loop {
-        if let Err(failure) = queue.line.wait(&caller, again, None) {
+        if let Err(failure) = queue.line.wait(&caller, "UM::Queue", again, None) {
             // It may have been woken for a value that it now leaves to another.
             let has_any = !queue.values.borrow().is_empty();
             if has_any {

@@ -90,6 +90,9 @@ fn unblock_in(machine: &Machine, blocker: Value, fiber: Value) {
         // One whose wait is over takes it all the same: nobody else is given it.
         let wait = parts.driver.tasks.current_wait(task);
         let woken = wait.is_some_and(|wait| parts.driver.tasks.wake(wait, Wake::Complete));
+        if woken && parts.trace.is_some() {
+            parts.trace_wake(task);
+        }
         drop(parts);
         if woken {
             machine.notify();

@@ -4,6 +4,7 @@ use magnus::{method, Error, Module, RClass};
 use uringmachine_runtime::Wake;
 
 use crate::classes::fiber_scheduler::Scheduler;
+use crate::machine::trace::For;
 use crate::machine::wait::Wait;
 use crate::ruby::fiber::{new_by_ruby, transfer};
 use crate::ruby::this::This;
@@ -21,8 +22,10 @@ fn fiber(this: This<Scheduler>, arguments: &[magnus::Value]) -> Outcome {
     let machine = this.machine()?;
     let (block, fiber) = new_fiber(this.body.get(), storage(values(arguments))?)?;
     let me = machine.current_task();
+    let place = machine.trace_place(block)?;
     let mut parts = machine.parts();
     let task = parts.insert(fiber, true);
+    parts.trace_start(fiber, place, None);
     // Whoever started the fiber goes on as soon as it waits.
     let id = parts.driver.tasks.begin_wait(me);
     parts.driver.tasks.wake_first(id, Wake::Complete);
@@ -32,6 +35,9 @@ fn fiber(this: This<Scheduler>, arguments: &[magnus::Value]) -> Outcome {
     }
     parts.fibers.current = task;
     parts.starting = block;
+    if let Some(trace) = &mut parts.trace {
+        trace.awaits(me, For::Word("Fiber.schedule"));
+    }
     drop(parts);
     let wait = Wait::begun(machine, me, id);
     let woken = wait.after(|| transfer(fiber, &[this.value()]).map(drop));

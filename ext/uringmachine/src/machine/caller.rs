@@ -7,6 +7,7 @@ use uringmachine_runtime::{Operation, TaskId};
 
 use super::operate::{Failure, Yields};
 use super::owner::Um;
+use super::trace::For;
 use super::Machine;
 use crate::lending;
 use crate::ruby::arguments::Arguments;
@@ -213,6 +214,7 @@ impl<'a> Caller<'a> {
             outer = parts.waiter(task).outer;
         }
         let wait = machine.begin_wait(me)?;
+        machine.awaits(me, For::Word("turn to write"));
         machine.parts().driver.wait_for_turn(fd, wait.id());
         let ended = wait.finish(None).and_then(|_| {
             match machine.parts().driver.is_turn(fd, me) {

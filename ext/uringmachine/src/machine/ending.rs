@@ -1,7 +1,7 @@
 //! The end of a thread's fibers: they are run to theirs, or unwound.
 
 use uringmachine_runtime::tasks::State;
-use uringmachine_runtime::TaskId;
+use uringmachine_runtime::{TaskId, Wake};
 
 use super::{spun, Machine, Pending};
 use crate::ruby::{as_fixnum, classes, errors, fiber, is_a, Raise, Value, NIL};
@@ -19,6 +19,7 @@ impl Machine {
     pub fn run_all(&self) -> Result<(), Raise> {
         let me = self.current_task();
         let outer = self.parts().fibers.root.replace(me);
+        self.trace_root(me);
         let mut ended = Ok(());
         while ended.is_ok() && self.parts().driver.tasks.waiting() > 0 {
             // The root waits for nothing but control: every fiber that ends gives it back.
@@ -27,6 +28,7 @@ impl Machine {
         let mut parts = self.parts();
         parts.fibers.root = outer;
         parts.finish_wait(me);
+        parts.trace_end_of_wait(me, &Ok(Wake::Complete));
         ended
     }
 

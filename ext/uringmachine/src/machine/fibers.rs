@@ -183,6 +183,9 @@ impl Parts {
     pub fn remove(&mut self, task: TaskId) {
         if let Some(waiter) = self.driver.tasks.remove(task) {
             self.fibers.by_fiber.remove(&waiter.fiber);
+            if self.trace.is_some() && waiter.scheduled {
+                self.trace_end(waiter.fiber);
+            }
         }
     }
 

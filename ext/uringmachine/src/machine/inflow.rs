@@ -157,10 +157,10 @@ impl Flow {
     /// Throws away what has come, and forgets that it has ended.
     pub fn clear(&self, machine: &Machine) {
         let mut inflow = self.get();
-        let driver = &mut machine.parts().driver;
+        let mut parts = machine.parts();
         let ops = inflow.op.take().into_iter();
         for op in ops.chain(std::mem::take(&mut inflow.left)) {
-            let _ = driver.discard_multishot(op);
+            parts.discard_multishot(op);
         }
         inflow.bytes = Bytes::default();
         inflow.chunks.clear();
@@ -230,7 +230,7 @@ impl Inflow {
                 self.ended = Some(result);
             }
             self.left.pop_front();
-            let _ = parts.driver.discard_multishot(op);
+            parts.discard_multishot(op);
         }
         true
     }
@@ -244,7 +244,7 @@ impl Inflow {
         for op in ops {
             let multishot = parts.driver.multishot(op);
             let wait = multishot.and_then(|multishot| multishot.wait.take());
-            let _ = parts.driver.discard_multishot(op);
+            parts.discard_multishot(op);
             if let Some(wait) = wait {
                 parts.driver.tasks.wake(wait, Wake::Complete);
             }

@@ -9,6 +9,7 @@ use uringmachine_runtime::{WaitId, Wake};
 
 use super::caller::Caller;
 use super::operate::Failure;
+use super::trace::For;
 use super::Machine;
 use crate::ruby::{self, Value};
 
@@ -50,7 +51,12 @@ impl Line {
             if machine.is_abandoned() {
                 continue;
             }
-            let woken = machine.parts().driver.tasks.wake(wait, Wake::Complete);
+            let mut parts = machine.parts();
+            let woken = parts.driver.tasks.wake(wait, Wake::Complete);
+            if woken && parts.trace.is_some() {
+                parts.trace_wake(wait.task);
+            }
+            drop(parts);
             if woken {
                 machine.notify();
                 return true;
@@ -63,16 +69,18 @@ impl Line {
         while self.wake_one() {}
     }
 
-    /// Waits in the line until woken. First in it if `again`: a fiber that was woken in vain keeps its place. Says whether
+    /// Waits in the line, of what the word says, until woken. First in it if `again`: a fiber that was woken in vain keeps its place. Says whether
     /// it was woken: not if `deadline` came first.
     pub fn wait(
         &self,
         caller: &Caller,
+        what: &'static str,
         again: bool,
         deadline: Option<u64>,
     ) -> Result<bool, Failure> {
         let wait = caller.machine.begin_wait(caller.me)?;
         let id = wait.id();
+        caller.machine.awaits(caller.me, For::Word(what));
         let entry = Entry {
             object: caller.machine.object(),
             machine: caller.machine.share(),

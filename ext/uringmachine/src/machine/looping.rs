@@ -9,6 +9,7 @@ use super::operate::Failure;
 use super::poll::{ready_events, wait_ready, wakes_for, NEVER_WAKES};
 use super::switch::Step;
 use super::task::Resumable;
+use super::trace::For;
 use super::wait::Wait;
 use super::{Machine, Parts};
 use crate::ruby::{fiber, Outcome, Raise};
@@ -72,6 +73,7 @@ impl Machine {
             parts.driver.tasks.wake(wait.id(), Wake::Complete);
             parts.turns.switches
         };
+        self.awaits(me, For::Word("loop"));
         wait.suspend()?;
         let ready = self.parts().turns.switches - before;
         Ok(Turned { ready, slept })

@@ -30,6 +30,7 @@ pub mod step_back;
 pub mod switch;
 pub mod task;
 pub mod thread_call;
+pub mod trace;
 pub mod turn;
 pub mod wait;
 pub mod write_all;
@@ -56,6 +57,7 @@ use inflow::Reading;
 pub use pending::{Pending, Resumption, Timeout};
 use splice::Pipes;
 pub use task::Waiter;
+use trace::Trace;
 use turn::Turns;
 
 /// What profile mode counts.
@@ -140,6 +142,8 @@ pub struct Parts {
     pub pipes: Pipes,
     /// Nanoseconds asleep and their start, counted in profile mode.
     pub profile: Option<Profile>,
+    /// What is noted, while somebody takes a trace.
+    pub trace: Option<Box<Trace>>,
     /// When waits began, as far as somebody has looked.
     pub ages: Ages,
     /// The fibers are being unwound, since the thread ends or was interrupted.
@@ -189,6 +193,7 @@ impl Machine {
             discards: Discards::default(),
             pipes: Pipes::default(),
             profile: None,
+            trace: None,
             ages: Ages::default(),
             ending: false,
             late: None,
@@ -250,6 +255,7 @@ impl Machine {
         parts.reading = ByDescriptor::default();
         parts.lending.forsake();
         parts.lost = Vec::new();
+        parts.trace = None;
     }
 
     /// Unlocks what operations have locked that nobody will take the result of. What a UM has kept that is dead, and has not been
@@ -394,6 +400,26 @@ impl Parts {
             .expect("a task that waits is in the table")
     }
 
+    /// The thread is about to sleep.
+    fn falls_asleep(&mut self) {
+        if let Some(profile) = &mut self.profile {
+            profile.asleep_since = Some(clock::now());
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.falls_asleep();
+        }
+    }
+
+    /// It sleeps no more.
+    fn wakes(&mut self) {
+        if let Some(profile) = &mut self.profile {
+            profile.wakes();
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.wakes();
+        }
+    }
+
     fn mark(&self) {
         self.descriptors.collected();
         ruby::mark(self.starting);
@@ -420,6 +446,9 @@ impl Parts {
             ruby::mark(exception);
         }
         ruby::mark_all(&[self.fibers.home, self.fibers.looping()]);
+        if let Some(trace) = &self.trace {
+            trace.mark();
+        }
     }
 }
 

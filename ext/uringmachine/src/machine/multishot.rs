@@ -9,6 +9,8 @@ use uringmachine_runtime::OpKey;
 
 use super::caller::Caller;
 use super::operate::Failure;
+use super::trace::For;
+use super::Parts;
 use crate::os::fd::Fd;
 use crate::os::file::Kind;
 use crate::ruby::Raise;
@@ -55,9 +57,12 @@ impl Running {
         operation: impl WithoutMemory,
         arrivals: Arrivals,
     ) -> Result<Self, Raise> {
-        let driver = &mut caller.machine.parts().driver;
-        match driver.start_multishot(operation, arrivals) {
-            Ok(op) => Ok(Self { op }),
+        let mut parts = caller.machine.parts();
+        match parts.driver.start_multishot(operation, arrivals) {
+            Ok(op) => {
+                parts.trace_stream(op);
+                Ok(Self { op })
+            }
             Err(error) => Err(failed(&error)),
         }
     }
@@ -84,6 +89,7 @@ impl Running {
     pub fn wait(&self, caller: &Caller) -> Result<(), Failure> {
         let machine = caller.machine;
         let wait = machine.begin_wait(caller.me)?;
+        machine.awaits(caller.me, For::Operation(self.op));
         if let Some(multishot) = machine.parts().driver.multishot(self.op) {
             multishot.wait = Some(wait.id());
         }
@@ -97,6 +103,16 @@ impl Running {
 
 fn failed(error: &std::io::Error) -> Raise {
     Raise::of(error, libc::EINVAL)
+}
+
+impl Parts {
+    /// Gives a multishot up: what it still brings is thrown away.
+    pub fn discard_multishot(&mut self, op: OpKey) {
+        if let Some(trace) = &mut self.trace {
+            trace.stream_ends(op);
+        }
+        let _ = self.driver.discard_multishot(op);
+    }
 }
 
 /// What a multishot read of a descriptor answers that cannot be polled, such as /dev/random's.

@@ -3,6 +3,7 @@
 use uringmachine_runtime::operation::{descriptor_of, source_of, Completion};
 use uringmachine_runtime::{clock, OpKey, Operation, TaskId, Wake};
 
+use super::trace::For;
 use super::wait::Wait;
 use super::{interrupts, Machine, Pending, Resumption};
 use crate::os::fd::Fd;
@@ -117,6 +118,9 @@ impl Machine {
         parts.waits.begin(fd, me, Some(op));
         if source >= 0 {
             parts.waits.begin(source, me, Some(op));
+        }
+        if let Some(trace) = &mut parts.trace {
+            trace.awaits(me, For::Operation(op));
         }
         drop(parts);
         let (mut wait, in_kernel) = (Wait::begun(self, me, id), InKernel);

@@ -9,7 +9,7 @@ use magnus::{DataTypeFunctions, TypedData};
 
 use super::registry::machines;
 use super::splice::Pipes;
-use super::{interrupts, thread_call, Machine};
+use super::{interrupts, thread_call, trace, Machine};
 use crate::ruby::arguments::wrong_type;
 use crate::ruby::fiber::{self, AtEnd};
 use crate::ruby::this::This;
@@ -89,6 +89,7 @@ pub fn bind(machine: &Machine) -> Result<(), Raise> {
     // A ring is entered by the native thread that has enabled it, and by no other.
     fiber::lock_native_thread();
     machine.bind(thread)?;
+    trace::join(machine);
     // Once for a thread. The main thread ends with its process.
     fiber::at_end_of::<EndOfThread>(thread);
     interrupts::watch()?;

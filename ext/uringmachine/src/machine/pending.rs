@@ -173,6 +173,7 @@ impl Machine {
     /// its next wait.
     pub fn interrupt(&self, task: TaskId, pending: Pending) {
         let held_back = self.is_held_back(task, &pending);
+        self.trace_pending(task, &pending);
         let mut parts = self.parts();
         let waiter = parts.waiter(task);
         if !waiter.draining && !waiter.aside && !held_back {

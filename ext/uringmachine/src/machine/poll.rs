@@ -7,6 +7,7 @@ use uringmachine_runtime::operations::Poll;
 use uringmachine_runtime::{OpKey, TaskId};
 
 use super::operate::Failure;
+use super::trace::For;
 use super::wait::Ended;
 use super::{thread_call, Machine};
 use crate::os::fd::{self, Fd};
@@ -220,6 +221,13 @@ fn poll_all(
             }
         }
     }
+    machine.awaits(
+        me,
+        match operations[..] {
+            [(_, _, op)] => For::Operation(op),
+            _ => For::Word("select"),
+        },
+    );
     let woken = match failed {
         None => Some(wait.until(deadline)),
         Some(_) => None,

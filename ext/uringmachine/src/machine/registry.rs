@@ -30,7 +30,7 @@ impl DataTypeFunctions for Root {
     fn mark(&self, _: &Marker) {
         ruby::mark(FORKER.get());
         for machine in machines().iter() {
-            if machine.is_busy() {
+            if machine.is_kept() {
                 ruby::mark(machine.object());
             }
         }
@@ -52,9 +52,12 @@ pub fn define(ruby: &Ruby) {
 }
 
 impl Machine {
-    /// Whether the kernel may yet write to what the machine marks.
-    fn is_busy(&self) -> bool {
-        !self.is_forked() && self.with_unborrowed(|parts| parts.driver.has_waited_operations())
+    /// Whether the kernel may yet write to what the machine marks, or somebody wants what is noted of it.
+    fn is_kept(&self) -> bool {
+        !self.is_forked()
+            && self.with_unborrowed(|parts| {
+                parts.driver.has_waited_operations() || parts.trace.is_some()
+            })
     }
 }
 
@@ -94,6 +97,27 @@ fn each_within_reach(mut look: impl FnMut(&Machine)) {
             look(&machine);
         }
     }
+}
+
+/// The machines that this thread may look into, and that are to live on.
+pub fn within_reach() -> Vec<Arc<Machine>> {
+    let mut list = Vec::new();
+    each_within_reach(|machine| {
+        // One that was found dead may not be marked any more.
+        if !ruby::is_garbage(machine.object()) {
+            list.push(machine.share());
+        }
+    });
+    list
+}
+
+/// Those of this Ractor's machines, in use or not, that are wanted.
+pub fn wanted(is_wanted: impl Fn(&Arc<Machine>) -> bool) -> Vec<Arc<Machine>> {
+    let ractor = fiber::current_ractor();
+    (machines().iter())
+        .filter(|machine| machine.ractor() == ractor && !machine.is_forked() && is_wanted(machine))
+        .cloned()
+        .collect()
 }
 
 /// Has the machines forget what a descriptor was: it is closed, or another file's by now.

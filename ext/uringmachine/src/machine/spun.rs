@@ -1,5 +1,6 @@
 //! The end of a fiber: its result, and who is told.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
 
@@ -89,4 +90,19 @@ pub static KILL: Shared = Shared::new();
 /// it is switched to, so its ensure blocks wait best where nothing else runs.
 pub fn kill(fiber: Value) -> Outcome {
     call(KILL.get(), "bind_call", &[fiber])
+}
+
+thread_local! {
+    /// The UM of the machine that is about to start a fiber it has spun: for a moment, in which nothing else runs.
+    static STARTING: Cell<Value> = const { Cell::new(NIL) };
+}
+
+/// Sets it.
+pub fn set_starting(um: Value) {
+    STARTING.set(um);
+}
+
+/// The UM whose machine started the fiber that begins to run, asked once; or nil.
+pub fn take_starting() -> Value {
+    STARTING.replace(NIL)
 }

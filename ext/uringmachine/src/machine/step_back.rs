@@ -4,6 +4,7 @@ use uringmachine_runtime::tasks::State;
 use uringmachine_runtime::{TaskId, Wake};
 
 use super::switch::Step;
+use super::trace::For;
 use super::wait::Wait;
 use super::{Machine, Parts};
 use crate::ruby::{fiber, Outcome, Raise};
@@ -12,7 +13,7 @@ impl Parts {
     /// The running task goes to the end of the run queue; says who is next. `None` if there is more to be seen to first.
     #[inline(always)]
     fn step_back(&mut self, me: TaskId) -> Option<Step> {
-        if !self.raises.is_empty() || self.is_to_poll() {
+        if !self.raises.is_empty() || self.trace.is_some() || self.is_to_poll() {
             return None;
         }
         if self.driver.tasks.queue_is_empty() {
@@ -63,6 +64,7 @@ impl Machine {
     #[cold]
     fn yield_and_poll(&self, me: TaskId) -> Result<(), Raise> {
         let wait = self.begin_wait(me)?;
+        self.awaits(me, For::Word("turn"));
         self.parts().driver.tasks.wake(wait.id(), Wake::Complete);
         wait.suspend().map(drop)
     }

@@ -1,10 +1,8 @@
 //! Switching: the fiber that must wait hands the thread to the next runnable fiber, or, if there is
 //! none, submits, sleeps and reaps itself. There is no loop fiber.
 
-use std::cell::Cell;
-
 use uringmachine_runtime::tasks::State;
-use uringmachine_runtime::{clock, TaskId, Wake};
+use uringmachine_runtime::{TaskId, Wake};
 
 use super::{report, spun, Machine, Parts, Pending, NOBODY};
 use crate::ruby::{self, classes, errors, fiber, gvl, is_a, Outcome, Raise, Value, NIL};
@@ -135,7 +133,9 @@ impl Machine {
             let mut parts = self.parts();
             let waiter = parts.waiter(task);
             waiter.fresh = false;
-            (waiter.fiber, waiter.spun)
+            let (fiber, spun) = (waiter.fiber, waiter.spun);
+            parts.trace_end_of_wait(task, &Ok(Wake::Complete));
+            (fiber, spun)
         };
         if !fiber::is_alive(fiber) {
             // Somebody else has run it to its end, or has killed it.
@@ -163,7 +163,7 @@ impl Machine {
             }
             value
         };
-        STARTING.set(if spun { self.object() } else { NIL });
+        spun::set_starting(if spun { self.object() } else { NIL });
         fiber::transfer(fiber, &[value])
     }
 
@@ -195,9 +195,7 @@ impl Machine {
             let prepared = parts.driver.prepare_sleep();
             prepared.map_err(|error| Raise::of(&error, libc::EINVAL))?;
             let deadline = parts.driver.timers.next_deadline();
-            if let Some(profile) = &mut parts.profile {
-                profile.asleep_since = Some(clock::now());
-            }
+            parts.falls_asleep();
             let eventfd = parts.driver.waker().map_or(-1, |waker| waker.fd());
             (parts.driver.sleeper(deadline), eventfd)
         };
@@ -209,9 +207,7 @@ impl Machine {
         self.set_asleep(false);
         {
             let mut parts = self.parts();
-            if let Some(profile) = &mut parts.profile {
-                profile.wakes();
-            }
+            parts.wakes();
             result.map_err(|error| Raise::of(&error, libc::EINVAL))?;
             parts.driver.reap();
         }
@@ -308,7 +304,11 @@ impl Machine {
         me: TaskId,
         first: impl FnOnce() -> Result<(), Raise>,
     ) -> Result<Wake, Raise> {
-        self.parts().waiter(me).inside = true;
+        {
+            let mut parts = self.parts();
+            parts.waiter(me).inside = true;
+            parts.trace_wait(me);
+        }
         let mut woken = first().and_then(|()| self.suspend(me));
         if woken.is_err() {
             woken = self.go_on_to_the_end(me, woken);
@@ -321,6 +321,7 @@ impl Machine {
             parts = self.parts();
         }
         parts.fibers.current = me;
+        parts.trace_end_of_wait(me, &woken);
         woken
     }
 
@@ -392,6 +393,7 @@ impl Machine {
                 drop(parts);
                 return self.await_schedule(me);
             }
+            parts.trace_wait(me);
             parts.remove(me);
             fiber
         };
@@ -402,6 +404,7 @@ impl Machine {
                 parts.fibers.current = task;
                 parts.driver.tasks.end_wait(task);
             }
+            parts.trace_return(fiber);
         }
         let value = value?;
         if is_a(value, classes::exception()) {
@@ -485,14 +488,4 @@ impl Machine {
         }
         value
     }
-}
-
-thread_local! {
-    /// The UM of the machine that is about to start a fiber it has spun: for a moment, in which nothing else runs.
-    static STARTING: Cell<Value> = const { Cell::new(NIL) };
-}
-
-/// The UM whose machine started the fiber that begins to run, asked once; or nil.
-pub fn take_starting() -> Value {
-    STARTING.replace(NIL)
 }

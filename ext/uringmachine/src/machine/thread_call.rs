@@ -12,6 +12,7 @@ use uringmachine_runtime::waker::Waker;
 use uringmachine_runtime::{clock, TaskId, WaitId, Wake};
 
 use super::operate::{Failure, InKernel};
+use super::trace::For;
 use super::wait::{Ended, Wait};
 use super::Machine;
 use crate::os::fd::Fd;
@@ -239,6 +240,7 @@ fn call_with(
         }
     }
     let mut wait = machine.begin_wait_anyway(me);
+    machine.awaits(me, For::Word("worker thread"));
     let call = Arc::new(Call {
         given_up: AtomicBool::new(false),
         opens,

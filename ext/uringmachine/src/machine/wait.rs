@@ -5,6 +5,7 @@ use std::cell::RefMut;
 use uringmachine_runtime::{TaskId, WaitId, Wake};
 
 use super::operate::Failure;
+use super::trace::For;
 use super::{registry, Machine, Parts, Resumption};
 use crate::ruby::{Outcome, Raise, Value, NIL};
 
@@ -76,6 +77,17 @@ impl Machine {
     pub fn begin_wait_anyway(&self, me: TaskId) -> Wait<'_> {
         let id = self.parts().driver.tasks.begin_wait(me);
         Wait::begun(self, me, id)
+    }
+
+    /// As [`Machine::pause`], for what a trace calls by a word.
+    pub fn pause_for(
+        &self,
+        what: &'static str,
+        me: TaskId,
+        deadline: Option<u64>,
+    ) -> Result<Ended, Raise> {
+        self.awaits(me, For::Word(what));
+        self.pause(me, deadline)
     }
 
     /// Waits until woken or until `deadline`.

@@ -10,8 +10,7 @@ use uringmachine_runtime::{TaskId, Wake};
 use crate::classes::queue;
 use crate::machine::caller::{machine_method, Answer, Caller};
 use crate::machine::owner::Um;
-use crate::machine::spun::{end, ANY_LISTENERS, DONE, KILL, LISTENERS, RESULT};
-use crate::machine::switch::take_starting;
+use crate::machine::spun::{end, take_starting, ANY_LISTENERS, DONE, KILL, LISTENERS, RESULT};
 use crate::machine::{registry, Machine, Parts, Pending, Waiter};
 use crate::ruby::arguments::{wrong_type, Arguments};
 use crate::ruby::call::{call_super, catch_unwinding, keyword_given};
@@ -43,20 +42,23 @@ fn spin(caller: Caller, arguments: Arguments) -> Answer {
         return Err(Raise::argument("no block given (spin)").into());
     }
     let class = arguments.optional(1).unwrap_or(NIL);
-    let fiber = if class == NIL || class == classes::fiber() {
-        fiber::new::<Spun>()?.1
+    let (block, fiber) = if class == NIL || class == classes::fiber() {
+        fiber::new::<Spun>()?
     } else if is_a(class, classes::class()) && inherits(class, classes::fiber()) {
-        fiber::new_of_class::<Spun>(class, block()?)?
+        let block = block()?;
+        (block, fiber::new_of_class::<Spun>(class, block)?)
     } else {
         return Err(wrong_type(class, "klass", "Fiber or a subclass of it").into());
     };
     let value = arguments.optional(0).unwrap_or(NIL);
+    let place = caller.machine.trace_place(block)?;
     let mut parts = caller.machine.parts();
     let task = parts.insert(fiber, true);
     let waiter = parts.waiter(task);
     waiter.spun = true;
     waiter.yielding = true;
     make_ready(&mut parts, task, Pending::Value(value));
+    parts.trace_start(fiber, place, Some(task));
     Ok(fiber)
 }
 

@@ -21,6 +21,7 @@ mod sockets;
 pub mod streams;
 mod time;
 mod tls;
+mod trace;
 pub mod transfer;
 mod watch;
 
@@ -43,6 +44,7 @@ pub fn define(class: RClass) -> Result<(), Error> {
     streams::define(class)?;
     time::define(class)?;
     tls::define(class)?;
+    trace::define(class)?;
     transfer::define(class)?;
     watch::define(class)?;
     Ok(())

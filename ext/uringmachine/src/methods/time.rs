@@ -29,7 +29,7 @@ fn sleep(caller: Caller, arguments: Arguments) -> Answer {
         return Ok(duration);
     }
     let deadline = deadline.map(duration::from_now);
-    match caller.machine.pause(caller.me, deadline)? {
+    match caller.machine.pause_for("sleep", caller.me, deadline)? {
         Ended::Scheduled(value) => Ok(value),
         _ => Ok(duration),
     }
@@ -114,7 +114,7 @@ fn periodically(caller: Caller, arguments: Arguments) -> Answer {
     let mut next = duration::from_now(interval);
     loop {
         let me = caller.again().me;
-        if let Ended::Scheduled(value) = caller.machine.pause(me, Some(next))? {
+        if let Ended::Scheduled(value) = caller.machine.pause_for("sleep", me, Some(next))? {
             return Ok(value);
         }
         ruby::run_block()?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use uringmachine_runtime::pool::{End, Job, Outlook, Place, Pool, Ticket, MOST};
 use uringmachine_runtime::{clock, TaskId};
 
+use crate::machine::trace::For;
 use crate::machine::wait::Wait;
 use crate::machine::{Machine, Pending};
 use crate::ruby::Raise;
@@ -45,6 +46,7 @@ pub fn run<W: Work>(
     let waker = machine.parts().driver.waker().cloned();
     let waker = waker.ok_or(Raise::errno(libc::EBADF))?;
     let wait = machine.begin_wait_anyway(me);
+    machine.awaits(me, For::Word("worker thread"));
     let ticket = Arc::new(Ticket::new(waker, wait.id()));
     let job = Job {
         work,

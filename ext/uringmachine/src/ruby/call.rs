@@ -185,6 +185,18 @@ impl Frame {
         self.0 as usize
     }
 
+    /// Where its code begins, if that is Ruby's.
+    fn place(&self) -> Option<Place> {
+        // SAFETY: as above; neither makes an object.
+        let [file, line] = unsafe {
+            [
+                super::rb_profile_frame_path(self.0),
+                super::rb_profile_frame_first_lineno(self.0),
+            ]
+        };
+        Place::new(Value::of(file), Value::of(line))
+    }
+
     /// The method's name after that of its class: a new String's.
     pub fn full_name(&self) -> Vec<u8> {
         // SAFETY: as above.
@@ -207,6 +219,51 @@ fn frames<const COUNT: usize>(start: usize) -> impl Iterator<Item = Frame> {
         )
     };
     frames.into_iter().take(count as usize).map(Frame)
+}
+
+/// A line of a program.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The name of the file: a String, which whoever keeps it marks.
+    pub file: Value,
+    pub line: i32,
+}
+
+impl Place {
+    fn new(file: Value, line: Value) -> Option<Self> {
+        let line = super::as_fixnum(line)? as i32;
+        super::is_string(file).then_some(Self { file, line })
+    }
+
+    /// Where a Proc's block begins, if that is Ruby's.
+    #[cold]
+    pub fn of_block(block: Value) -> Result<Option<Self>, Raise> {
+        call(block, "source_location", &[]).map(Self::from_pair)
+    }
+
+    /// That of a file and a line in an Array.
+    pub fn from_pair(pair: Value) -> Option<Self> {
+        if !super::is_array(pair) {
+            return None;
+        }
+        let [file, line] = [0, 1].map(|place| super::collections::entry(pair, place));
+        Self::new(file, line)
+    }
+
+    /// Where the outermost block, method or script begins that the fiber runs. No object is made.
+    #[inline(never)]
+    pub fn outermost() -> Option<Self> {
+        const AT_ONCE: usize = 512;
+        let (mut start, mut found) = (0, None);
+        loop {
+            let frames: Vec<Frame> = frames::<AT_ONCE>(start).collect();
+            found = frames.iter().filter_map(Frame::place).next_back().or(found);
+            if frames.len() < AT_ONCE {
+                return found;
+            }
+            start += AT_ONCE;
+        }
+    }
 }
 
 /// What catches an unwinding: see [`Raise::Unwind`].

@@ -122,6 +122,8 @@ extern "C" {
         frames: *mut VALUE,
         lines: *mut c_int,
     ) -> c_int;
+    fn rb_profile_frame_path(frame: VALUE) -> VALUE;
+    fn rb_profile_frame_first_lineno(frame: VALUE) -> VALUE;
     fn rb_profile_frame_method_name(frame: VALUE) -> VALUE;
     fn rb_profile_frame_qualified_method_name(frame: VALUE) -> VALUE;
     fn rb_intern2(name: *const c_char, length: c_long) -> Id;

@@ -99,7 +99,7 @@ impl Connection {
     /// Waits in one of the wire's lines.
     pub(super) fn stand_in(&self, caller: &Caller, line: &Line, wait: Wait) -> Result<(), Failure> {
         let deadline = self.deadline(wait)?;
-        match line.wait(&caller.again(), false, deadline)? {
+        match line.wait(&caller.again(), "TLS", false, deadline)? {
             true => Ok(()),
             false => Err(timed_out(Failure::Timeout, wait)),
         }
