@@ -55,6 +55,15 @@ class TestExamples < SchedulerTest
     end
   end
 
+  def test_trace
+    Dir.mktmpdir do |folder|
+      path = File.join(folder, "trace.json")
+      assert_equal "#{path} is written", run_example("trace.rb", path).lines.last.chomp
+      names = JSON.parse(File.read(path)).fetch("traceEvents").map { |event| event["name"] }
+      assert_empty ["Thread::Queue", "sleep", "poll", "running", "kernel sleep"] - names
+    end
+  end
+
   def test_workers
     output = run_example("workers.rb")
     assert_equal 8, output.lines.size
