@@ -10,7 +10,10 @@ use magnus::{method, Error, RClass, RModule};
 
 use super::fiber_scheduler::with_running;
 use crate::ruby::call::{call_super, keyword_given};
-use crate::ruby::{call, classes, fiber, values, Outcome, Raise, Value, NIL};
+use crate::ruby::collections::{self, entry};
+use crate::ruby::{
+    array_of, call, classes, fiber, keep_until_here, values, Outcome, Raise, Value, NIL,
+};
 
 /// What a call counts for whose bytes nobody knows: see `Core::count_at_once`.
 const BYTES: usize = 1 << 10;
@@ -57,6 +60,36 @@ macro_rules! with {
     };
 }
 
+/// IO#write under a scheduler, for which Ruby calls `io_write` once for each argument: what is one message, or one line in a
+/// terminal's or a log's, or one segment of TCP, would be several. See `CoreGaps.whole`.
+fn write_whole(io: Value, arguments: &[magnus::Value]) -> Outcome {
+    let parts = values(arguments);
+    if parts.len() < 2 || !has_scheduler() {
+        return call_super(parts, false);
+    }
+    let whole = call(gaps()?, "whole", &[io, array_of(parts)?])?;
+    let count = collections::length(whole);
+    let parts: Vec<Value> = (0..count).map(|place| entry(whole, place)).collect();
+    let written = call_super(&parts, false);
+    keep_until_here(whole);
+    written
+}
+
+/// Whether the current fiber has a scheduler of ours.
+fn has_scheduler() -> bool {
+    let scheduler = fiber::current_scheduler();
+    scheduler != NIL && with_running(scheduler, |_| ()).is_some()
+}
+
+/// CoreGaps.define_whole_write(module): defines `write`.
+fn define_whole_write(_module: Value, to: RModule) -> Result<(), Error> {
+    to.define_method("write", method!(write_whole, -1))
+}
+
+fn gaps() -> Outcome {
+    classes::at("UringMachine::CoreGaps")
+}
+
 /// CoreGaps.take_turn: takes a turn.
 fn turn(_module: Value) -> Result<(), Raise> {
     take_turn(BYTES)
@@ -85,14 +118,15 @@ fn define_long_turn(_module: Value, to: RModule, name: magnus::Symbol) -> Result
     to.define_method(&*name.name()?, method!(any_long, -1))
 }
 
-/// Has the methods take turns from now on, and those of OpenSSL's sockets if there are any by now: see
-/// lib/uringmachine/core_ext/turns.rb. May longjmp.
+/// Has the methods take turns from now on, and those of OpenSSL's sockets if there are any by now, and the standard streams write
+/// each line at once: see lib/uringmachine/core_ext. May longjmp.
 pub fn begin() -> Result<(), Raise> {
     static BEGUN: AtomicBool = AtomicBool::new(false);
-    let module = classes::at("UringMachine::CoreGaps")?;
+    let module = gaps()?;
     if !BEGUN.swap(true, Ordering::Relaxed) {
         call(module, "take_turns", &[])?;
     }
+    call(module, "meet_streams", &[])?;
     call(module, "meet_openssl", &[]).map(drop)
 }
 
@@ -102,5 +136,6 @@ pub fn define(class: RClass) -> Result<(), Error> {
     module.define_singleton_method("take_turn", method!(turn, 0))?;
     module.define_singleton_method("define_turn", method!(define_turn, 3))?;
     module.define_singleton_method("define_long_turn", method!(define_long_turn, 2))?;
+    module.define_singleton_method("define_whole_write", method!(define_whole_write, 1))?;
     Ok(())
 }
