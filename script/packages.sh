@@ -2,10 +2,15 @@
 
 GEMS="$CACHE/gems"
 
-# The GEM_PATH with which a Ruby finds its own gems and those taken from Debian.
+# Where script/compat puts the gems that it compiles for a Ruby.
+native_gems() {
+  echo "$CACHE/native/$(describe_ruby "$1")"
+}
+
+# The GEM_PATH with which a Ruby finds its own gems, those taken from Debian, and those compiled.
 gem_path() {
   local ruby="$1"
-  printf '%s:%s' "$(GEM_PATH='' "$ruby" -e 'puts Gem.default_dir')" "$GEMS/usr/share/rubygems-integration/all"
+  printf '%s:%s:%s' "$(GEM_PATH='' "$ruby" -e 'puts Gem.default_dir')" "$GEMS/usr/share/rubygems-integration/all" "$(native_gems "$ruby")"
 }
 
 # Unpacks packages into a folder of ours. $1: the folder; $2: the release of Debian; $3…: the packages.

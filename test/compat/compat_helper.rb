@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require "json"
+require "net/http"
 require "shellwords"
 require_relative "../test_helper"
 
@@ -77,6 +78,39 @@ class CompatTest < SchedulerTest
     File.write(FIGURES, "#{line.to_json}\n", mode: "a")
   end
 
+  # A PostgreSQL of the block's own.
+  def with_postgresql
+    only_measured
+    need "pg", "connection_pool"
+    postgres, initdb = %w[postgres initdb].map { |name| need_command(name) }
+    # PostgreSQL does not run as root.
+    as = Process.uid.zero? ? %w[setpriv --reuid=postgres --regid=postgres --clear-groups] : []
+    configured = lambda do |server|
+      unless File.exist?(server.path("data"))
+        FileUtils.chmod(0o777, server.folder)
+        system(*as, initdb, "-D", server.path("data"), "-U", "postgres", "-A", "trust", "--no-sync", out: File::NULL, exception: true)
+      end
+      [*as, postgres, "-D", server.path("data"), "-p", server.port.to_s, "-h", "127.0.0.1", "-k", server.folder, "-c", "fsync=off", "-c", "max_connections=100"]
+    end
+    LocalServer.run(configured) do |server|
+      @address = { host: "127.0.0.1", port: server.port, user: "postgres", dbname: "postgres" }
+      # It listens before it takes queries.
+      begin
+        connect.close
+      rescue PG::ConnectionBad
+        sleep 0.01
+        retry
+      end
+      @versions = { "pg" => PG::VERSION, "PostgreSQL" => IO.popen([postgres, "--version"], &:read)[/\d[\d.]+/] }
+      yield server
+    ensure
+      # Without a wait for connections.
+      server.stop(:INT)
+    end
+  end
+
+  def connect = PG.connect(**@address)
+
   private
 
   # Returns the longest gap between two ticks and the CPU time of this process, in seconds.
@@ -106,6 +140,81 @@ class CompatTest < SchedulerTest
       last = now
     end
     longest
+  end
+end
+
+# For tests of web servers: the load of fibers on one that has /answer?name=… and /slow?name=…
+module UnderLoad
+  CLIENTS = 50
+
+  def setup
+    super
+    @slow = Queue.new
+  end
+
+  # Loads a server on a port with the requests of fibers, whose answers are `expected(name)`; then stops it while some wait for theirs,
+  # which come.
+  #
+  # @yield stops it, gracefully
+  def load(crowd, port, requests)
+    crowd.all(0...CLIENTS) do |number|
+      Net::HTTP.start("127.0.0.1", port) do |http|
+        requests.times { |request| assert_equal expected("#{number}-#{request}"), http.get("/answer?name=#{number}-#{request}").body }
+      end
+    end
+    if CompatTest::FIGURES && (wrk = ENV["PATH"].split(":").map { |folder| File.join(folder, "wrk") }.find { |path| File.executable?(path) })
+      output = IO.popen([wrk, "-t1", "-c20", "-d1", "http://127.0.0.1:#{port}/answer?name=wrk"], &:read)
+      assert_match(/Requests\/sec/, output)
+      refute_match(/Non-2xx|Socket errors/, output)
+    end
+    under_way = Queue.new
+    crowd.start { 5.times { under_way.pop } && yield }
+    slow = crowd.all(0...5) do |number|
+      TCPSocket.open("127.0.0.1", port) do |socket|
+        socket.write("GET /slow?name=#{number} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        @slow.pop
+        under_way << true
+        socket.read
+      end
+    end
+    slow.each_with_index { |answer, number| assert answer.end_with?("slow #{number}"), answer }
+  end
+
+  # Called by a handler: says that it has begun, and goes on when others have too.
+  def slowly(name)
+    @slow << true
+    Fiber.set_scheduler(UM::FiberScheduler.new)
+    Fiber.schedule { sleep 0.1 }
+    Fiber.set_scheduler(nil)
+    "slow #{name}"
+  end
+
+  def on_webrick(name, app, versions)
+    need "rackup/handler/webrick"
+    requests = sized(5, 40)
+    beside_ticks(self.class::ROW, "#{name}: requests of 50, and a graceful stop", requests * CLIENTS, versions) do |crowd|
+      started = Queue.new
+      ended = Queue.new
+      crowd.start do
+        options = { Host: "127.0.0.1", Port: 0, Logger: WEBrick::Log.new(File::NULL), AccessLog: [], MaxClients: 200 }
+        Rackup::Handler::WEBrick.run(app, **options) { |server| started << server }
+      ensure
+        ended << true
+      end
+      server = started.pop
+      load(crowd, server.listeners.first.addr[1], requests) { server.shutdown }
+      ended.pop
+    end
+  end
+
+  def on_puma(name, app, versions)
+    requests = sized(5, 40)
+    beside_ticks(self.class::ROW, "#{name}: requests of 50, and a graceful stop", requests * CLIENTS, versions) do |crowd|
+      server = Puma::Server.new(app, nil, min_threads: 10, max_threads: 10, log_writer: Puma::LogWriter.null)
+      port = server.add_tcp_listener("127.0.0.1", 0).addr[1]
+      server.run
+      load(crowd, port, requests) { server.stop(true) }
+    end
   end
 end
 

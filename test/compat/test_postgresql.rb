@@ -6,38 +6,6 @@ require_relative "compat_helper"
 class TestPostgreSQL < CompatTest
   ROW = "PostgreSQL"
 
-  def with_postgresql
-    only_measured
-    need "pg", "connection_pool"
-    postgres, initdb = %w[postgres initdb].map { |name| need_command(name) }
-    # PostgreSQL does not run as root.
-    as = Process.uid.zero? ? %w[setpriv --reuid=postgres --regid=postgres --clear-groups] : []
-    configured = lambda do |server|
-      unless File.exist?(server.path("data"))
-        FileUtils.chmod(0o777, server.folder)
-        system(*as, initdb, "-D", server.path("data"), "-U", "postgres", "-A", "trust", "--no-sync", out: File::NULL, exception: true)
-      end
-      [*as, postgres, "-D", server.path("data"), "-p", server.port.to_s, "-h", "127.0.0.1", "-k", server.folder, "-c", "fsync=off", "-c", "max_connections=100"]
-    end
-    LocalServer.run(configured) do |server|
-      @address = { host: "127.0.0.1", port: server.port, user: "postgres", dbname: "postgres" }
-      # It listens before it takes queries.
-      begin
-        connect.close
-      rescue PG::ConnectionBad
-        sleep 0.01
-        retry
-      end
-      @versions = { "pg" => PG::VERSION, "PostgreSQL" => IO.popen([postgres, "--version"], &:read)[/\d[\d.]+/] }
-      yield server
-    ensure
-      # Without a wait for connections.
-      server.stop(:INT)
-    end
-  end
-
-  def connect = PG.connect(**@address)
-
   def test_queries_over_a_pool
     with_postgresql do
       rounds = 10

@@ -1,12 +1,12 @@
 # frozen_string_literal: true
 
-require "net/http"
 require_relative "compat_helper"
 
 # WEBrick and Puma, Rack and Sinatra: their threads call handlers that use a scheduler, under the load of fibers.
 class TestWebServers < CompatTest
+  include UnderLoad
+
   ROW = "Web servers"
-  CLIENTS = 50
 
   # An answer that takes three fibers of a scheduler of this thread's own: one waits, one reads a file, one asks a child.
   def self.answer(name)
@@ -19,41 +19,7 @@ class TestWebServers < CompatTest
     parts.sort.map(&:last).join
   end
 
-  # Loads a server on a port with the requests of fibers; then stops it while some wait for their answers, which come.
-  #
-  # @yield stops it, gracefully
-  def load(crowd, port, requests)
-    crowd.all(0...CLIENTS) do |number|
-      Net::HTTP.start("127.0.0.1", port) do |http|
-        requests.times { |request| assert_equal "#{number}-#{request} true piped", http.get("/answer?name=#{number}-#{request}").body }
-      end
-    end
-    if FIGURES && (wrk = ENV["PATH"].split(":").map { |folder| File.join(folder, "wrk") }.find { |path| File.executable?(path) })
-      output = IO.popen([wrk, "-t1", "-c20", "-d1", "http://127.0.0.1:#{port}/answer?name=wrk"], &:read)
-      assert_match(/Requests\/sec/, output)
-      refute_match(/Non-2xx|Socket errors/, output)
-    end
-    under_way = Queue.new
-    crowd.start { 5.times { under_way.pop } && yield }
-    slow = crowd.all(0...5) do |number|
-      TCPSocket.open("127.0.0.1", port) do |socket|
-        socket.write("GET /slow?name=#{number} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        @slow.pop
-        under_way << true
-        socket.read
-      end
-    end
-    slow.each_with_index { |answer, number| assert answer.end_with?("slow #{number}"), answer }
-  end
-
-  # Called by a handler: says that it has begun, and goes on when others have too.
-  def slowly(name)
-    @slow << true
-    Fiber.set_scheduler(UM::FiberScheduler.new)
-    Fiber.schedule { sleep 0.1 }
-    Fiber.set_scheduler(nil)
-    "slow #{name}"
-  end
+  def expected(name) = "#{name} true piped"
 
   def app
     lambda do |environment|
@@ -61,11 +27,6 @@ class TestWebServers < CompatTest
       body = environment["PATH_INFO"] == "/slow" ? slowly(name) : TestWebServers.answer(name)
       [200, { "content-type" => "text/plain", "content-length" => body.bytesize.to_s }, [body]]
     end
-  end
-
-  def setup
-    super
-    @slow = Queue.new
   end
 
   # Its own loop runs in a fiber, its connections in threads.
@@ -109,24 +70,6 @@ class TestWebServers < CompatTest
     end
   end
 
-  def on_webrick(name, app, versions)
-    need "rackup/handler/webrick"
-    requests = sized(5, 40)
-    beside_ticks(ROW, "#{name}: requests of 50, and a graceful stop", requests * CLIENTS, versions) do |crowd|
-      started = Queue.new
-      ended = Queue.new
-      crowd.start do
-        options = { Host: "127.0.0.1", Port: 0, Logger: WEBrick::Log.new(File::NULL), AccessLog: [], MaxClients: 200 }
-        Rackup::Handler::WEBrick.run(app, **options) { |server| started << server }
-      ensure
-        ended << true
-      end
-      server = started.pop
-      load(crowd, server.listeners.first.addr[1], requests) { server.shutdown }
-      ended.pop
-    end
-  end
-
   def test_puma
     only_measured
     need "rack", "puma", "puma/server"
@@ -137,15 +80,5 @@ class TestWebServers < CompatTest
     only_measured
     need "sinatra/base", "puma", "puma/server"
     on_puma("Sinatra on Puma", sinatra, "Puma" => Puma::Const::VERSION, "Sinatra" => Sinatra::VERSION)
-  end
-
-  def on_puma(name, app, versions)
-    requests = sized(5, 40)
-    beside_ticks(ROW, "#{name}: requests of 50, and a graceful stop", requests * CLIENTS, versions) do |crowd|
-      server = Puma::Server.new(app, nil, min_threads: 10, max_threads: 10, log_writer: Puma::LogWriter.null)
-      port = server.add_tcp_listener("127.0.0.1", 0).addr[1]
-      server.run
-      load(crowd, port, requests) { server.stop(true) }
-    end
   end
 end
