@@ -15,6 +15,10 @@ module Compatibility
     /CSV/ => "what has been read is parsed at one go, by each of 20 in turn",
     /Zlib/ => "1 MB is packed by a worker, without Ruby's lock; what is put together of it is copied at one go",
     /to one file|every 20 KB|Find/ => "operations that need not wait: each of those that are ready lets go after 4 ms",
+    /prepared statements/ => "mysql2 prepares and executes within the C library, which holds the thread until each answer",
+    /mysql2:.*(?:started again|cut short)/ => "mysql2 connects within the C library, which holds the thread meanwhile",
+    /on sqlite3/ => "SQLite reads and writes its file in the thread",
+    /net-ldap|ActiveRecord on pg/ => "fibers that compute in turn",
     /requests of 50|kept-alive/ => "threads, or fibers, that compute in turn"
   }.freeze
   # From here on a reason is wanted.

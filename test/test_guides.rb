@@ -20,6 +20,16 @@ class TestGuides < PatientTest
     end
   end
 
+  # What wants other libraries (```rb) is a part of what test/compat runs.
+  def test_code_of_other_libraries
+    run = Dir.glob("compat/*.rb", base: __dir__).map { |name| unindented(File.read(File.join(__dir__, name))) }
+    shown = Dir.glob(File.join(GUIDES, "*.md")).flat_map { |guide| File.read(guide).scan(/^```rb\n(.*?)^```/m).flatten }
+    refute_empty shown
+    assert_empty(shown.reject { |code| run.any? { |file| file.include?(unindented(code)) } })
+  end
+
+  def unindented(code) = code.gsub(/^ +/, "")
+
   # Links within the repository lead somewhere.
   def test_links
     root = File.expand_path("..", __dir__)
