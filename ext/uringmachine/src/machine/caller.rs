@@ -119,6 +119,11 @@ impl<'a> Caller<'a> {
         self.operate(&mut operation)
     }
 
+    /// As [`Caller::result`], for a poll: see [`Machine::ask`].
+    pub fn ask(&self, mut operation: impl Operation) -> Result<i32, Failure> {
+        count(self.machine.ask(self.me, &mut operation, None)?)
+    }
+
     /// As [`Caller::result`], for an operation that makes a descriptor.
     pub fn descriptor(&self, mut operation: impl Operation) -> Result<i32, Failure> {
         let (me, yields) = (self.me, Yields::Descriptor);

@@ -111,7 +111,7 @@ impl Machine {
             events: wakes_for(events as u32),
         };
         self.parts().waiter(me).resumable = Resumable::Yes;
-        let answer = self.operate(me, &mut poll, None);
+        let answer = self.ask(me, &mut poll, None);
         self.parts().waiter(me).resumable = Resumable::No;
         match answer {
             Ok(NEVER_WAKES) => wait_ready(self, me, fd, events, None),

@@ -50,6 +50,8 @@ pub enum Yields {
     Count,
     /// A new descriptor: closed if nobody can be given it.
     Descriptor,
+    /// What may be asked again: nothing is lost with it.
+    Answer,
 }
 
 /// The kernel, or a thread, works on what lies on a frame, or is borrowed by it: it must not be left.
@@ -89,6 +91,17 @@ impl Machine {
         deadline: Option<u64>,
     ) -> Result<i32, Failure> {
         self.operate_noting(me, operation, deadline, Yields::Count, &mut 0)
+    }
+
+    /// As [`Machine::operate`], for a poll: what the fiber is to raise is raised, whatever is ready meanwhile.
+    #[inline]
+    pub fn ask<O: Operation>(
+        &self,
+        me: TaskId,
+        operation: &mut O,
+        deadline: Option<u64>,
+    ) -> Result<i32, Failure> {
+        self.operate_noting(me, operation, deadline, Yields::Answer, &mut 0)
     }
 
     /// As [`Machine::operate`], for whoever must know what the kernel did even when the fiber is to raise: `seen`
@@ -177,7 +190,8 @@ impl Machine {
             }
         };
         let opened = yields == Yields::Descriptor && completion.result >= 0;
-        if (opened || completion.result > 0) && self.can_wait(me, &raise) {
+        let moved = yields == Yields::Count && completion.result > 0;
+        if (opened || moved) && self.can_wait(me, &raise) {
             self.parts().keep_raise(me, raise)?;
             return Ok(completion.result);
         }

@@ -53,7 +53,7 @@ pub fn wait_ready(
     let events = wakes_for(events as u32);
     let mut poll = Poll { fd, events };
     loop {
-        match machine.operate(me, &mut poll, deadline) {
+        match machine.ask(me, &mut poll, deadline) {
             Ok(answer) if answer >= 0 => match ready_events(answer) {
                 0 => {}
                 ready => return Ok(ready),

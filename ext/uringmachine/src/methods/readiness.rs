@@ -31,7 +31,7 @@ fn poll(caller: Caller, arguments: Arguments) -> Answer {
         return Ok(number((mask & READS) as i32));
     }
     let events = wakes_for(mask);
-    let mut answer = match caller.result(Poll { fd, events }) {
+    let mut answer = match caller.ask(Poll { fd, events }) {
         Err(Failure::Raise(Raise::Errno(errno))) if -errno == NEVER_WAKES => 0,
         answer => answer?,
     };
