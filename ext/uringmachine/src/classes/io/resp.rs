@@ -399,7 +399,7 @@ fn resp_read(io: This<Io>, arguments: &[magnus::Value]) -> Outcome {
             None => 0,
             Some(_) => arguments.length(0, "limit")?,
         };
-        let left = Cell::new(if limit == 0 { u64::MAX } else { limit as u64 });
+        let left = Cell::new(if limit == 0 { u64::MAX } else { limit });
         Ok(Reply { reader, left }.value(0)?.unwrap_or(NIL))
     })
 }
