@@ -306,7 +306,8 @@ class TestClosing < SchedulerTest
       readpartial: ->(reader, _) { 2.times { reader.readpartial(65_536) } },
       wait_readable: ->(reader, _) { reader.readpartial(65_536) && reader.wait_readable }
     }.each do |name, use|
-      PAIRS.each_value do |pair|
+      # Several parts are one message.
+      (name == :write ? PAIRS.except(:messages) : PAIRS).each_value do |pair|
         ended = nil
         scheduled do
           reader, writer = pair.call

@@ -37,7 +37,7 @@ module RailsApplication
 
       results
     ensure
-      # Not killed: ActiveRecord commits what a killed fiber has half done.
+      # Not killed: other libraries than ActiveRecord may commit what a killed fiber has half done.
       fibers.each { |fiber| fiber.raise(Stopped) if fiber.alive? }
       Fiber.set_scheduler(nil) if own
     end

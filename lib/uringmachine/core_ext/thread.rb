@@ -27,7 +27,23 @@ class UringMachine
     end
   end
 
+  # To whoever asks in it, the thread of a fiber that is killed, or unwound with its thread, is aborting, as one is that is killed itself.
+  # ActiveRecord and Sequel ask so when a transaction's block is left by no exception, and roll back: else they commit the half of it.
+  module Aborting
+    # As Thread#status.
+    def status = equal?(Thread.current) && FiberScheduler.unwinding? ? "aborting" : super
+  end
+
+  # Fibers that are unwound.
+  class FiberScheduler
+    # Whether the current fiber is being killed, or its scheduler's fibers are being unwound.
+    #
+    # @api private
+    def self.unwinding? = Fiber.current.instance_variable_get(:@um_killed) || current&.__send__(:unwinding?)
+  end
+
   Thread.include(ThreadExtensions)
+  Thread.prepend(Aborting)
   Thread.singleton_class.prepend(Masks)
-  private_constant :Masks
+  private_constant :Masks, :Aborting
 end

@@ -285,6 +285,11 @@ fn fibers_of(this: This<Scheduler>, wanted: impl Fn(State, &Waiter) -> bool) -> 
     Ok(list)
 }
 
+/// UM::FiberScheduler#unwinding?: whether the fibers are being unwound, with their thread.
+fn is_unwinding(this: This<Scheduler>) -> Result<bool, Raise> {
+    Ok(this.machine()?.parts().ending)
+}
+
 /// UM::FiberScheduler#masked(mask) { }: runs the block with the fiber's timeouts held back as the mask of
 /// Thread.handle_interrupt says.
 fn masked(this: This<Scheduler>, mask: Value) -> Outcome {
@@ -421,6 +426,7 @@ pub fn define(ruby: &Ruby, module: RClass) -> Result<RClass, Error> {
     class.define_private_method("waiting_on", method!(waiting_on, 1))?;
     class.define_private_method("masked", method!(masked, 1))?;
     class.define_private_method("scheduled", method!(scheduled, 0))?;
+    class.define_private_method("unwinding?", method!(is_unwinding, 0))?;
     class.define_singleton_method("end_waits", method!(end_waits, 2))?;
     // The rest is in lib/uringmachine/core_ext/io_close.rb.
     let closing = module.define_module("Closing")?;

@@ -16,6 +16,7 @@ pub static PUSH: OnceLock<fn(Value, Value)> = OnceLock::new();
 /// What a fiber of a machine keeps of itself, in instance variables that no program's collide with.
 pub static RESULT: Name = Name::new("@um_result");
 pub static DONE: Name = Name::new("@um_done");
+pub static KILLED: Name = Name::new("@um_killed");
 pub static LISTENERS: Name = Name::new("@um_done_listeners");
 
 /// Notes that a spun fiber was ended before it began: by Fiber#kill.

@@ -10,15 +10,18 @@ use uringmachine_runtime::{TaskId, Wake};
 use crate::classes::queue;
 use crate::machine::caller::{machine_method, Answer, Caller};
 use crate::machine::owner::Um;
-use crate::machine::spun::{end, take_starting, ANY_LISTENERS, DONE, KILL, LISTENERS, RESULT};
+use crate::machine::spun::{
+    end, take_starting, ANY_LISTENERS, DONE, KILL, KILLED, LISTENERS, RESULT,
+};
 use crate::machine::{registry, Machine, Parts, Pending, Waiter};
 use crate::ruby::arguments::{wrong_type, Arguments};
 use crate::ruby::call::{call_super, catch_unwinding, keyword_given};
 use crate::ruby::fiber::{self, Body};
 use crate::ruby::this::This;
 use crate::ruby::{
-    array, block, block_given, call, classes, collections, inherits, is_a, keep_until_here,
-    run_block, set_variable, truthy, values, variable, Outcome, Raise, Value, NIL, TRUE,
+    array, block, block_given, call, classes, collections, inherits, is_a, is_frozen,
+    keep_until_here, run_block, set_variable, truthy, values, variable, Outcome, Raise, Value, NIL,
+    TRUE,
 };
 
 /// Makes a fiber of this machine, to be run when the current one waits or hands over.
@@ -388,6 +391,14 @@ fn call_aside(fiber: Value, arguments: &[magnus::Value]) -> Outcome {
     }
 }
 
+/// Fiber#kill: see lib/uringmachine/core_ext/thread.rb for whom it is noted.
+fn kill_aside(fiber: Value, arguments: &[magnus::Value]) -> Outcome {
+    if !is_frozen(fiber) {
+        set_variable(fiber, KILLED.id(), TRUE)?;
+    }
+    call_aside(fiber, arguments)
+}
+
 /// Defines the methods.
 pub fn define(class: RClass) -> Result<(), Error> {
     machine_method!(class, "spin", 0..=2, spin);
@@ -416,9 +427,8 @@ pub fn define(class: RClass) -> Result<(), Error> {
     let kill: Value = fiber.funcall("instance_method", (ruby.to_symbol("kill"),))?;
     KILL.keep(kill);
     let module = ruby.module_new();
-    for name in ["raise", "kill"] {
-        module.define_method(name, method!(call_aside, -1))?;
-    }
+    module.define_method("raise", method!(call_aside, -1))?;
+    module.define_method("kill", method!(kill_aside, -1))?;
     fiber.prepend_module(module)?;
     Ok(())
 }
