@@ -31,15 +31,12 @@ class UringMachine
   # ActiveRecord and Sequel ask so when a transaction's block is left by no exception, and roll back: else they commit the half of it.
   module Aborting
     # As Thread#status.
-    def status = equal?(Thread.current) && FiberScheduler.unwinding? ? "aborting" : super
+    def status = equal?(Thread.current) && CoreGaps.unwinding? ? "aborting" : super
   end
 
-  # Fibers that are unwound.
-  class FiberScheduler
+  module CoreGaps
     # Whether the current fiber is being killed, or its scheduler's fibers are being unwound.
-    #
-    # @api private
-    def self.unwinding? = Fiber.current.instance_variable_get(:@um_killed) || current&.__send__(:unwinding?)
+    def self.unwinding? = Fiber.current.instance_variable_get(:@um_killed) || FiberScheduler.current&.__send__(:unwinding?)
   end
 
   Thread.include(ThreadExtensions)
