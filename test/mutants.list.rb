@@ -790,3 +790,29 @@ mutant "pipes-of-the-closed", "a closed scheduler keeps no pipe",
        from: "        parts.pipes = Pipes::default();\n        ",
        to: "",
        tests: ["test/hooks/test_close.rb"]
+
+# --- What a library of Ruby's asks
+
+mutant "raise-though-ready", "what is raised in a fiber that waits for readiness is raised there, though it is ready meanwhile",
+       file: "#{EXT}/machine/poll.rs",
+       from: "match machine.ask(me, &mut poll, deadline) {",
+       to: "match machine.operate(me, &mut poll, deadline) {",
+       tests: ["test/hooks/test_io_wait.rb"]
+
+mutant "whole-writes", "writes of several arguments are one message",
+       file: "#{EXT}/classes/turns.rs",
+       from: "if parts.len() < 2 || !has_scheduler() {",
+       to: "if true || parts.len() < 2 || !has_scheduler() {",
+       tests: ["test/core_ext/test_whole_writes.rb"]
+
+mutant "aborting-killed", "the thread of a fiber that is killed says so to it",
+       file: "#{EXT}/methods/fibers.rs",
+       from: "        set_variable(fiber, KILLED.id(), TRUE)?;\n",
+       to: "",
+       tests: ["test/core_ext/test_aborting.rb"]
+
+mutant "aborting-unwound", "the thread of fibers that are unwound says so to them",
+       file: "#{EXT}/classes/fiber_scheduler.rs",
+       from: "Ok(this.machine()?.parts().ending)",
+       to: "Ok(false)",
+       tests: ["test/core_ext/test_aborting.rb"]
