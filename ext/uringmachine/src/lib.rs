@@ -38,5 +38,6 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     hooks::define(fiber_scheduler::define(ruby, class)?)?;
     adapters::define(ruby, class)?;
     process::define(ruby, class)?;
-    turns::define(class)
+    turns::define(class)?;
+    hooks::socket_write::define(class)
 }

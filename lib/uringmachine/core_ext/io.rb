@@ -37,6 +37,11 @@ class UringMachine
       CoreGaps.define_whole_write(self)
     end
 
+    # The same of a socket, which what it takes at once is written to without `io_write`.
+    module Sending
+      CoreGaps.define_socket_write(self)
+    end
+
     # Has the standard streams of this Ractor write so: called when a scheduler is made.
     def self.meet_streams
       [$stdout, $stderr].each { |stream| stream.extend(Whole) if stream.is_a?(::IO) && !stream.is_a?(Whole) && !stream.frozen? }
@@ -64,7 +69,7 @@ class UringMachine
     # Whether an IO is a socket that keeps messages apart.
     def self.messages?(io) = io.is_a?(BasicSocket) && io.getsockopt(:SOCKET, :TYPE).int != Socket::SOCK_STREAM
 
-    private_class_method :converts?, :messages?, :define_whole_write
+    private_class_method :converts?, :messages?, :define_whole_write, :define_socket_write
 
     ::IO.prepend(Syncing)
   end

@@ -48,7 +48,7 @@ class UringMachine
       TURNS.each { |owner, names| take_turns_in(owner, names) }
       LONG_TURNS.each { |owner, names| take_turns_in(owner, names, long: true) }
       ::IO.prepend(Writing)
-      BasicSocket.prepend(Whole)
+      BasicSocket.prepend(Sending)
     end
 
     private_class_method :define_turn, :define_long_turn, :take_turns_in

@@ -17,8 +17,8 @@ use crate::ruby::call::{call_if_there, catch_unwinding, responds_to};
 use crate::ruby::fiber::{self, Body};
 use crate::ruby::this::This;
 use crate::ruby::{
-    array, as_fixnum, call, classes, collections, io, is_hash, run_block, symbol, truthy, Outcome,
-    Raise, Value, NIL,
+    array, as_fixnum, call, classes, collections, io, is_hash, is_just, run_block, symbol, truthy,
+    Outcome, Raise, Shared, Value, NIL,
 };
 use crate::tls;
 
@@ -117,6 +117,19 @@ pub fn with_running<T>(scheduler: Value, body: impl FnOnce(&Machine) -> T) -> Op
     let machine = scheduler.known_machine()?;
     let runs = machine.is_own() && machine.is_usable();
     runs.then(|| body(machine))
+}
+
+/// UM::FiberScheduler.
+static CLASS: Shared = Shared::new();
+
+/// As [`with_running`], of one whose hooks are no program's own.
+#[inline]
+pub fn with_plain<T>(scheduler: Value, body: impl FnOnce(&Machine) -> T) -> Option<T> {
+    if is_just(scheduler, CLASS.get()) {
+        with_running(scheduler, body)
+    } else {
+        None
+    }
 }
 
 /// See lib/uringmachine/fiber_scheduler/current.rb.
@@ -419,6 +432,7 @@ fn abort_on_exception(this: This<Scheduler>) -> bool {
 /// Defines the class, without its hooks.
 pub fn define(ruby: &Ruby, module: RClass) -> Result<RClass, Error> {
     let class = module.define_class("FiberScheduler", ruby.class_object())?;
+    CLASS.keep(class.as_value().into());
     class.define_alloc_func::<Scheduler>();
     class.define_method("initialize", method!(initialize, -1))?;
     class.define_method("closed?", method!(is_closed, 0))?;

@@ -61,18 +61,27 @@ macro_rules! with {
 }
 
 /// IO#write under a scheduler, for which Ruby calls `io_write` once for each argument: what is one message, or one line in a
-/// terminal's or a log's, or one segment of TCP, would be several. See `CoreGaps.whole`.
+/// terminal's or a log's, or one segment of TCP, would be several.
 fn write_whole(io: Value, arguments: &[magnus::Value]) -> Outcome {
     let parts = values(arguments);
     if parts.len() < 2 || !has_scheduler() {
         return call_super(parts, false);
     }
-    let whole = call(gaps()?, "whole", &[io, array_of(parts)?])?;
-    let count = collections::length(whole);
-    let parts: Vec<Value> = (0..count).map(|place| entry(whole, place)).collect();
-    let written = call_super(&parts, false);
+    let whole = whole(io, parts)?;
+    let written = call_super(&elements(whole), false);
     keep_until_here(whole);
     written
+}
+
+/// An Array of what is to be written instead of several objects: see lib/uringmachine/core_ext/io.rb.
+pub fn whole(io: Value, parts: &[Value]) -> Outcome {
+    call(gaps()?, "whole", &[io, array_of(parts)?])
+}
+
+/// The elements of an Array, which is kept by whoever asks.
+pub fn elements(array: Value) -> Vec<Value> {
+    let count = collections::length(array);
+    (0..count).map(|place| entry(array, place)).collect()
 }
 
 /// Whether the current fiber has a scheduler of ours.

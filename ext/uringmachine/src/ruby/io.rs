@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_int};
 use std::os::fd::RawFd;
 
-use super::{is_file, may_raise, may_raise_for, Outcome, Raise, Value, NIL};
+use super::{is_file, is_frozen, may_raise, may_raise_for, Outcome, Raise, Value, NIL};
 
 /// The descriptor of an IO.
 ///
@@ -147,6 +147,31 @@ pub fn closes(io: Value) -> Option<RawFd> {
     }
 }
 
+/// The descriptor of an IO that writes a String's bytes as they are, and nothing of its own before them: open for writing
+/// without a buffer, a lock or an encoding. `None` for what Ruby has to look at.
+#[inline]
+pub fn writes_bytes(io: Value) -> Option<RawFd> {
+    const WRITES: u32 = rb_sys::FMODE_WRITABLE | rb_sys::FMODE_SYNC;
+    if !is_file(io) || is_frozen(io) {
+        return None;
+    }
+    // SAFETY: an IO; its buffer is of that struct.
+    unsafe {
+        let file = (*(io.raw() as *const rb_sys::RFile)).fptr;
+        if file.is_null() || (*file).fd < 0 || (*file).mode as u32 & WRITES != WRITES {
+            return None;
+        }
+        let buffered = (*(&raw const (*file).wbuf).cast::<Buffered>()).length;
+        let encoding = (*file).encs.enc;
+        let is_plain = buffered == 0
+            && (*file).write_lock == NIL.raw()
+            && (*file).tied_io_for_writing == 0
+            && (*file).encs.ecflags == 0
+            && (encoding.is_null() || encoding == rb_sys::rb_ascii8bit_encoding());
+        is_plain.then(|| (*file).fd)
+    }
+}
+
 /// Whether an IO was ever open, and is not closed.
 pub fn is_open(io: Value) -> bool {
     // SAFETY: an IO.
@@ -175,9 +200,9 @@ pub fn unread(io: Value, bytes: &[u8]) -> Result<(), Raise> {
     super::call(io, "ungetbyte", &[string]).map(drop)
 }
 
-/// rb_io_internal_buffer (ruby/io.h): the bytes that Ruby has read ahead are at `pointer + offset`.
+/// rb_io_internal_buffer (ruby/io.h): the bytes that Ruby has read ahead, or is to write, are at `pointer + offset`.
 #[repr(C, packed)]
-struct ReadBuffer {
+struct Buffered {
     pointer: *mut c_char,
     offset: c_int,
     length: c_int,
@@ -190,7 +215,7 @@ unsafe fn make_room(file: *mut rb_sys::rb_io_t, more: c_int) {
     // SAFETY: the field is of that struct, which Ruby's own functions allocate and free; the old buffer's bytes are
     // copied before it is freed.
     unsafe {
-        let buffer = (&raw mut (*file).rbuf).cast::<ReadBuffer>();
+        let buffer = (&raw mut (*file).rbuf).cast::<Buffered>();
         let (pointer, length) = ((*buffer).pointer, (*buffer).length);
         if pointer.is_null() || (*buffer).capacity >= length + more {
             return;

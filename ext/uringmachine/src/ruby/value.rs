@@ -189,6 +189,16 @@ pub fn is_a(object: Value, class: Value) -> bool {
     }
 }
 
+/// Whether an object's class is this one itself, and no subclass or singleton class of it.
+#[inline]
+pub fn is_just(object: Value, class: Value) -> bool {
+    // SAFETY: an object of the heap begins with its class.
+    unsafe {
+        !rb_sys::SPECIAL_CONST_P(object.0)
+            && (*(object.0 as *const rb_sys::RBasic)).klass == class.0
+    }
+}
+
 /// The class of an object.
 pub fn class_of(object: Value) -> Value {
     // SAFETY: a plain accessor.
