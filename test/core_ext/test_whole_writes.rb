@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require_relative "../test_helper"
+require "delegate"
 
 # What is written by one call is one message of a socket that keeps them apart, under the scheduler as without it.
 class TestWholeWrites < SchedulerTest
@@ -58,6 +59,50 @@ class TestWholeWrites < SchedulerTest
           assert_equal({ puts: 1, puts_several: 3, write: 1, much: 1 }.fetch(name), with.last.size, "the test sees no messages")
         end
       end
+    end
+  end
+
+  # Under a scheduler of a program's own class, or one that delegates, whose hooks are asked.
+  def test_other_classes_of_schedulers
+    asked = []
+    counting = Class.new(UM::FiberScheduler) { define_method(:io_write) { |*arguments| (asked << :io_write) && super(*arguments) } }
+    [counting.new, SimpleDelegator.new(UM::FiberScheduler.new)].each do |scheduler|
+      one, other = UNIXSocket.pair(:SEQPACKET)
+      Thread.new do
+        Fiber.set_scheduler(scheduler)
+        Fiber.schedule { one.puts("line") || one.write("a", "b") && one.write("c") }
+      end.join
+      assert_equal %W[line\n ab c], Array.new(3) { other.recv(10) }
+      one.close
+    end
+    assert_equal [:io_write] * 3, asked
+  end
+
+  # What does not fit is Ruby's to wait with: every byte once, and in its place.
+  def test_more_than_a_socket_takes
+    bytes = Random.bytes(3_000_000)
+    in_fiber do
+      one, other = UNIXSocket.pair
+      counts = []
+      Fiber.schedule do
+        counts << one.write(bytes, bytes) << one.write("end") << one.puts
+        one.close
+      end
+      assert_equal bytes + bytes + "end\n".b, other.read
+      assert_equal [6_000_000, 3, nil], counts
+    end
+  end
+
+  # What is buffered comes first.
+  def test_a_socket_that_is_not_in_step
+    in_fiber do
+      one, other = UNIXSocket.pair
+      one.sync = false
+      one.write("a")
+      one.sync = true
+      one.write("b")
+      one.close
+      assert_equal "ab", other.read
     end
   end
 

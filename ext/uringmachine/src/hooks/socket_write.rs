@@ -5,7 +5,7 @@ use magnus::prelude::*;
 use magnus::{method, Error, RClass, RModule};
 use uringmachine_runtime::faults::{self, Attempt};
 
-use crate::classes::fiber_scheduler::with_plain;
+use crate::classes::fiber_scheduler::{with_plain, with_running};
 use crate::classes::turns::{elements, whole};
 use crate::machine::Machine;
 use crate::os::{transfer, Errno};
@@ -20,7 +20,7 @@ fn write(socket: Value, arguments: &[magnus::Value]) -> Outcome {
     match crate::ruby::values(arguments) {
         parts if scheduler == NIL => call_super(parts, false),
         [part] => write_one(scheduler, socket, *part),
-        parts @ [_, _, ..] if with_plain(scheduler, |_| ()).is_some() => {
+        parts @ [_, _, ..] if with_running(scheduler, |_| ()).is_some() => {
             let whole = whole(socket, parts)?;
             let written = match elements(whole)[..] {
                 [part] => write_one(scheduler, socket, part),
