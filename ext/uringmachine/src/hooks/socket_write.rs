@@ -58,6 +58,11 @@ fn write_now(machine: &Machine, socket: Value, string: Value) -> Result<usize, R
     let Some(fd) = io::writes_bytes(socket) else {
         return Ok(0);
     };
+    let has_held_long = machine.parts().turns.has_held_long();
+    if has_held_long {
+        // The socket may be closed meanwhile.
+        return machine.let_go(machine.current_task()).map(|()| 0);
+    }
     if !machine.writes_now() || faults::is_in_vain(Attempt::Write) {
         return Ok(0);
     }
