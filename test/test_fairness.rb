@@ -288,7 +288,8 @@ class TestFairness < SchedulerTest
         (turns += 1) && sleep(0) until done
       end
     end
-    assert_operator turns, :<=, 1000
+    # Faults keep back what has come for several looks.
+    assert_operator turns, :<=, ENV.key?("UM_FAULTS") ? 10_000 : 1000
   end
 
   # A peer that sends without end has its reader, and everybody else goes on.
