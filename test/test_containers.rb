@@ -59,8 +59,7 @@ class TestContainers < PatientTest
 
   def under(profile, code)
     steps = Filter.new(profile, NUMBERS).to_a.map { |step| step.pack("SCCL") }.join
-    ruby(APPLY, *NUMBERS.values_at("prctl", "seccomp").map(&:to_s), [steps].pack("m0"),
-         RbConfig.ruby, "-W:no-experimental", *$LOAD_PATH.flat_map { |folder| ["-I", folder] }, "-ruringmachine", "-e", code)
+    ruby(APPLY, *NUMBERS.values_at("prctl", "seccomp").map(&:to_s), [steps].pack("m0"), *ruby_command(code))
   end
 
   def profile = JSON.parse(File.read(PROFILE))

@@ -65,9 +65,19 @@ class PatientTest < Minitest::Test
 
   # Runs Ruby code in a process of its own, which another command may start; returns its output and status.
   def ruby(code, *arguments, env: {}, before: [])
-    command = [env, *before, RbConfig.ruby, "-W:no-experimental", *$LOAD_PATH.flat_map { |folder| ["-I", folder] }, "-ruringmachine", "-e", code, *arguments]
-    output = IO.popen(command, err: %i[child out], &:read)
+    output = IO.popen([env, *before, *ruby_command(code, *arguments)], err: %i[child out], &:read)
     [output, $?]
+  end
+
+  # What starts Ruby with the gem, to run code.
+  def ruby_command(code, *arguments)
+    [RbConfig.ruby, "-W:no-experimental", *$LOAD_PATH.flat_map { |folder| ["-I", folder] }, "-ruringmachine", "-e", code, *arguments]
+  end
+
+  # Runs the `uringmachine` command within the test: its status, and what it says on either stream.
+  def run_command(*arguments)
+    output, errors = StringIO.new, StringIO.new
+    [UM::Command.run(arguments, output:, errors:), output.string, errors.string]
   end
 
   def rss

@@ -61,11 +61,6 @@ class TestDoctor < PatientTest
     end
   end
 
-  def run_command(*arguments)
-    output, errors = StringIO.new, StringIO.new
-    [UM::Command.run(arguments, output:, errors:), output.string, errors.string]
-  end
-
   def test_arguments
     assert_equal [0, "#{UM::VERSION}\n", ""], run_command("--version")
     assert_match(/doctor/, run_command("--help")[1])

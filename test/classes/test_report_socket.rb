@@ -29,18 +29,12 @@ class TestReportSocket < PatientTest
   end
 
   def with_program(code = PROGRAM, env: { "UM_REPORTS" => "1" })
-    command = [env, RbConfig.ruby, "-W:no-experimental", *$LOAD_PATH.flat_map { |folder| ["-I", folder] }, "-ruringmachine", "-e", code]
-    IO.popen(command) do |program|
+    IO.popen([env, *ruby_command(code)]) do |program|
       assert_equal "waits\n", program.gets
       yield program.pid
     ensure
       Process.kill(:TERM, program.pid)
     end
-  end
-
-  def run_command(*arguments)
-    output, errors = StringIO.new, StringIO.new
-    [UM::Command.run(arguments, output:, errors:), output.string, errors.string]
   end
 
   def test_a_process_that_listens_is_asked

@@ -115,7 +115,7 @@ class TestWholeWrites < SchedulerTest
         Fiber.set_scheduler(UM::FiberScheduler.new)
         Fiber.schedule { #{stream}.puts "line", 2; #{stream}.write("a", "b"); #{stream == "$stdout" ? "puts" : "warn"} "kernel's" }
       RUBY
-      pid = spawn(RbConfig.ruby, "-W:no-experimental", *$LOAD_PATH.flat_map { |folder| ["-I", folder] }, "-ruringmachine", "-e", code, stream == "$stdout" ? :out : :err => one)
+      pid = spawn(*ruby_command(code), stream == "$stdout" ? :out : :err => one)
       one.close
       Process.wait(pid)
       assert_equal ["line\n", "2\n", "ab", "kernel's\n"], Array.new(4) { other.recv(100) }
