@@ -816,3 +816,41 @@ mutant "aborting-unwound", "the thread of fibers that are unwound says so to the
        from: "Ok(this.machine()?.parts().ending)",
        to: "Ok(false)",
        tests: ["test/core_ext/test_aborting.rb"]
+
+# --- Reads and writes that ask no hook
+
+mutant "read-ahead-first", "what Ruby has read ahead is read first",
+       file: "#{EXT}/ruby/buffered.rs",
+       from: "let is_plain = buffered == 0\n            && (*file).tied_io_for_writing == 0\n            && (*file).encs.ecflags == 0\n            && (*file).encs.enc2",
+       to: "let is_plain = (*file).tied_io_for_writing == 0\n            && (*file).encs.ecflags == 0\n            && (*file).encs.enc2",
+       tests: ["test/hooks/test_direct_read.rb"]
+
+mutant "put-back-received", "bytes that come together with an exception are the next that are read",
+       file: "#{EXT}/hooks/direct_read.rs",
+       from: "            let _ = buffered::put(self.io, received.bytes());\n",
+       to: "",
+       tests: ["test/hooks/test_direct_read.rb"]
+
+mutant "put-back-half", "what a read has that is ended half way is the next that is read",
+       file: "#{EXT}/hooks/direct_read.rs",
+       from: "let _ = buffered::unread(io, &unread[..into.length]);",
+       to: "",
+       tests: ["test/hooks/test_direct_read.rb"]
+
+mutant "failed-once", "an error that the kernel tells of once is Ruby's to raise",
+       file: "#{EXT}/hooks/direct_read.rs",
+       from: "        if let Ok(Read::Failed(errno)) = read {\n            note_failed(machine, me, io, errno);\n        }\n",
+       to: "",
+       tests: ["test/hooks/test_direct_read.rb"]
+
+mutant "locked-while-read-into", "a String that is shorter than what was read shows no other bytes",
+       file: "#{EXT}/ruby/string.rs",
+       from: "    if length < start {",
+       to: "    if false && length < start {",
+       tests: ["test/hooks/test_direct_read.rb"]
+
+mutant "locked-while-written", "nobody writes between the parts of what another writes",
+       file: "#{EXT}/ruby/buffered.rs",
+       from: "            && !is_locked(Value::of((*file).write_lock))\n",
+       to: "",
+       tests: ["test/hooks/test_direct_write.rb"]

@@ -89,20 +89,22 @@ module Waits
   PAIRS.each do |name, pair|
     wait(:scheduler, :io_read, named: "readpartial of a #{name}") { reading(->(io) { io.readpartial(100) }, &pair) }
     wait(:scheduler, :io_read, named: "gets of a #{name}") { reading(->(io) { io.gets }, &pair) }
+    wait(:scheduler, :io_read, named: "read of a #{name}") { reading(->(io) { io.read(6) }, &pair) }
+    wait(:scheduler, :io_read, named: "eof? of a #{name}") { reading(->(io) { io.eof? && nil }, &pair) }
     wait(:scheduler, :io_wait, named: "wait_readable of a #{name}") { reading(->(io) { io.wait_readable && nil }, &pair) }
     wait(:scheduler, :io_select, named: "select of a #{name}") { reading(->(io) { IO.select([io]) && nil }, &pair) }
     wait(:scheduler, :io_write, named: "write to a #{name}") { writing(->(io) { io.write(BYTES) }, &pair) }
+    wait(:scheduler, :io_read, named: "IO::Buffer#read of a #{name}") do
+      buffer = IO::Buffer.new(64)
+      buffer.set_string("#" * 64)
+      wait = reading(->(io) { buffer.get_string(0, buffer.read(io, 0)) }, &pair)
+      kept = wait.check
+      # Nothing but what was read has been written to it, and nobody holds it.
+      wait.check = ->(value) { kept.call(value) && !buffer.locked? && buffer.get_string(value ? value.bytesize : 0).squeeze == "#" }
+      wait
+    end
   end
   wait(:scheduler, :io_wait, named: "recv") { reading(->(io) { io.recv(100) }) { UNIXSocket.pair } }
-  wait(:scheduler, :io_read, named: "IO::Buffer#read") do
-    buffer = IO::Buffer.new(64)
-    buffer.set_string("#" * 64)
-    wait = reading(->(io) { buffer.get_string(0, buffer.read(io, 0)) }) { IO.pipe }
-    kept = wait.check
-    # Nothing but what was read has been written to it, and nobody holds it.
-    wait.check = ->(value) { kept.call(value) && !buffer.locked? && buffer.get_string(value ? value.bytesize : 0).squeeze == "#" }
-    wait
-  end
   wait(:scheduler, :kernel_sleep) { Wait.new(wait: -> { sleep(0.01) && true }, complete: -> {}, check: ->(_) { true }) }
   wait(:scheduler, :block, named: "Queue#pop") do
     queue = Thread::Queue.new

@@ -87,15 +87,24 @@ class UringMachine
 
     # What the hooks are called in backtraces.
     HOOK = /'UringMachine::FiberScheduler#(\w+)'\z/
+    # What IO's methods are called there that do a hook's work themselves.
+    DIRECT = /'UringMachine::CoreGaps::Direct#(\w+\??)'\z/
     # More than so many of one kind are counted.
     MOST_TOLD = 10
-    private_constant :HOOK, :MOST_TOLD
+    private_constant :HOOK, :DIRECT, :MOST_TOLD
 
     def read(fiber)
-      lines = fiber[:backtrace] || []
-      hook = lines.first&.[](HOOK, 1)
-      call = lines[hook ? 1 : 0]
-      fiber.merge(hook:, call:, waits_for: waits_for(fiber, hook))
+      lines = fiber[:backtrace]&.map { |line| line.sub(DIRECT, "'IO#\\1'") }
+      hook = hook(fiber[:backtrace]&.first) || fiber[:hook]
+      call = lines&.find { |line| !line.match?(HOOK) }
+      fiber.merge(backtrace: lines, hook:, call:, waits_for: waits_for(fiber, hook))
+    end
+
+    def hook(line)
+      case line
+      when HOOK then $1
+      when DIRECT then $1 == "write" ? "io_write" : "io_read"
+      end
     end
 
     def waits_for(fiber, hook)

@@ -166,7 +166,7 @@ class TestReport < SchedulerTest
       end
     RUBY
     assert_predicate status, :success?, output
-    assert_match(/io_read/, output)
+    assert_match(/is waiting for poll on fd/, output)
     assert_match(/handled true/, output)
   end
 

@@ -39,5 +39,6 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     adapters::define(ruby, class)?;
     process::define(ruby, class)?;
     turns::define(class)?;
-    hooks::socket_write::define(class)
+    hooks::direct_read::define(class)?;
+    hooks::direct_write::define(class)
 }

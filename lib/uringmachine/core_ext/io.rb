@@ -37,9 +37,10 @@ class UringMachine
       CoreGaps.define_whole_write(self)
     end
 
-    # The same of a socket, which what it takes at once is written to without `io_write`.
-    module Sending
-      CoreGaps.define_socket_write(self)
+    # IO's methods that read and write, without `io_read` and `io_write` where they can.
+    module Direct
+      CoreGaps.define_reads(self)
+      CoreGaps.define_write(self)
     end
 
     # Has the standard streams of this Ractor write so: called when a scheduler is made.
@@ -69,7 +70,7 @@ class UringMachine
     # Whether an IO is a socket that keeps messages apart.
     def self.messages?(io) = io.is_a?(BasicSocket) && io.getsockopt(:SOCKET, :TYPE).int != Socket::SOCK_STREAM
 
-    private_class_method :converts?, :messages?, :define_whole_write, :define_socket_write
+    private_class_method :converts?, :messages?, :define_whole_write, :define_reads, :define_write
 
     ::IO.prepend(Syncing)
   end

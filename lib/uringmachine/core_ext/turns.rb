@@ -47,8 +47,8 @@ class UringMachine
     def self.take_turns
       TURNS.each { |owner, names| take_turns_in(owner, names) }
       LONG_TURNS.each { |owner, names| take_turns_in(owner, names, long: true) }
+      ::IO.prepend(Direct)
       ::IO.prepend(Writing)
-      BasicSocket.prepend(Sending)
     end
 
     private_class_method :define_turn, :define_long_turn, :take_turns_in

@@ -11,7 +11,9 @@ use crate::machine::splice::{self, End, Moved};
 use crate::os::fd::Fd;
 use crate::ruby::arguments::{self, Arguments};
 use crate::ruby::this::This;
-use crate::ruby::{boolean, duration, fixnum, io, number, string, Outcome, Raise, Value, NIL};
+use crate::ruby::{
+    boolean, buffered, duration, fixnum, io, number, string, Outcome, Raise, Value, NIL,
+};
 
 /// Moves bytes from one IO to another within the kernel. Bytes that Ruby has read ahead are not moved:
 /// IO.copy_stream does that. `io.timeout` of both is honoured.
@@ -114,8 +116,8 @@ fn write_off(this: This<Scheduler>, io: Value, string: Value) -> Outcome {
 fn put_back(source: Value, bytes: &[u8]) -> Result<(), Raise> {
     let fd = io::descriptor(source)?;
     let goes_back = || Fd(fd).seek_by(-(bytes.len() as i64)).is_ok();
-    if io::has_read_ahead(source) || !goes_back() {
-        io::unread(source, bytes)?;
+    if buffered::has_read_ahead(source) || !goes_back() {
+        buffered::unread(source, bytes)?;
     }
     Ok(())
 }
@@ -136,7 +138,7 @@ fn put_back_string(_this: Value, io: Value, string: Value) -> Result<(), Raise> 
 /// @example
 ///   UM::FiberScheduler.read_ahead?(socket) #=> false
 fn is_read_ahead(_class: Value, io: Value) -> Value {
-    boolean(io::has_read_ahead(io))
+    boolean(buffered::has_read_ahead(io))
 }
 
 pub fn define(class: RClass) -> Result<(), Error> {

@@ -6,6 +6,8 @@ mod address_resolve;
 mod block;
 mod blocking_operation_wait;
 mod close;
+pub mod direct_read;
+pub mod direct_write;
 mod fiber;
 mod fiber_interrupt;
 mod io_close;
@@ -18,7 +20,6 @@ mod io_write;
 mod kernel_sleep;
 mod process_fork;
 pub mod process_wait;
-pub mod socket_write;
 mod timeout_after;
 mod r#yield;
 

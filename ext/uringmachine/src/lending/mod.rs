@@ -61,7 +61,9 @@ pub trait Lender {
 #[derive(Default)]
 pub struct Lending {
     /// Memory of its own, for small transfers.
-    scratch: Scratch,
+    pub scratch: Scratch,
+    /// The same, for those who wait for a socket's bytes.
+    pub waiting: Scratch<{ scratch::WAITING_SIZE }>,
     /// How many operations work on each registered buffer.
     pub in_use: registered::InUse,
     /// The objects that operations work on: for the collector, and for a child of fork.
@@ -76,6 +78,7 @@ impl Lending {
         self.holds = Slab::default();
         self.loans = Vec::new();
         self.scratch = Scratch::default();
+        self.waiting = Scratch::default();
     }
 
     fn hold(&mut self, object: Value) -> Option<Key> {

@@ -1,24 +1,35 @@
 //! Memory of the machine's own, for small transfers.
 
-/// The bytes of a block.
+/// The bytes of a block for a transfer.
 pub const SIZE: usize = 4096;
+/// The bytes of a block that somebody waits with, of whom there may be many.
+pub const WAITING_SIZE: usize = 1024;
 
-pub type Block = Box<[u8; SIZE]>;
+pub type Block<const BYTES: usize = SIZE> = Box<[u8; BYTES]>;
 
 /// Blocks of memory for small transfers, kept for reuse.
-#[derive(Default)]
-pub struct Scratch {
-    free: Vec<Block>,
+pub struct Scratch<const BYTES: usize = SIZE> {
+    free: Vec<Block<BYTES>>,
 }
 
-impl Scratch {
-    pub fn take(&mut self) -> Block {
-        self.free.pop().unwrap_or_else(|| Box::new([0; SIZE]))
+impl<const BYTES: usize> Default for Scratch<BYTES> {
+    fn default() -> Self {
+        Self { free: Vec::new() }
+    }
+}
+
+impl<const BYTES: usize> Scratch<BYTES> {
+    /// As many as have 512 KiB.
+    const KEPT: usize = (512 << 10) / BYTES;
+
+    #[inline]
+    pub fn take(&mut self) -> Block<BYTES> {
+        self.free.pop().unwrap_or_else(|| Box::new([0; BYTES]))
     }
 
-    pub fn give(&mut self, block: Block) {
-        const KEPT: usize = 64;
-        if self.free.len() < KEPT {
+    #[inline]
+    pub fn give(&mut self, block: Block<BYTES>) {
+        if self.free.len() < Self::KEPT {
             self.free.push(block);
         }
     }

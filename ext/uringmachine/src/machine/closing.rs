@@ -69,7 +69,15 @@ pub struct Lost {
     pub task: TaskId,
     pub io: Value,
     pub fd: RawFd,
-    pub exception: Value,
+    pub ending: Ending,
+}
+
+/// How the next operation ends.
+#[derive(Clone, Copy)]
+pub enum Ending {
+    Raises(Value),
+    /// By an error that has come already, and comes no more: Ruby raises what is made of it.
+    Answers(i32),
 }
 
 impl Parts {
@@ -82,15 +90,15 @@ impl Parts {
         self.lost.push(lost);
     }
 
-    /// What an operation of a task is to raise that has lost the descriptor of this IO; once.
+    /// How an operation of a task ends that has lost the descriptor of this IO; once.
     #[inline]
-    pub fn take_lost(&mut self, task: TaskId, io: Value, fd: RawFd) -> Option<Raise> {
+    pub fn take_lost(&mut self, task: TaskId, io: Value, fd: RawFd) -> Option<Ending> {
         if self.lost.is_empty() {
             return None;
         }
         let place = self.lost.iter().position(|lost| lost.task == task)?;
         let lost = self.lost.swap_remove(place);
-        (lost.io == io && lost.fd == fd).then_some(Raise::Exception(lost.exception))
+        (lost.io == io && lost.fd == fd).then_some(lost.ending)
     }
 
     /// A fiber that was to close a descriptor has gone on.

@@ -21,6 +21,7 @@ pub mod owner;
 pub mod pending;
 pub mod poll;
 pub mod positions;
+pub mod receive;
 pub mod registry;
 pub mod report;
 pub mod snapshot;
@@ -430,7 +431,10 @@ impl Parts {
             ruby::mark(*held);
         }
         for lost in &self.lost {
-            ruby::mark_all(&[lost.io, lost.exception]);
+            ruby::mark_all(&[lost.io]);
+            if let closing::Ending::Raises(exception) = lost.ending {
+                ruby::mark_all(&[exception]);
+            }
         }
         for (_, timeout) in self.timeouts.iter() {
             ruby::mark_all(&[timeout.fiber, timeout.exception, timeout.made]);

@@ -139,8 +139,8 @@ impl Machine {
     /// HTTP server with 64 connections, a fifth more with 1,000.
     #[inline]
     pub fn writes_now(&self) -> bool {
-        let mut parts = self.parts();
-        parts.lost.is_empty() && parts.driver.features().dontwait && !parts.turns.has_held_long()
+        let parts = self.parts();
+        parts.lost.is_empty() && parts.driver.features().dontwait
     }
 
     /// As [`Machine::take_turns`], of the current fiber, for what may have moved as many bytes.

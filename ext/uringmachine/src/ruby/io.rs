@@ -1,9 +1,9 @@
 //! IO objects.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::c_int;
 use std::os::fd::RawFd;
 
-use super::{is_file, is_frozen, may_raise, may_raise_for, Outcome, Raise, Value, NIL};
+use super::{is_file, may_raise, may_raise_for, Outcome, Raise, Value, NIL};
 
 /// The descriptor of an IO.
 ///
@@ -120,7 +120,7 @@ pub fn open_for_writing(value: Value) -> Outcome {
 }
 
 /// What Ruby keeps of an IO (RB_IO_POINTER). May raise: TypeError if it is none, IOError if it is closed.
-unsafe fn open_file(io: Value) -> *mut rb_sys::rb_io_t {
+pub(super) unsafe fn open_file(io: Value) -> *mut rb_sys::rb_io_t {
     // SAFETY: the type is checked; one that is not initialized has NULL, which Ruby refuses.
     unsafe {
         rb_sys::rb_check_type(io.raw(), rb_sys::ruby_value_type::RUBY_T_FILE as c_int);
@@ -147,87 +147,10 @@ pub fn closes(io: Value) -> Option<RawFd> {
     }
 }
 
-/// The descriptor of an IO that writes a String's bytes as they are, and nothing of its own before them: open for writing
-/// without a buffer, a lock or an encoding. `None` for what Ruby has to look at.
-#[inline]
-pub fn writes_bytes(io: Value) -> Option<RawFd> {
-    const WRITES: u32 = rb_sys::FMODE_WRITABLE | rb_sys::FMODE_SYNC;
-    if !is_file(io) || is_frozen(io) {
-        return None;
-    }
-    // SAFETY: an IO; its buffer is of that struct.
-    unsafe {
-        let file = (*(io.raw() as *const rb_sys::RFile)).fptr;
-        if file.is_null() || (*file).fd < 0 || (*file).mode as u32 & WRITES != WRITES {
-            return None;
-        }
-        let buffered = (*(&raw const (*file).wbuf).cast::<Buffered>()).length;
-        let encoding = (*file).encs.enc;
-        let is_plain = buffered == 0
-            && (*file).write_lock == NIL.raw()
-            && (*file).tied_io_for_writing == 0
-            && (*file).encs.ecflags == 0
-            && (encoding.is_null() || encoding == rb_sys::rb_ascii8bit_encoding());
-        is_plain.then(|| (*file).fd)
-    }
-}
-
 /// Whether an IO was ever open, and is not closed.
 pub fn is_open(io: Value) -> bool {
     // SAFETY: an IO.
     is_file(io) && unsafe { !(*(io.raw() as *const rb_sys::RFile)).fptr.is_null() }
-}
-
-/// Whether Ruby has read bytes of an IO that the program has not.
-pub fn has_read_ahead(io: Value) -> bool {
-    // SAFETY: an IO that is open.
-    is_open(io)
-        && unsafe { rb_sys::rb_io_read_pending((*(io.raw() as *const rb_sys::RFile)).fptr) != 0 }
-}
-
-/// Has bytes be the next that are read from an IO, by Ruby.
-///
-/// # Errors
-/// IOError if it is closed.
-pub fn unread(io: Value, bytes: &[u8]) -> Result<(), Raise> {
-    let string = super::string::binary(bytes)?;
-    let more = bytes.len() as c_int;
-    may_raise(|| {
-        // SAFETY: Ruby looks whether it is an open IO.
-        unsafe { make_room(open_file(io), more) };
-        NIL.raw()
-    })?;
-    super::call(io, "ungetbyte", &[string]).map(drop)
-}
-
-/// rb_io_internal_buffer (ruby/io.h): the bytes that Ruby has read ahead, or is to write, are at `pointer + offset`.
-#[repr(C, packed)]
-struct Buffered {
-    pointer: *mut c_char,
-    offset: c_int,
-    length: c_int,
-    capacity: c_int,
-}
-
-/// Makes an IO's buffer large enough for bytes to be put in front: IO#ungetbyte refuses more than it has room for
-/// once there is one (io.c, io_ungetbytes). May raise.
-unsafe fn make_room(file: *mut rb_sys::rb_io_t, more: c_int) {
-    // SAFETY: the field is of that struct, which Ruby's own functions allocate and free; the old buffer's bytes are
-    // copied before it is freed.
-    unsafe {
-        let buffer = (&raw mut (*file).rbuf).cast::<Buffered>();
-        let (pointer, length) = ((*buffer).pointer, (*buffer).length);
-        if pointer.is_null() || (*buffer).capacity >= length + more {
-            return;
-        }
-        let room = rb_sys::ruby_xmalloc((length + more) as _).cast::<c_char>();
-        let offset = (*buffer).offset as usize;
-        room.copy_from_nonoverlapping(pointer.add(offset), length as usize);
-        (*buffer).pointer = room;
-        (*buffer).offset = 0;
-        (*buffer).capacity = length + more;
-        rb_sys::ruby_xfree(pointer.cast());
-    }
 }
 
 /// `$stderr`

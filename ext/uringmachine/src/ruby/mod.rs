@@ -5,6 +5,7 @@
 
 pub mod arguments;
 pub mod blocking_operation;
+pub mod buffered;
 pub mod call;
 pub mod classes;
 pub mod collections;
@@ -17,6 +18,7 @@ pub mod io;
 pub mod io_buffer;
 pub mod method;
 mod protect;
+pub mod room;
 pub mod string;
 pub mod sync;
 pub mod this;

@@ -4,12 +4,35 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rb_sys::VALUE;
 
+use super::room::Room;
 use super::{classes, is_string, may_raise, Outcome, Raise, Value, NIL};
 
 /// A binary String of bytes.
 pub fn binary(bytes: &[u8]) -> Outcome {
     // SAFETY: the bytes are copied.
     may_raise(|| unsafe { rb_sys::rb_str_new(bytes.as_ptr().cast(), bytes.len() as _) })
+}
+
+/// An empty binary String that has room.
+///
+/// # Errors
+/// NoMemoryError.
+pub fn with_capacity(capacity: usize) -> Outcome {
+    // SAFETY: no bytes.
+    may_raise(|| unsafe { rb_sys::rb_str_buf_new(capacity as _) })
+}
+
+/// Gives back the room of a String of which it uses little: as much as Ruby gives back of what it reads into (io.c,
+/// io_shrink_read_string).
+pub fn shrink(string: Value) -> Result<(), Raise> {
+    const GAP: usize = 4096;
+    // SAFETY: a String.
+    let over = unsafe { rb_sys::rb_str_capacity(string.raw()) as usize } - length(string);
+    if over <= GAP {
+        return Ok(());
+    }
+    // SAFETY: a String that can be changed.
+    may_raise(|| unsafe { rb_sys::rb_str_resize(string.raw(), length(string) as _) }).map(drop)
 }
 
 /// A String of text in UTF-8, or of what says it is.
@@ -84,6 +107,36 @@ pub(crate) fn place(string: Value) -> (*mut u8, usize) {
         let pointer = rb_sys::RSTRING_PTR(string.raw()).cast::<u8>();
         (pointer.cast_mut(), length(string))
     }
+}
+
+/// Makes room for `most` bytes in a String, and has it consist of its first, `start` of them, and as many as `receive` puts after
+/// those; it calls nothing of Ruby's. If that fails the String stays as it was.
+///
+/// # Errors
+/// FrozenError; RuntimeError for one that is locked; UM::Error for one that has fewer bytes than `start`; NoMemoryError.
+#[inline]
+pub fn receive<E>(
+    string: Value,
+    start: usize,
+    most: usize,
+    receive: impl FnOnce(&mut Room) -> Result<usize, E>,
+) -> Result<Result<usize, E>, Raise> {
+    may_raise(|| {
+        // SAFETY: a String.
+        unsafe { make_room(string.raw(), most) };
+        NIL.raw()
+    })?;
+    let (pointer, length) = place(string);
+    if length < start {
+        return Err(Raise::misuse("the string was made shorter meanwhile"));
+    }
+    // SAFETY: there is room for as many, and Ruby is not called.
+    let received = receive(&mut unsafe { Room::new(pointer.add(start), most - start) });
+    if let Ok(count) = received {
+        // SAFETY: a String that can be changed, with so many bytes.
+        unsafe { rb_sys::rb_str_set_len(string.raw(), (start + count) as _) };
+    }
+    Ok(received)
 }
 
 /// Appends bytes to a String.

@@ -10,7 +10,7 @@ use crate::ruby::{duration, Raise};
 
 /// The most that is copied to the page cache in one call on the scheduler's thread: a fraction of a millisecond. More
 /// is written on another.
-const WRITTEN_AT_ONCE: usize = 1 << 20;
+pub(in crate::hooks) const WRITTEN_AT_ONCE: usize = 1 << 20;
 
 /// What a pipe that is ready takes without waiting (pipe(7), PIPE_BUF).
 const PIPE_TAKES: usize = 4096;

@@ -9,6 +9,8 @@ mod attempt;
 mod by_kind;
 mod lend;
 
+pub(super) use by_kind::WRITTEN_AT_ONCE;
+
 use std::cell::Cell;
 use std::os::fd::RawFd;
 
@@ -17,7 +19,7 @@ use uringmachine_runtime::TaskId;
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::lending::hooked::Part;
-use crate::machine::closing::Lost;
+use crate::machine::closing::{Ending, Lost};
 use crate::machine::hints::Kind;
 use crate::machine::operate::Failure;
 use crate::machine::positions::CURRENT;
@@ -126,8 +128,10 @@ impl<'a> Transfer<'a> {
     /// Moves bytes until the minimum is reached (all of them, for a write), and returns the count.
     fn run(&self) -> Outcome {
         let lost = self.machine.parts().take_lost(self.me, self.io, self.fd);
-        if let Some(raise) = lost {
-            return Err(raise);
+        match lost {
+            None => {}
+            Some(Ending::Raises(exception)) => return Err(Raise::Exception(exception)),
+            Some(Ending::Answers(errno)) => return Ok(fixnum(-i64::from(errno))),
         }
         let result = self.move_bytes();
         if self.stepping.get() {
@@ -147,7 +151,7 @@ impl<'a> Transfer<'a> {
                 task: self.me,
                 io: self.io,
                 fd: self.fd,
-                exception,
+                ending: Ending::Raises(exception),
             });
         }
     }
