@@ -152,11 +152,14 @@ class TestMachineIO < MachineTest
     left = machine.io(other) { |io| io.read(3) && io }
     refute_predicate left, :eof?
     left = machine.io(other) { |io| io.read(3) && io }
+    # Faults may have the end come later than the bytes.
+    left.read(1) if ENV.key?("UM_FAULTS")
     assert_predicate left, :eof?
     one, other = pair
     machine.write(one, "foobar")
     machine.close(one)
     left = machine.io(other) { |io| io.read(6) && io }
+    left.read(1) if ENV.key?("UM_FAULTS")
     assert_predicate left, :eof?
     assert_nil left.read(1)
   end

@@ -190,7 +190,12 @@ impl<S: Sink> Reading<'_, S> {
                         self.machine.parts().descriptors.set_missed(fd, true);
                     }
                     Err(Errno(libc::EINTR)) => continue,
-                    result => return Ok(self.ended(fd, descriptor, result, most)),
+                    result => {
+                        if result.is_ok() && descriptor.has_missed() {
+                            self.machine.parts().descriptors.set_missed(fd, false);
+                        }
+                        return Ok(self.ended(fd, descriptor, result, most));
+                    }
                 }
             }
             if descriptor.kind != Kind::Socket {
@@ -258,9 +263,6 @@ impl<S: Sink> Reading<'_, S> {
                 let drained = count > 0 && count < most;
                 if drained != descriptor.drained {
                     descriptors.set_drained(fd, drained);
-                }
-                if descriptor.has_missed() {
-                    descriptors.set_missed(fd, false);
                 }
                 if count > 0 {
                     Read::Done
