@@ -833,7 +833,7 @@ mutant "put-back-received", "bytes that come together with an exception are the 
 
 mutant "put-back-half", "what a read has that is ended half way is the next that is read",
        file: "#{EXT}/hooks/direct_read.rs",
-       from: "let _ = buffered::unread(io, &unread[..into.length]);",
+       from: "let _ = buffered::unread(io, &bytes[..into.length]);",
        to: "",
        tests: ["test/hooks/test_direct_read.rb"]
 
@@ -854,3 +854,9 @@ mutant "locked-while-written", "nobody writes between the parts of what another 
        from: "            && !is_locked(Value::of((*file).write_lock))\n",
        to: "",
        tests: ["test/hooks/test_direct_write.rb"]
+
+mutant "lost-while-received", "whose descriptor was closed while bytes came reads no other file's",
+       file: "#{EXT}/hooks/direct_read.rs",
+       from: "        if exception == NIL {\n            return false;",
+       to: "        if true {\n            return false;",
+       tests: ["test/hooks/test_direct_read.rb"]

@@ -214,6 +214,29 @@ class TestDirectRead < SchedulerTest
     end
   end
 
+  # The number is another file's as soon as it is closed.
+  def test_nothing_is_read_from_the_file_that_has_the_number_next
+    keep_numbers
+    PAIRS.values.product([->(io) { io.gets }, ->(io) { io.read(8) }]).each do |pair, call|
+      source, sink = pair.call
+      source.autoclose = false
+      scheduled do |scheduler|
+        error = nil
+        Fiber.schedule { error = assert_raises(Errno::ECANCELED) { call.call(source) } }
+        Fiber.schedule do
+          sink.write("half")
+          scheduler.machine.close(source.fileno)
+          File.open(__FILE__) do |other|
+            assert_equal source.fileno, other.fileno
+            sleep(0) until error
+            assert_equal 0, other.pos
+          end
+        end
+      end
+      sink.close
+    end
+  end
+
   # The kernel tells of a reset once.
   def test_a_connection_that_is_reset_is_so_called_as_without_a_scheduler
     calls = [->(io) { io.gets }, ->(io) { io.readpartial(9) }, ->(io) { io.read(9) }, ->(io) { io.getc }]

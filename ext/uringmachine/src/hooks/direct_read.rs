@@ -279,7 +279,9 @@ impl<S: Sink> Reading<'_, S> {
     fn receive(&mut self, fd: RawFd) -> Result<Option<Result<usize, Errno>>, Raise> {
         let deadline = self.deadline()?;
         let most = self.sink.most();
+        let was_part = self.machine.parts().begin_steps(self.me);
         let (result, received) = self.machine.receive(self.me, fd, most, deadline);
+        let is_lost = self.end_steps(fd, was_part, result.is_ok());
         let put = match (&result, received.bytes()) {
             (_, []) => Ok(()),
             (Ok(_), bytes) => self.sink.put(bytes),
@@ -293,7 +295,12 @@ impl<S: Sink> Reading<'_, S> {
         match result {
             Ok(count @ 0..) => {
                 put?;
-                Ok(Some(Ok(self.receive_more(fd, count as usize)?)))
+                let count = count as usize;
+                let is_full = S::TAKES_MORE && count == WAITING_SIZE && self.sink.most() > 0;
+                match is_full && !is_lost {
+                    true => Ok(Some(Ok(count + self.receive_more(fd)?))),
+                    false => Ok(Some(Ok(count))),
+                }
             }
             Ok(errno) if [-libc::EINTR, -libc::EAGAIN].contains(&errno) => Ok(None),
             Ok(errno) => Ok(Some(Err(Errno(-errno)))),
@@ -302,13 +309,30 @@ impl<S: Sink> Reading<'_, S> {
         }
     }
 
-    /// Receives what there is more than the machine's block had room for, with as many bytes; says how many there are now.
-    #[inline]
-    fn receive_more(&mut self, fd: RawFd, count: usize) -> Result<usize, Raise> {
-        let is_full = S::TAKES_MORE && count == WAITING_SIZE && self.sink.most() > 0;
-        // What is closed by now is another file's.
-        if !is_full || buffered::reads_bytes(self.io) != Some(fd) {
-            return Ok(count);
+    /// The descriptor may have been closed, and not by the IO, and be another file's: then it is not read from any more, and the
+    /// next read, if this one has an answer, raises that. Says whether that is so.
+    fn end_steps(&self, fd: RawFd, was_part: bool, has_answer: bool) -> bool {
+        let mut parts = self.machine.parts();
+        let exception = parts.waiter(self.me).closed_by;
+        parts.end_steps(self.me, was_part);
+        if exception == NIL {
+            return false;
+        }
+        if has_answer {
+            parts.note_lost(Lost {
+                task: self.me,
+                io: self.io,
+                fd,
+                ending: Ending::Raises(exception),
+            });
+        }
+        true
+    }
+
+    /// Receives what there is more than the machine's block had room for; says how many bytes.
+    fn receive_more(&mut self, fd: RawFd) -> Result<usize, Raise> {
+        if buffered::reads_bytes(self.io) != Some(fd) {
+            return Ok(0);
         }
         let flags = libc::MSG_DONTWAIT;
         let more = (self.sink).take(self.machine, |room| transfer::recv(fd, room, flags))?;
@@ -316,7 +340,7 @@ impl<S: Sink> Reading<'_, S> {
             note_failed(self.machine, self.me, self.io, errno);
         }
         // The end shows at the next read.
-        Ok(count + more.unwrap_or(0))
+        Ok(more.unwrap_or(0))
     }
 
     /// Waits until there is something to be read.
@@ -464,13 +488,9 @@ fn read_length(io: Value, arguments: &[magnus::Value]) -> Outcome {
         match read(io, &mut into) {
             Ok(Read::Done) => {}
             Ok(_) if into.length == 0 => return call_super(arguments, has_keywords),
-            Ok(_) => return read_rest(&into),
+            Ok(_) => return read_rest(io, &into),
             Err(raise) => {
-                // They are the next that are read.
-                let unread = string::copy(into.string);
-                if into.length > 0 && into.length <= unread.len() {
-                    let _ = buffered::unread(io, &unread[..into.length]);
-                }
+                put_back(io, &into);
                 return Err(raise);
             }
         }
@@ -480,12 +500,26 @@ fn read_length(io: Value, arguments: &[magnus::Value]) -> Outcome {
 
 /// Has Ruby read what is left of a length.
 #[cold]
-fn read_rest(into: &Into) -> Outcome {
-    let rest = call_super(&[fixnum(into.most() as i64)], false)?;
-    if rest != NIL {
-        string::append_string(into.string, rest)?;
+fn read_rest(io: Value, into: &Into) -> Outcome {
+    match call_super(&[fixnum(into.most() as i64)], false) {
+        Ok(NIL) => {}
+        Ok(rest) => string::append_string(into.string, rest)?,
+        Err(raise) => {
+            put_back(io, into);
+            return Err(raise);
+        }
     }
     into.finish()
+}
+
+/// Has what was read half way be the next that is read.
+#[cold]
+fn put_back(io: Value, into: &Into) {
+    let bytes = string::copy(into.string);
+    if into.length > 0 && into.length <= bytes.len() {
+        // One that is closed by now has no next.
+        let _ = buffered::unread(io, &bytes[..into.length]);
+    }
 }
 
 /// As IO#pread.
