@@ -54,6 +54,22 @@ class TestDirectWrite < SchedulerTest
       assert_equal [300_000], read.scan(/(.)(\1*)/).map { |first, rest| first.size + rest.size }.uniq
     end
 
+    # There is room when the second comes, and the first has not gone on.
+    define_method(:"test_who_writes_to_a_#{kind}_waits_for_who_has_begun") do
+      source, sink = pair.call
+      sink.sync = true
+      read = +""
+      scheduled do
+        Fiber.schedule { sink.write("a" * 3_000_000) }
+        Fiber.schedule do
+          read << source.readpartial(1_000_000)
+          Fiber.schedule { sink.write("b") }
+          read << source.readpartial(1_000_000) until read.size == 3_000_001
+        end
+      end
+      assert_equal 3_000_000, read.index("b")
+    end
+
     define_method(:"test_an_error_of_a_#{kind}_is_as_without_a_scheduler") do
       write = lambda do
         source, sink = pair.call

@@ -52,11 +52,26 @@ trait Sink {
     ) -> Result<Result<usize, Errno>, Raise>;
 
     /// Puts bytes there that have come meanwhile.
-    fn put(&mut self, bytes: &[u8]) -> Result<(), Raise>;
+    fn put(&mut self, machine: &Machine, bytes: &[u8]) -> Result<(), Raise>;
+
+    /// Goes without what it does not need while it waits.
+    fn rest(&self, machine: &Machine);
 }
 
 /// The buffer that Ruby reads ahead into.
 struct Ahead(Value);
+
+impl Ahead {
+    /// Has a buffer that another one does without.
+    #[inline]
+    fn fetch_buffer(&self, machine: &Machine) {
+        if buffered::lacks_buffer(self.0) {
+            if let Some(spare) = machine.parts().lending.spares.pop() {
+                buffered::give_buffer(self.0, spare);
+            }
+        }
+    }
+}
 
 impl Sink for Ahead {
     /// It is read ahead when it is wanted.
@@ -69,14 +84,27 @@ impl Sink for Ahead {
     #[inline]
     fn take(
         &mut self,
-        _machine: &Machine,
+        machine: &Machine,
         receive: impl FnOnce(&mut Room) -> Result<usize, Errno>,
     ) -> Result<Result<usize, Errno>, Raise> {
+        self.fetch_buffer(machine);
         buffered::fill(self.0, receive)
     }
 
-    fn put(&mut self, bytes: &[u8]) -> Result<(), Raise> {
+    fn put(&mut self, machine: &Machine, bytes: &[u8]) -> Result<(), Raise> {
+        self.fetch_buffer(machine);
         buffered::put(self.0, bytes)
+    }
+
+    /// The buffer is another one's meanwhile: a page less for each that waits, and one that is in the caches for who goes on.
+    fn rest(&self, machine: &Machine) {
+        const KEPT: usize = 64;
+        if let Some(spare) = buffered::take_buffer(self.0) {
+            let spares = &mut machine.parts().lending.spares;
+            if spares.len() < KEPT {
+                spares.push(spare);
+            }
+        }
     }
 }
 
@@ -143,7 +171,9 @@ impl Sink for Into {
         Ok(received)
     }
 
-    fn put(&mut self, bytes: &[u8]) -> Result<(), Raise> {
+    fn rest(&self, _machine: &Machine) {}
+
+    fn put(&mut self, _machine: &Machine, bytes: &[u8]) -> Result<(), Raise> {
         let end = self.length + bytes.len();
         if self.string == NIL {
             self.string = string::binary(bytes)?;
@@ -279,12 +309,13 @@ impl<S: Sink> Reading<'_, S> {
     fn receive(&mut self, fd: RawFd) -> Result<Option<Result<usize, Errno>>, Raise> {
         let deadline = self.deadline()?;
         let most = self.sink.most();
+        self.sink.rest(self.machine);
         let was_part = self.machine.parts().begin_steps(self.me);
         let (result, received) = self.machine.receive(self.me, fd, most, deadline);
         let is_lost = self.end_steps(fd, was_part, result.is_ok());
         let put = match (&result, received.bytes()) {
             (_, []) => Ok(()),
-            (Ok(_), bytes) => self.sink.put(bytes),
+            (Ok(_), bytes) => self.sink.put(self.machine, bytes),
             (Err(_), _) => Err(Raise::errno(libc::EINTR)),
         };
         if put.is_err() {

@@ -77,6 +77,62 @@ pub fn reads_bytes(io: Value) -> Option<RawFd> {
     }
 }
 
+/// A buffer that an IO has read ahead into, for another one.
+pub struct Spare(*mut c_char);
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        // SAFETY: Ruby's allocator made it, and no IO has it.
+        unsafe { rb_sys::ruby_xfree(self.0.cast()) };
+    }
+}
+
+/// Takes the buffer of an IO away in which there is nothing ([`reads_bytes`]), and which is as large as Ruby makes it.
+#[inline]
+pub fn take_buffer(io: Value) -> Option<Spare> {
+    let buffer = read_buffer(io);
+    // SAFETY: the buffer of an open IO, which has none again, as at first.
+    unsafe {
+        if (*buffer).pointer.is_null() || (*buffer).capacity != CAPACITY {
+            return None;
+        }
+        let pointer = (*buffer).pointer;
+        (*buffer).pointer = std::ptr::null_mut();
+        Some(Spare(pointer))
+    }
+}
+
+/// Whether an IO is open that has no buffer to read ahead into.
+#[inline]
+pub fn lacks_buffer(io: Value) -> bool {
+    // SAFETY: the buffer of an open IO.
+    is_open(io) && unsafe { (*read_buffer(io)).pointer.is_null() }
+}
+
+/// Gives an IO a buffer that lacks one.
+#[inline]
+pub fn give_buffer(io: Value, spare: Spare) {
+    debug_assert!(lacks_buffer(io));
+    let buffer = read_buffer(io);
+    // SAFETY: as above.
+    unsafe {
+        (*buffer).pointer = spare.0;
+        ((*buffer).offset, (*buffer).length) = (0, 0);
+        (*buffer).capacity = CAPACITY;
+    }
+    std::mem::forget(spare);
+}
+
+/// The buffer that an open IO reads ahead into.
+#[inline]
+fn read_buffer(io: Value) -> *mut Buffered {
+    // SAFETY: an IO that is open.
+    unsafe {
+        let file = (*(io.raw() as *const rb_sys::RFile)).fptr;
+        (&raw mut (*file).rbuf).cast::<Buffered>()
+    }
+}
+
 /// Fills the buffer of an IO, in which there is nothing ([`reads_bytes`]): `receive` puts the count of bytes that it answers
 /// there, and calls nothing of Ruby's.
 ///
@@ -87,11 +143,7 @@ pub fn fill<E>(
     io: Value,
     receive: impl FnOnce(&mut Room) -> Result<usize, E>,
 ) -> Result<Result<usize, E>, Raise> {
-    // SAFETY: an IO that is open.
-    let buffer = unsafe {
-        let file = (*(io.raw() as *const rb_sys::RFile)).fptr;
-        (&raw mut (*file).rbuf).cast::<Buffered>()
-    };
+    let buffer = read_buffer(io);
     // SAFETY: the buffer stays while the IO is open, and nobody closes it meanwhile.
     unsafe {
         if (*buffer).pointer.is_null() {
