@@ -11,5 +11,25 @@ class UringMachine
     # @example
     #   selector.raise(fiber, Timeout::Error)
     def raise(fiber, *arguments, **options) = behind { fiber.raise(*arguments, **options) }
+
+    # The hooks that methods do without where they need not wait: see ext/uringmachine/src/hooks/socket_write.rs.
+    SPARED = %i[io_read io_write io_wait].freeze
+    private_constant :SPARED
+
+    private
+
+    # Whether the hooks of a scheduler do nothing but ask this selector, and limit the time that it takes: Async's own do, and not
+    # those of a program's that overrides them.
+    def spares?(scheduler)
+      spares = defined?(::Async::Scheduler) && scheduler.is_a?(::Async::Scheduler) &&
+               SPARED.all? { |name| stock?(scheduler.method(name)) && method(name).owner == Selector }
+      CoreGaps.spare_hooks if spares
+      spares
+    end
+
+    # Whether a method is Async's, and of its own file.
+    def stock?(hook)
+      hook.owner == ::Async::Scheduler && hook.source_location.first == ::Async::Scheduler.instance_method(:run).source_location.first
+    end
   end
 end

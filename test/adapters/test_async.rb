@@ -145,6 +145,77 @@ class TestAsync < PatientTest
     RUBY
   end
 
+  # Whether the block has the hook called.
+  ASKS = <<~RUBY
+    def asks?
+      count = 0
+      TracePoint.new(:call) { |point| count += 1 if point.method_id == :io_write }.enable { yield }
+      count.positive?
+    end
+  RUBY
+
+  def test_what_a_socket_takes_at_once_is_written_without_a_hook
+    expected = ["[false, 3]", "[false, 4]", "onetwo3four", "[true, 3000000]", "3000000", "IO::TimeoutError", "Errno::EPIPE", "[true, 3]"]
+    assert_equal expected, run_async(ASKS + <<~RUBY)
+      def asked = [nil, nil].tap { |found| found[0] = asks? { found[1] = yield } }
+      Async do |task|
+        sleep(0)
+        near, far = UNIXSocket.pair
+        p asked { near.write("one") }, asked { near.write("two", 3) }
+        near.puts("four")
+        puts far.readpartial(100)
+        reading = task.async { sleep(0) && far.read(3_000_000).bytesize }
+        p asked { near.write("x" * 3_000_000) }
+        puts reading.wait
+        near.timeout = 0.002
+        loop { near.write("x" * 65_536) } rescue puts($!.class)
+        far.close
+        near.write("x") rescue puts($!.class)
+        near, far = UNIXSocket.pair
+        Fiber.scheduler.define_singleton_method(:io_write) { |*arguments| super(*arguments) }
+        p asked { near.write("own") }
+      end
+    RUBY
+  end
+
+  # A subclass's, one object's, a module's, and those that are put between.
+  def test_a_program_s_own_hooks_are_called
+    code = ASKS + <<~RUBY
+      def asks_under?(scheduler)
+        asked = nil
+        Thread.new do
+          Fiber.set_scheduler(scheduler.call)
+          Fiber.schedule { sleep(0) && asked = asks? { UNIXSocket.pair.first.write("x") } }
+        end.join
+        asked
+      end
+      selector = -> { UM::Selector.new(Fiber.current) }
+      p asks_under?(-> { Async::Scheduler.new(selector: selector.call) })
+      p asks_under?(-> { Class.new(Async::Scheduler).new(selector: selector.call) })
+      p asks_under?(-> { Class.new(Async::Scheduler) { def io_write(...) = super }.new(selector: selector.call) })
+      p asks_under?(-> { Async::Scheduler.new(selector: selector.call).tap { |made| def made.io_write(...) = super } })
+      p asks_under?(-> { Async::Scheduler.new(selector: Class.new(UM::Selector) { def io_write(...) = super }.new(Fiber.current)) })
+      p asks_under?(-> { Async::Scheduler.new(selector: IO::Event::Debug::Selector.new(selector.call, log: nil)) })
+      p asks_under?(-> { Async::Scheduler.new(selector: IO::Event::Selector::Select.new(Fiber.current)) })
+      Async::Scheduler.prepend(Module.new { def io_write(...) = super })
+      p asks_under?(-> { Async::Scheduler.new(selector: selector.call) })
+    RUBY
+    assert_equal %w[false false true true true true true true], run_async("require 'io/event/debug/selector'\n#{code}")
+    reopened = "class Async::Scheduler; def io_write(io, buffer, length, offset) = @selector.io_write(Fiber.current, io, buffer, length, offset); end\n"
+    assert_equal ["true"], run_async("#{ASKS}#{reopened}Async { sleep(0) && p(asks? { UNIXSocket.pair.first.write('x') }) }")
+  end
+
+  def test_whoever_writes_on_and_on_lets_others_go
+    assert_equal ["gone"], run_async(<<~RUBY)
+      Async do |task|
+        near, far = UNIXSocket.pair
+        others = task.async { sleep(0.001) && :gone }
+        near.write("x") && far.read_nonblock(1) until others.finished?
+        puts others.wait
+      end
+    RUBY
+  end
+
   # Ruby 4.0 tells whoever waits of a close; so does ours on 3.4.
   def test_a_close_ends_a_wait
     assert_equal %w[IOError done], run_async(<<~RUBY)

@@ -47,8 +47,13 @@ class UringMachine
     def self.take_turns
       TURNS.each { |owner, names| take_turns_in(owner, names) }
       LONG_TURNS.each { |owner, names| take_turns_in(owner, names, long: true) }
-      ::IO.prepend(Direct)
+      spare_hooks
       ::IO.prepend(Writing)
+    end
+
+    # Has methods do without a hook what needs none. Called when the first scheduler is made, or the first of Async's is met.
+    def self.spare_hooks
+      ::IO.prepend(Direct)
     end
 
     private_class_method :define_turn, :define_long_turn, :take_turns_in

@@ -1,15 +1,11 @@
-//! UM::Selector: a machine beneath io-event's interface of a selector, and so beneath Async. What io-event says of its own is in
-//! its lib/io/event/selector/select.rb.
+//! The methods of UM::Selector: a machine beneath io-event's interface of a selector, and so beneath Async. What io-event says of
+//! its own is in its lib/io/event/selector/select.rb.
 
-use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::VecDeque;
-use std::sync::Arc;
-
-use magnus::gc::Marker;
 use magnus::prelude::*;
-use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData};
+use magnus::{method, Error, RClass, Ruby};
 
 use crate::classes::machine;
+use crate::classes::selector::Selector;
 use crate::hooks::{io_transfer, process_wait};
 use crate::machine::{owner, registry, Machine};
 use crate::os::fd::Fd;
@@ -21,80 +17,19 @@ use crate::ruby::{
 };
 use crate::tls;
 
-/// What a UM::Selector holds.
-#[derive(TypedData)]
-#[magnus(class = "UringMachine::Selector", mark, size, free_immediately)]
-pub struct Selector {
-    /// The loop's fiber.
-    looping: Cell<Value>,
-    um: Cell<Value>,
-    machine: OnceCell<Arc<Machine>>,
-    /// What is to be switched to in the next turn: fibers, and what answers as they do.
-    pushed: RefCell<VecDeque<Value>>,
-    /// Nanoseconds that the last turn has slept.
-    idle: Cell<u64>,
-    closed: Cell<bool>,
-}
-
-impl Default for Selector {
-    fn default() -> Self {
-        Self {
-            looping: Cell::new(NIL),
-            um: Cell::new(NIL),
-            machine: OnceCell::new(),
-            pushed: RefCell::default(),
-            idle: Cell::new(0),
-            closed: Cell::new(false),
-        }
+/// Switches to what was pushed before this turn; says whether anything was.
+fn run_pushed(selector: &Selector, machine: &Machine) -> Result<bool, Raise> {
+    let count = selector.pushed.borrow().len();
+    for _ in 0..count {
+        let Some(object) = selector.pushed.borrow_mut().pop_front() else {
+            break;
+        };
+        switch_to(object)?;
     }
-}
-
-impl DataTypeFunctions for Selector {
-    fn mark(&self, marker: &Marker) {
-        marker.mark(self.looping.get().to_magnus());
-        marker.mark(self.um.get().to_magnus());
-        for object in self.pushed.borrow().iter() {
-            marker.mark(object.to_magnus());
-        }
+    if count > 0 {
+        machine.goes_on(machine.task_of(selector.looping.get()));
     }
-}
-
-impl Selector {
-    /// Its machine, on its own thread.
-    #[inline]
-    fn machine(&self) -> Result<&Machine, Raise> {
-        match self.machine.get() {
-            Some(machine) if machine.is_own() && !self.closed.get() => Ok(machine),
-            _ => Err(self.refusal()),
-        }
-    }
-
-    #[cold]
-    fn refusal(&self) -> Raise {
-        Raise::misuse(match self.machine.get() {
-            None => "uninitialized selector",
-            Some(_) if self.closed.get() => "the selector is closed",
-            Some(machine) if machine.is_forked() => {
-                "this selector belongs to the parent process; make one of your own"
-            }
-            Some(_) => "this selector belongs to another thread",
-        })
-    }
-
-    /// Switches to what was pushed before this turn; says whether anything was.
-    fn run_pushed(&self, machine: &Machine) -> Result<bool, Raise> {
-        let count = self.pushed.borrow().len();
-        for _ in 0..count {
-            let Some(object) = self.pushed.borrow_mut().pop_front() else {
-                break;
-            };
-            switch_to(object)?;
-        }
-        if count > 0 {
-            machine.goes_on(machine.task_of(self.looping.get()));
-        }
-        Ok(count > 0)
-    }
+    Ok(count > 0)
 }
 
 /// Switches to a fiber, or to what answers as one does, if it is alive.
@@ -239,7 +174,8 @@ fn select(this: This<Selector>, duration: Value) -> Result<u64, Raise> {
     let machine = this.machine()?;
     let most = duration::rest(duration)?;
     this.idle.set(0);
-    let ran = this.run_pushed(machine)?;
+    this.meet(fiber::scheduler())?;
+    let ran = run_pushed(&this, machine)?;
     let is_ready = ran || !this.pushed.borrow().is_empty();
     let deadline = match most {
         _ if is_ready => Some(0),

@@ -9,7 +9,7 @@ use magnus::prelude::*;
 use magnus::{method, DataTypeFunctions, Error, RClass, Ruby, TypedData};
 use uringmachine_runtime::tasks::State;
 
-use super::{machine, turns};
+use super::{machine, selector, turns};
 use crate::machine::registry::EndedWaits;
 use crate::machine::{closing, interrupts, owner, registry, report, spun, Machine, Waiter};
 use crate::ruby::arguments::{self, wrong_type, Arguments};
@@ -122,13 +122,13 @@ pub fn with_running<T>(scheduler: Value, body: impl FnOnce(&Machine) -> T) -> Op
 /// UM::FiberScheduler.
 static CLASS: Shared = Shared::new();
 
-/// As [`with_running`], of one whose hooks are no program's own.
+/// As [`with_running`], of one whose hooks are no program's own; or of Async's, on a selector of ours.
 #[inline]
 pub fn with_plain<T>(scheduler: Value, body: impl FnOnce(&Machine) -> T) -> Option<T> {
     if is_just(scheduler, CLASS.get()) {
         with_running(scheduler, body)
     } else {
-        None
+        selector::with_spared(scheduler, body)
     }
 }
 

@@ -9,4 +9,5 @@ pub mod machine;
 pub mod mutex;
 pub mod process;
 pub mod queue;
+pub mod selector;
 pub mod turns;

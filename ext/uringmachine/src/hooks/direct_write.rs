@@ -27,7 +27,7 @@ fn write(io: Value, arguments: &[magnus::Value]) -> Outcome {
     match (fiber::current_scheduler(), parts) {
         (NIL, _) => call_super(parts, false),
         (scheduler, [part]) => write_one(scheduler, io, *part),
-        (scheduler, [_, _, ..]) if is_socket(io)? && with_running(scheduler, |_| ()).is_some() => {
+        (scheduler, [_, _, ..]) if is_socket(io)? && runs_here(scheduler) => {
             let whole = whole(io, parts)?;
             let written = match elements(whole)[..] {
                 [part] => write_one(scheduler, io, part),
@@ -38,6 +38,13 @@ fn write(io: Value, arguments: &[magnus::Value]) -> Outcome {
         }
         _ => call_super(parts, false),
     }
+}
+
+/// Whether a scheduler runs fibers by a machine of this thread.
+fn runs_here(scheduler: Value) -> bool {
+    with_plain(scheduler, |_| ())
+        .or_else(|| with_running(scheduler, |_| ()))
+        .is_some()
 }
 
 fn is_socket(io: Value) -> Result<bool, Raise> {

@@ -36,9 +36,9 @@ use protect::{may_raise, may_raise_for};
 use rb_sys::VALUE;
 pub use value::{
     as_fixnum, as_float, boolean, class_name, class_of, fixnum, float, inherits, is_a, is_array,
-    is_file, is_frozen, is_hash, is_io_buffer, is_just, is_string, is_symbol, keep_for_ever,
-    keep_until_here, name_with_address, number, set_variable, symbol, truthy, values, variable,
-    Value, FALSE, NIL, TRUE, UNDEF,
+    is_file, is_frozen, is_hash, is_io_buffer, is_just, is_object, is_string, is_symbol,
+    just_class, keep_for_ever, keep_until_here, name_with_address, number, set_variable, symbol,
+    truthy, values, variable, Value, FALSE, NIL, TRUE, UNDEF,
 };
 pub(crate) use value::{mark, mark_all};
 

@@ -138,6 +138,12 @@ pub fn is_symbol(value: Value) -> bool {
     is(value, kinds::RUBY_T_SYMBOL)
 }
 
+/// Whether a value is an object of a class that a program may write: no String, class, or other kind of Ruby's own.
+#[inline]
+pub fn is_object(value: Value) -> bool {
+    is(value, kinds::RUBY_T_OBJECT)
+}
+
 /// Whether a value is a Hash.
 pub fn is_hash(value: Value) -> bool {
     is(value, kinds::RUBY_T_HASH)
@@ -197,6 +203,12 @@ pub fn is_just(object: Value, class: Value) -> bool {
         !rb_sys::SPECIAL_CONST_P(object.0)
             && (*(object.0 as *const rb_sys::RBasic)).klass == class.0
     }
+}
+
+/// The class of an object of the heap as [`is_just`] compares it: its singleton class, if it has one.
+pub fn just_class(object: Value) -> Value {
+    // SAFETY: an object of the heap begins with its class.
+    Value(unsafe { (*(object.0 as *const rb_sys::RBasic)).klass })
 }
 
 /// The class of an object.
