@@ -12,9 +12,11 @@ class UringMachine
     #   selector.raise(fiber, Timeout::Error)
     def raise(fiber, *arguments, **options) = behind { fiber.raise(*arguments, **options) }
 
-    # The hooks that methods do without where they need not wait: see ext/uringmachine/src/hooks/socket_write.rs.
-    SPARED = %i[io_read io_write io_wait].freeze
-    private_constant :SPARED
+    # The hooks of Async's that are spared, by methods that need not wait (ext/uringmachine/src/hooks/socket_write.rs) or by Hooks; and
+    # what they ask a selector for.
+    SPARED = %i[io_read io_write io_wait block kernel_sleep].freeze
+    ASKED = %i[io_read io_write io_wait transfer].freeze
+    private_constant :SPARED, :ASKED, :Hooks
 
     private
 
@@ -22,14 +24,18 @@ class UringMachine
     # those of a program's that overrides them.
     def spares?(scheduler)
       spares = defined?(::Async::Scheduler) && scheduler.is_a?(::Async::Scheduler) &&
-               SPARED.all? { |name| stock?(scheduler.method(name)) && method(name).owner == Selector }
-      CoreGaps.spare_hooks if spares
-      spares
+               SPARED.all? { |name| stock?(scheduler.method(name)) } && ASKED.all? { |name| method(name).owner == Selector }
+      return false unless spares
+
+      CoreGaps.spare_hooks
+      ::Async::Scheduler.prepend(Hooks)
+      true
     end
 
-    # Whether a method is Async's, and of its own file.
+    # Whether a method is Async's, and of its own file, or what has taken its place.
     def stock?(hook)
-      hook.owner == ::Async::Scheduler && hook.source_location.first == ::Async::Scheduler.instance_method(:run).source_location.first
+      hook.owner == Hooks ||
+        (hook.owner == ::Async::Scheduler && hook.source_location.first == ::Async::Scheduler.instance_method(:run).source_location.first)
     end
   end
 end

@@ -145,11 +145,11 @@ class TestAsync < PatientTest
     RUBY
   end
 
-  # Whether the block has the hook called.
+  # Whether the block has one of the hooks of Ruby called.
   ASKS = <<~RUBY
     def asks?
       count = 0
-      TracePoint.new(:call) { |point| count += 1 if point.method_id == :io_write }.enable { yield }
+      TracePoint.new(:call) { |point| count += 1 if %i[io_write kernel_sleep block].include?(point.method_id) }.enable { yield }
       count.positive?
     end
   RUBY
@@ -185,7 +185,7 @@ class TestAsync < PatientTest
         asked = nil
         Thread.new do
           Fiber.set_scheduler(scheduler.call)
-          Fiber.schedule { sleep(0) && asked = asks? { UNIXSocket.pair.first.write("x") } }
+          Fiber.schedule { sleep(0) && asked = asks? { block_given? ? yield : UNIXSocket.pair.first.write("x") } }
         end.join
         asked
       end
@@ -194,15 +194,58 @@ class TestAsync < PatientTest
       p asks_under?(-> { Class.new(Async::Scheduler).new(selector: selector.call) })
       p asks_under?(-> { Class.new(Async::Scheduler) { def io_write(...) = super }.new(selector: selector.call) })
       p asks_under?(-> { Async::Scheduler.new(selector: selector.call).tap { |made| def made.io_write(...) = super } })
+      p asks_under?(-> { Class.new(Async::Scheduler) { def block(...) = super }.new(selector: selector.call) }) { sleep(0) }
       p asks_under?(-> { Async::Scheduler.new(selector: Class.new(UM::Selector) { def io_write(...) = super }.new(Fiber.current)) })
       p asks_under?(-> { Async::Scheduler.new(selector: IO::Event::Debug::Selector.new(selector.call, log: nil)) })
       p asks_under?(-> { Async::Scheduler.new(selector: IO::Event::Selector::Select.new(Fiber.current)) })
       Async::Scheduler.prepend(Module.new { def io_write(...) = super })
       p asks_under?(-> { Async::Scheduler.new(selector: selector.call) })
     RUBY
-    assert_equal %w[false false true true true true true true], run_async("require 'io/event/debug/selector'\n#{code}")
+    assert_equal %w[false false true true true true true true true], run_async("require 'io/event/debug/selector'\n#{code}")
     reopened = "class Async::Scheduler; def io_write(io, buffer, length, offset) = @selector.io_write(Fiber.current, io, buffer, length, offset); end\n"
     assert_equal ["true"], run_async("#{ASKS}#{reopened}Async { sleep(0) && p(asks? { UNIXSocket.pair.first.write('x') }) }")
+  end
+
+  # As Async's own: it ends after its time, or when somebody switches to the fiber.
+  def test_sleeps_are_the_machine_s
+    expected = ["false", "true", "3 1 2", "[false, nil]", "Async::TimeoutError", "unwound", "raised", "woken"]
+    assert_equal expected, run_async(ASKS + <<~RUBY)
+      Async do |task|
+        sleep(0)
+        p asks? { sleep(0.001) }, asks? { task.async { sleep(Rational(1, 1000)) }.wait }
+        order = []
+        [[0.003, 1], [0.005, 2], [0, 3]].map { |time, number| task.async { sleep(time) && order << number } }.each(&:wait)
+        puts order.join(" ")
+        pushed = task.async { Fiber.scheduler.kernel_sleep(100) }
+        Fiber.scheduler.push(pushed.fiber)
+        p [Fiber.scheduler.kernel_sleep(0.001), pushed.wait]
+        task.with_timeout(0.001) { sleep(100) } rescue puts($!.class)
+        stopped = task.async { begin sleep(100) ensure puts("unwound") end }
+        stopped.stop
+        stopped.wait
+        Fiber.scheduler.raise(task.async { sleep(100) rescue puts($!.message) }.fiber, "raised")
+        mutex, condition = Mutex.new, ConditionVariable.new
+        waiting = task.async { mutex.synchronize { condition.wait(mutex, 100) && :woken } }
+        mutex.synchronize { condition.signal }
+        puts waiting.wait
+      end
+    RUBY
+  end
+
+  # Its turns are Async's own: an interrupt ends its loop, a limit a fiber.
+  def test_whoever_yields_on_and_on_is_stopped
+    assert_equal ["Async::TimeoutError", "interrupted"], run_async(<<~RUBY)
+      Async { |task| task.with_timeout(0.002) { loop { task.yield } } rescue puts($!.class) }
+      Thread.new do
+        scheduler = Async::Scheduler.new
+        Fiber.set_scheduler(scheduler)
+        scheduler.async { |task| loop { task.yield } }
+        Thread.new { sleep(0.002) && scheduler.interrupt }
+        scheduler.run
+        puts "interrupted"
+        scheduler.terminate
+      end.join
+    RUBY
   end
 
   def test_whoever_writes_on_and_on_lets_others_go

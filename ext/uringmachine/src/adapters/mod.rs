@@ -1,6 +1,7 @@
 //! What lets other libraries' loops run on a machine.
 #![forbid(unsafe_code)]
 
+mod async_hooks;
 mod selector;
 
 use magnus::{Error, RClass, Ruby};

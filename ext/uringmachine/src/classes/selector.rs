@@ -66,6 +66,12 @@ impl Selector {
         }
     }
 
+    /// Whether the hooks of the scheduler that it has met last do no more than to ask it.
+    #[inline]
+    pub fn is_spared(&self) -> bool {
+        self.is_spared.get()
+    }
+
     #[cold]
     fn refusal(&self) -> Raise {
         Raise::misuse(match self.machine.get() {

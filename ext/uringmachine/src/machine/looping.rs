@@ -10,7 +10,7 @@ use super::poll::{ready_events, wait_ready, wakes_for, NEVER_WAKES};
 use super::switch::Step;
 use super::task::Resumable;
 use super::trace::For;
-use super::wait::Wait;
+use super::wait::{Ended, Wait};
 use super::{Machine, Parts};
 use crate::ruby::{fiber, Outcome, Raise};
 
@@ -101,6 +101,15 @@ impl Machine {
     pub fn give_back(&self) -> Outcome {
         let looping = self.parts().fibers.looping();
         fiber::transfer(looping, &[])
+    }
+
+    /// Sleeps until a deadline, or until somebody switches to the fiber; says whether it was the deadline.
+    pub fn sleep_or_resumed(&self, deadline: u64) -> Result<bool, Raise> {
+        let me = self.current_task();
+        self.parts().waiter(me).resumable = Resumable::Yes;
+        let ended = self.pause_for("sleep", me, Some(deadline));
+        self.parts().waiter(me).resumable = Resumable::No;
+        ended.map(|ended| ended == Ended::Deadline)
     }
 
     /// Waits until one of `events` is there, or the descriptor has hung up or failed: the events, or 0 once somebody has switched

@@ -18,15 +18,8 @@ pub fn nanoseconds(duration: Value) -> Result<Option<u64>, Raise> {
     if duration == NIL {
         return Ok(None);
     }
-    if let Some(seconds) = as_fixnum(duration) {
-        if (0..FAR as i64).contains(&seconds) {
-            return Ok(Some(seconds as u64 * NANOSECONDS as u64));
-        }
-    }
-    if let Some(seconds) = as_float(duration) {
-        if (0.0..FAR).contains(&seconds) {
-            return Ok(Some((seconds * NANOSECONDS) as u64));
-        }
+    if let Some(nanoseconds) = plain(duration) {
+        return Ok(Some(nanoseconds));
     }
     // SAFETY: a value of Ruby's.
     let time = may_raise_for(|| unsafe { super::rb_time_interval(duration.raw()) })?;
@@ -34,6 +27,16 @@ pub fn nanoseconds(duration: Value) -> Result<Option<u64>, Raise> {
     Ok(Some(
         seconds * NANOSECONDS as u64 + time.tv_usec as u64 * 1000,
     ))
+}
+
+/// As [`nanoseconds`], of an Integer or a Float that is neither negative nor as good as for ever.
+#[inline]
+pub fn plain(duration: Value) -> Option<u64> {
+    if let Some(seconds) = as_fixnum(duration) {
+        return ((0..FAR as i64).contains(&seconds)).then(|| seconds as u64 * NANOSECONDS as u64);
+    }
+    let seconds = as_float(duration)?;
+    ((0.0..FAR).contains(&seconds)).then_some((seconds * NANOSECONDS) as u64)
 }
 
 /// As [`nanoseconds`], but what no Time is long enough for, as Float::INFINITY, is as good as for ever.
