@@ -149,10 +149,42 @@ class TestAsync < PatientTest
   ASKS = <<~RUBY
     def asks?
       count = 0
-      TracePoint.new(:call) { |point| count += 1 if %i[io_write kernel_sleep block].include?(point.method_id) }.enable { yield }
+      TracePoint.new(:call) { |point| count += 1 if %i[io_read io_write io_wait kernel_sleep block].include?(point.method_id) }.enable { yield }
       count.positive?
     end
   RUBY
+
+  def test_reads_need_no_hook
+    expected = ['[false, "line\\n"]', '[false, "rest"]', '[false, "later"]', '[false, "le"]', "false", "IO::TimeoutError", "Async::TimeoutError", "unwound", "IOError", "last"]
+    assert_equal expected, run_async(ASKS + <<~RUBY)
+      def asked = [nil, nil].tap { |found| found[0] = asks? { found[1] = yield } }
+      Async do |task|
+        sleep(0)
+        near, far = UNIXSocket.pair
+        near.write("line\nrest")
+        p asked { far.gets }, asked { far.readpartial(100) }
+        task.async { sleep(0.001) && near.write("later") }
+        p asked { far.readpartial(100) }
+        Tempfile.create { |file| file.write("file") && file.flush && p(asked { file.pread(2, 2) }) }
+        reader, writer = IO.pipe
+        task.async { sleep(0.001) && writer.write("x") }
+        p asks? { reader.getc }
+        far.timeout = 0.002
+        far.gets rescue puts($!.class)
+        far.timeout = nil
+        task.with_timeout(0.002) { far.gets } rescue puts($!.class)
+        stopped = task.async { begin far.readpartial(1) ensure puts("unwound") end }
+        stopped.stop
+        reading = task.async { reader.gets rescue puts($!.class) }
+        sleep(0.001)
+        reader.close
+        reading.wait
+        # Nothing of those is left to take what comes.
+        near.write("last\n")
+        puts far.gets
+      end
+    RUBY
+  end
 
   def test_what_a_socket_takes_at_once_is_written_without_a_hook
     expected = ["[false, 3]", "[false, 4]", "onetwo3four", "[true, 3000000]", "3000000", "IO::TimeoutError", "Errno::EPIPE", "[true, 3]"]
