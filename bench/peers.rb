@@ -57,6 +57,7 @@ module Peers
     folders&.each { |folder| $LOAD_PATH.unshift(folder) unless $LOAD_PATH.include?(folder) }
     load_async_gems if scheduler.feature.end_with?("async")
     require scheduler.feature
+    require "async/scheduler" if scheduler.feature.end_with?("async")
   end
 
   def load_async_gems
@@ -67,7 +68,6 @@ module Peers
   end
 
   def async(selector)
-    require "async/scheduler"
     Async::Scheduler.new(selector: IO::Event::Selector.const_get(selector).new(Fiber.current))
   end
 

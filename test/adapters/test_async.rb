@@ -159,7 +159,6 @@ class TestAsync < PatientTest
     assert_equal expected, run_async(ASKS + <<~RUBY)
       def asked = [nil, nil].tap { |found| found[0] = asks? { found[1] = yield } }
       Async do |task|
-        sleep(0)
         near, far = UNIXSocket.pair
         near.write("line\nrest")
         p asked { far.gets }, asked { far.readpartial(100) }
@@ -191,7 +190,6 @@ class TestAsync < PatientTest
     assert_equal expected, run_async(ASKS + <<~RUBY)
       def asked = [nil, nil].tap { |found| found[0] = asks? { found[1] = yield } }
       Async do |task|
-        sleep(0)
         near, far = UNIXSocket.pair
         p asked { near.write("one") }, asked { near.write("two", 3) }
         near.puts("four")
@@ -243,7 +241,6 @@ class TestAsync < PatientTest
     expected = ["false", "true", "3 1 2", "[false, nil]", "Async::TimeoutError", "unwound", "raised", "woken"]
     assert_equal expected, run_async(ASKS + <<~RUBY)
       Async do |task|
-        sleep(0)
         p asks? { sleep(0.001) }, asks? { task.async { sleep(Rational(1, 1000)) }.wait }
         order = []
         [[0.003, 1], [0.005, 2], [0, 3]].map { |time, number| task.async { sleep(time) && order << number } }.each(&:wait)

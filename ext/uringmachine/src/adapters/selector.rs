@@ -120,6 +120,8 @@ fn transfer(this: This<Selector>) -> Outcome {
 ///   selector.resume(Fiber.new { … })
 fn resume(this: This<Selector>, arguments: &[magnus::Value]) -> Outcome {
     let machine = this.machine()?;
+    // Before its first fiber does anything.
+    this.meet(fiber::scheduler())?;
     let Some((fiber, rest)) = values(arguments).split_first() else {
         return Arguments::of(arguments, 1..=usize::MAX).map(|_| NIL);
     };
