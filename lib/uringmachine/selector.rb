@@ -12,8 +12,8 @@ class UringMachine
     #   selector.raise(fiber, Timeout::Error)
     def raise(fiber, *arguments, **options) = behind { fiber.raise(*arguments, **options) }
 
-    # The hooks of Async's that are spared, by methods that need not wait (ext/uringmachine/src/hooks/direct_write.rs) or by Hooks; and
-    # what they ask a selector for.
+    # The hooks of Async's that are spared, by methods of IO's (ext/uringmachine/src/hooks/direct_read.rs and direct_write.rs) or by
+    # Hooks; and what they ask a selector for.
     SPARED = %i[io_read io_write io_wait block kernel_sleep].freeze
     ASKED = %i[io_read io_write io_wait transfer].freeze
     private_constant :SPARED, :ASKED, :Hooks
@@ -35,7 +35,7 @@ class UringMachine
     # Whether a method is Async's, and of its own file, or what has taken its place.
     def stock?(hook)
       hook.owner == Hooks ||
-        (hook.owner == ::Async::Scheduler && hook.source_location.first == ::Async::Scheduler.instance_method(:run).source_location.first)
+        (hook.owner == ::Async::Scheduler && hook.source_location&.first == ::Async::Scheduler.instance_method(:run).source_location&.first)
     end
   end
 end
