@@ -826,19 +826,19 @@ mutant "read-ahead-first", "what Ruby has read ahead is read first",
        tests: ["test/hooks/test_direct_read.rb"]
 
 mutant "put-back-received", "bytes that come together with an exception are the next that are read",
-       file: "#{EXT}/hooks/direct_read.rs",
+       file: "#{EXT}/hooks/direct_read/reading.rs",
        from: "            let _ = buffered::put(self.io, received.bytes());\n",
        to: "",
        tests: ["test/hooks/test_direct_read.rb"]
 
 mutant "put-back-half", "what a read has that is ended half way is the next that is read",
-       file: "#{EXT}/hooks/direct_read.rs",
+       file: "#{EXT}/hooks/direct_read/mod.rs",
        from: "let _ = buffered::unread(io, &bytes[..into.length]);",
        to: "",
        tests: ["test/hooks/test_direct_read.rb"]
 
 mutant "failed-once", "an error that the kernel tells of once is Ruby's to raise",
-       file: "#{EXT}/hooks/direct_read.rs",
+       file: "#{EXT}/hooks/direct_read/mod.rs",
        from: "        if let Ok(Read::Failed(errno)) = read {\n            note_failed(machine, me, io, errno);\n        }\n",
        to: "",
        tests: ["test/hooks/test_direct_read.rb"]
@@ -856,7 +856,19 @@ mutant "locked-while-written", "nobody writes between the parts of what another 
        tests: ["test/hooks/test_direct_write.rb"]
 
 mutant "lost-while-received", "whose descriptor was closed while bytes came reads no other file's",
-       file: "#{EXT}/hooks/direct_read.rs",
+       file: "#{EXT}/hooks/direct_read/reading.rs",
        from: "        if exception == NIL {\n            return false;",
        to: "        if true {\n            return false;",
+       tests: ["test/hooks/test_direct_read.rb"]
+
+mutant "stolen-buffer", "a buffer that a hook is to fill is nobody else's",
+       file: "#{EXT}/hooks/direct_read/sink.rs",
+       from: "if machine.parts().reading_ahead.contains(&self.0) {",
+       to: "if false && machine.parts().reading_ahead.contains(&self.0) {",
+       tests: ["test/hooks/test_direct_read.rb"]
+
+mutant "filled-meanwhile", "a hook that fills a buffer keeps what somebody else has put there",
+       file: "#{EXT}/hooks/io_transfer/lend.rs",
+       from: "match buffered::filled_meanwhile(self.io) {\n            0 => None,",
+       to: "match buffered::filled_meanwhile(self.io) {\n            _ => None,\n            #[allow(unreachable_patterns)]\n            0 => None,",
        tests: ["test/hooks/test_direct_read.rb"]

@@ -12,7 +12,7 @@ class UringMachine
     #   selector.raise(fiber, Timeout::Error)
     def raise(fiber, *arguments, **options) = behind { fiber.raise(*arguments, **options) }
 
-    # The hooks of Async's that are spared, by methods of IO's (ext/uringmachine/src/hooks/direct_read.rs and direct_write.rs) or by
+    # The hooks of Async's that are spared, by methods of IO's (ext/uringmachine/src/hooks/direct_read and direct_write.rs) or by
     # Hooks; and what they ask a selector for.
     SPARED = %i[io_read io_write io_wait block kernel_sleep].freeze
     ASKED = %i[io_read io_write io_wait transfer].freeze

@@ -298,6 +298,64 @@ class TestDirectRead < SchedulerTest
     end
   end
 
+  # One of them has begun a line, for which Ruby waits with the IO's buffer.
+  def test_fibers_that_read_lines_of_the_same_lose_nothing
+    PAIRS.each do |kind, pair|
+      source, sink = pair.call
+      sink.sync = true
+      lines = []
+      scheduled do
+        sink.write("be")
+        3.times do
+          Fiber.schedule do
+            while (line = source.gets)
+              lines << line
+            end
+          end
+        end
+        Fiber.schedule do
+          ["gun\ntwo\nthr", "ee\n", "four\nfi", "ve\n" * 2000, "end\n"].each do |bytes|
+            sink.write(bytes)
+            3.times { sleep(0) }
+          end
+          sink.close
+        end
+      end
+      assert_equal "begun\ntwo\nthree\nfour\nfi#{"ve\n" * 2000}end\n".chars.sort, lines.join.chars.sort, kind
+    end
+  end
+
+  def test_a_buffer_that_is_to_be_filled_is_nobody_elses
+    PAIRS.each_value do |pair|
+      shared, sink = pair.call
+      other, other_sink = pair.call
+      [sink, other_sink].each { |io| io.sync = true }
+      lines = []
+      scheduled do
+        sink.write("par")
+        2.times do
+          Fiber.schedule do
+            while (line = shared.gets)
+              lines << line
+            end
+          end
+        end
+        Fiber.schedule do
+          other_sink.write("one\ntwo\n")
+          lines << other.gets
+          4.times do
+            sink.write("tial\n")
+            3.times { sleep(0) }
+          end
+          sink.close
+          lines << other.gets
+        end
+      end
+      assert_equal %w[one two], lines.map(&:chomp) & %w[one two]
+      assert_equal "partial\n" "tial\n" "tial\n" "tial\n".chars.sort.join, (lines - %W[one\n two\n]).join.chars.sort.join
+    end
+  end
+
   def test_a_file_is_read_as_without_a_scheduler
     Tempfile.create do |file|
       file.write("line\n" * 10_000)

@@ -167,14 +167,22 @@ pub const CAPACITY: c_int = 8192;
 /// Makes a buffer as large as Ruby makes it.
 #[cold]
 unsafe fn allocate(buffer: *mut Buffered) -> Result<(), Raise> {
-    // SAFETY: Ruby's own functions allocate and free it.
-    may_raise(|| unsafe {
-        (*buffer).pointer = rb_sys::ruby_xmalloc(CAPACITY as _).cast::<c_char>();
-        ((*buffer).offset, (*buffer).length) = (0, 0);
-        (*buffer).capacity = CAPACITY;
+    may_raise(|| {
+        // SAFETY: as above.
+        unsafe { allocate_for(buffer, CAPACITY) };
         NIL.raw()
     })
     .map(drop)
+}
+
+/// The same, of any size. May raise.
+unsafe fn allocate_for(buffer: *mut Buffered, capacity: c_int) {
+    // SAFETY: Ruby's own functions allocate and free it.
+    unsafe {
+        (*buffer).pointer = rb_sys::ruby_xmalloc(capacity as _).cast::<c_char>();
+        ((*buffer).offset, (*buffer).length) = (0, 0);
+        (*buffer).capacity = capacity;
+    }
 }
 
 /// Whether Ruby has read bytes of an IO that the program has not.
@@ -184,15 +192,67 @@ pub fn has_read_ahead(io: Value) -> bool {
         && unsafe { rb_sys::rb_io_read_pending((*(io.raw() as *const rb_sys::RFile)).fptr) != 0 }
 }
 
-/// Has bytes be read by Ruby that have come from an IO.
+/// Has bytes be read by Ruby that have come from an IO, after those that it has read ahead already.
 ///
 /// # Errors
-/// As [`unread`].
+/// IOError if it is closed; NoMemoryError.
 pub fn put(io: Value, bytes: &[u8]) -> Result<(), Raise> {
-    if reads_bytes(io).is_some() && bytes.len() <= CAPACITY as usize {
-        return fill(io, |room| Ok::<_, ()>(room.put(bytes))).map(drop);
+    if reads_bytes(io).is_some() {
+        let put = fill(io, |room| Ok::<_, ()>(room.put(bytes)))?;
+        return match put {
+            Ok(count) if count < bytes.len() => put_after(io, &bytes[count..]),
+            _ => Ok(()),
+        };
     }
-    unread(io, bytes)
+    put_after(io, bytes)
+}
+
+/// Appends bytes to what Ruby has read ahead.
+#[cold]
+fn put_after(io: Value, bytes: &[u8]) -> Result<(), Raise> {
+    let more = bytes.len() as c_int;
+    may_raise(|| {
+        // SAFETY: Ruby looks whether it is an open IO; there is as much room once it is made, in a buffer that is that IO's alone.
+        unsafe {
+            make_room(open_file(io), more);
+            let buffer = read_buffer(io);
+            if (*buffer).pointer.is_null() {
+                allocate_for(buffer, more.max(CAPACITY));
+            }
+            let base = (*buffer).pointer.cast::<u8>();
+            let (offset, length) = ((*buffer).offset as usize, (*buffer).length as usize);
+            std::ptr::copy(base.add(offset), base, length);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), base.add(length), bytes.len());
+            (*buffer).offset = 0;
+            (*buffer).length += more;
+        }
+        NIL.raw()
+    })
+    .map(drop)
+}
+
+/// Whether Ruby has an IO read into the buffer that it reads ahead into.
+#[inline]
+pub fn is_ahead(io: Value, place: *const u8) -> bool {
+    // SAFETY: the buffer of an open IO.
+    is_open(io) && unsafe { (*read_buffer(io)).pointer.cast_const().cast() } == place
+}
+
+/// How many bytes are in the buffer that Ruby reads ahead into, which are moved to its start: somebody else has put them there while
+/// Ruby waited for it to be filled.
+pub fn filled_meanwhile(io: Value) -> usize {
+    if !has_read_ahead(io) {
+        return 0;
+    }
+    let buffer = read_buffer(io);
+    // SAFETY: the buffer of an open IO, whose bytes lie within it.
+    unsafe {
+        let (offset, length) = ((*buffer).offset as usize, (*buffer).length as usize);
+        let base = (*buffer).pointer;
+        std::ptr::copy(base.add(offset), base, length);
+        (*buffer).offset = 0;
+        length
+    }
 }
 
 /// Has bytes be the next that are read from an IO, by Ruby.

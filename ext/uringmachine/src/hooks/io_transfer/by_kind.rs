@@ -38,7 +38,7 @@ impl Transfer<'_> {
                 result => return Ok(result),
             }
         }
-        self.submit(Kind::File, done)
+        self.while_reading_ahead(|| self.submit(Kind::File, done))
     }
 
     fn write_file(&self, done: usize) -> Moved {
@@ -94,6 +94,14 @@ impl Transfer<'_> {
                     self.wait(libc::POLLOUT)?;
                     continue;
                 }
+            }
+            if self.is_ahead {
+                // The kernel has none of that memory while others may use it.
+                if let Some(count) = self.wait_to_read_ahead()? {
+                    return Ok(Step::Done(count));
+                }
+                first = true;
+                continue;
             }
             return Ok(match self.submit(descriptor.kind, done)? {
                 NO_SOCKET => Step::Mistaken,
@@ -182,7 +190,13 @@ impl Transfer<'_> {
             if !tries {
                 return self.without_nowait(done).map(Step::Done);
             }
-            self.wait(self.events())?;
+            if self.is_ahead {
+                if let Some(count) = self.wait_to_read_ahead()? {
+                    return Ok(Step::Done(count));
+                }
+            } else {
+                self.wait(self.events())?;
+            }
             (first, was_ready) = (true, true);
         }
     }

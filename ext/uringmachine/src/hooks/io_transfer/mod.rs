@@ -28,7 +28,9 @@ use crate::os::fd::Fd;
 use crate::ruby::call::called_from;
 use crate::ruby::io_buffer::Buffer;
 use crate::ruby::this::This;
-use crate::ruby::{classes, fixnum, io, to_long, values, version, Outcome, Raise, Value, NIL};
+use crate::ruby::{
+    buffered, classes, fixnum, io, to_long, values, version, Outcome, Raise, Value, NIL,
+};
 
 /// One call of a hook: where the bytes are, and how many are wanted.
 struct Transfer<'a> {
@@ -45,6 +47,8 @@ struct Transfer<'a> {
     /// Whether the hook may answer -EAGAIN instead of waiting.
     single: bool,
     writes: bool,
+    /// Ruby reads ahead: the bytes go to the IO's own buffer, which reads without a hook fill as well (`direct_read`).
+    is_ahead: bool,
     /// It has waited: the descriptor may be closed by now, and another file's.
     stepping: Cell<bool>,
 }
@@ -111,6 +115,7 @@ impl<'a> Transfer<'a> {
             ));
         }
         let (size, minimum) = if single { (length, 0) } else { (left, length) };
+        let is_ahead = !writes && !positioned && buffered::is_ahead(io, bytes.base);
         Ok(Self {
             machine,
             me: machine.current_task(),
@@ -121,6 +126,7 @@ impl<'a> Transfer<'a> {
             position,
             single,
             writes,
+            is_ahead,
             stepping: Cell::new(false),
         })
     }
