@@ -861,12 +861,6 @@ mutant "lost-while-received", "whose descriptor was closed while bytes came read
        to: "        if true {\n            return false;",
        tests: ["test/hooks/test_direct_read.rb"]
 
-mutant "stolen-buffer", "a buffer that a hook is to fill is nobody else's",
-       file: "#{EXT}/hooks/direct_read/sink.rs",
-       from: "if machine.parts().reading_ahead.contains(&self.0) {",
-       to: "if false && machine.parts().reading_ahead.contains(&self.0) {",
-       tests: ["test/hooks/test_direct_read.rb"]
-
 mutant "filled-meanwhile", "a hook that fills a buffer keeps what somebody else has put there",
        file: "#{EXT}/hooks/io_transfer/lend.rs",
        from: "match buffered::filled_meanwhile(self.io) {\n            0 => None,",

@@ -29,7 +29,6 @@ use uringmachine_runtime::slab::{Key, Slab};
 use uringmachine_runtime::OpKey;
 
 use crate::ruby::arguments::no_buffer;
-use crate::ruby::buffered::Spare;
 use crate::ruby::io_buffer::Buffer;
 use crate::ruby::{is_string, string, Raise, Value, NIL};
 
@@ -65,9 +64,6 @@ pub struct Lending {
     pub scratch: Scratch,
     /// The same, for those who wait for a socket's bytes.
     pub waiting: Scratch<{ scratch::WAITING_SIZE }>,
-    /// What IOs have read ahead into that wait now, for those that go on: they need it no longer than it takes a program to ask for
-    /// what is in it.
-    pub spares: Vec<Spare>,
     /// How many operations work on each registered buffer.
     pub in_use: registered::InUse,
     /// The objects that operations work on: for the collector, and for a child of fork.
@@ -83,7 +79,6 @@ impl Lending {
         self.loans = Vec::new();
         self.scratch = Scratch::default();
         self.waiting = Scratch::default();
-        self.spares = Vec::new();
     }
 
     fn hold(&mut self, object: Value) -> Option<Key> {

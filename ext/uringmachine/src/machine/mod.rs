@@ -128,8 +128,6 @@ pub struct Parts {
     pub waits: Waits,
     /// What the next operation of a task on an IO is to raise.
     pub lost: Vec<Lost>,
-    /// The IOs whose buffer a hook waits to fill: it stays theirs.
-    pub reading_ahead: Vec<Value>,
     /// The descriptors that fibers close once what was to be written is.
     pub to_be_closed: Vec<RawFd>,
     pub timeouts: Slab<Timeout>,
@@ -188,7 +186,6 @@ impl Machine {
             lending: Lending::default(),
             waits: Waits::default(),
             lost: Vec::new(),
-            reading_ahead: Vec::new(),
             to_be_closed: Vec::new(),
             timeouts: Slab::default(),
             raises: Vec::new(),
@@ -259,7 +256,6 @@ impl Machine {
         parts.reading = ByDescriptor::default();
         parts.lending.forsake();
         parts.lost = Vec::new();
-        parts.reading_ahead = Vec::new();
         parts.trace = None;
     }
 
@@ -434,7 +430,6 @@ impl Parts {
         for (_, held) in self.lending.holds.iter() {
             ruby::mark(*held);
         }
-        ruby::mark_all(&self.reading_ahead);
         for lost in &self.lost {
             ruby::mark_all(&[lost.io]);
             if let closing::Ending::Raises(exception) = lost.ending {

@@ -77,52 +77,6 @@ pub fn reads_bytes(io: Value) -> Option<RawFd> {
     }
 }
 
-/// A buffer that an IO has read ahead into, for another one.
-pub struct Spare(*mut c_char);
-
-impl Drop for Spare {
-    fn drop(&mut self) {
-        // SAFETY: Ruby's allocator made it, and no IO has it.
-        unsafe { rb_sys::ruby_xfree(self.0.cast()) };
-    }
-}
-
-/// Takes the buffer of an IO away in which there is nothing ([`reads_bytes`]), and which is as large as Ruby makes it.
-#[inline]
-pub fn take_buffer(io: Value) -> Option<Spare> {
-    let buffer = read_buffer(io);
-    // SAFETY: the buffer of an open IO, which has none again, as at first.
-    unsafe {
-        if (*buffer).pointer.is_null() || (*buffer).capacity != CAPACITY {
-            return None;
-        }
-        let pointer = (*buffer).pointer;
-        (*buffer).pointer = std::ptr::null_mut();
-        Some(Spare(pointer))
-    }
-}
-
-/// Whether an IO is open that has no buffer to read ahead into.
-#[inline]
-pub fn lacks_buffer(io: Value) -> bool {
-    // SAFETY: the buffer of an open IO.
-    is_open(io) && unsafe { (*read_buffer(io)).pointer.is_null() }
-}
-
-/// Gives an IO a buffer that lacks one.
-#[inline]
-pub fn give_buffer(io: Value, spare: Spare) {
-    debug_assert!(lacks_buffer(io));
-    let buffer = read_buffer(io);
-    // SAFETY: as above.
-    unsafe {
-        (*buffer).pointer = spare.0;
-        ((*buffer).offset, (*buffer).length) = (0, 0);
-        (*buffer).capacity = CAPACITY;
-    }
-    std::mem::forget(spare);
-}
-
 /// The buffer that an open IO reads ahead into.
 #[inline]
 fn read_buffer(io: Value) -> *mut Buffered {
@@ -297,7 +251,7 @@ unsafe fn length_of<T>(buffer: *const T) -> c_int {
 /// once there is one (io.c, io_ungetbytes). May raise.
 unsafe fn make_room(file: *mut rb_sys::rb_io_t, more: c_int) {
     // SAFETY: the field is of that struct, which Ruby's own functions allocate and free; the old buffer's bytes are
-    // copied before it is freed.
+    // copied before it is freed, if nobody can have it.
     unsafe {
         let buffer = (&raw mut (*file).rbuf).cast::<Buffered>();
         let (pointer, length) = ((*buffer).pointer, (*buffer).length);
@@ -310,7 +264,10 @@ unsafe fn make_room(file: *mut rb_sys::rb_io_t, more: c_int) {
         (*buffer).pointer = room;
         (*buffer).offset = 0;
         (*buffer).capacity = length + more;
-        rb_sys::ruby_xfree(pointer.cast());
+        // A thread without a scheduler may be reading into it: better a leak.
+        if rb_sys::rb_thread_alone() != 0 {
+            rb_sys::ruby_xfree(pointer.cast());
+        }
     }
 }
 

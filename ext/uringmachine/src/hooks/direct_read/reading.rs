@@ -84,12 +84,7 @@ impl<S: Sink> Reading<'_, S> {
         let descriptor = parts.descriptors.get(fd, self.io);
         let tries = match descriptor.kind {
             Kind::Socket => features.dontwait,
-            Kind::Stream => features.nowait && !descriptor.no_nowait,
-            // What the ring reads from a file goes to that buffer.
-            Kind::File => {
-                let is_being_filled = parts.reading_ahead.contains(&self.io);
-                features.nowait && !descriptor.no_nowait && !is_being_filled
-            }
+            Kind::Stream | Kind::File => features.nowait && !descriptor.no_nowait,
             _ => false,
         };
         (tries && parts.lost.is_empty()).then_some(descriptor)
@@ -152,13 +147,12 @@ impl<S: Sink> Reading<'_, S> {
     fn receive(&mut self, fd: RawFd) -> Result<Option<Result<usize, Errno>>, Raise> {
         let deadline = self.deadline()?;
         let most = self.sink.most();
-        self.sink.rest(self.machine);
         let was_part = self.machine.parts().begin_steps(self.me);
         let (result, received) = self.machine.receive(self.me, fd, most, deadline);
         let is_lost = self.end_steps(fd, was_part, result.is_ok());
         let put = match (&result, received.bytes()) {
             (_, []) => Ok(()),
-            (Ok(_), bytes) => self.sink.put(self.machine, bytes),
+            (Ok(_), bytes) => self.sink.put(bytes),
             (Err(_), _) => Err(Raise::errno(libc::EINTR)),
         };
         if put.is_err() {

@@ -22,26 +22,11 @@ pub trait Sink {
     ) -> Result<Result<usize, Errno>, Raise>;
 
     /// Puts bytes there that have come meanwhile.
-    fn put(&mut self, machine: &Machine, bytes: &[u8]) -> Result<(), Raise>;
-
-    /// Goes without what it does not need while it waits.
-    fn rest(&self, machine: &Machine);
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Raise>;
 }
 
 /// The buffer that Ruby reads ahead into.
 pub struct Ahead(pub Value);
-
-impl Ahead {
-    /// Has a buffer that another one does without.
-    #[inline]
-    fn fetch_buffer(&self, machine: &Machine) {
-        if buffered::lacks_buffer(self.0) {
-            if let Some(spare) = machine.parts().lending.spares.pop() {
-                buffered::give_buffer(self.0, spare);
-            }
-        }
-    }
-}
 
 impl Sink for Ahead {
     /// It is read ahead when it is wanted.
@@ -54,30 +39,14 @@ impl Sink for Ahead {
     #[inline]
     fn take(
         &mut self,
-        machine: &Machine,
+        _machine: &Machine,
         receive: impl FnOnce(&mut Room) -> Result<usize, Errno>,
     ) -> Result<Result<usize, Errno>, Raise> {
-        self.fetch_buffer(machine);
         buffered::fill(self.0, receive)
     }
 
-    fn put(&mut self, machine: &Machine, bytes: &[u8]) -> Result<(), Raise> {
-        self.fetch_buffer(machine);
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Raise> {
         buffered::put(self.0, bytes)
-    }
-
-    /// The buffer is another one's meanwhile: a page less for each that waits, and one that is in the caches for who goes on.
-    fn rest(&self, machine: &Machine) {
-        const KEPT: usize = 64;
-        if machine.parts().reading_ahead.contains(&self.0) {
-            return;
-        }
-        if let Some(spare) = buffered::take_buffer(self.0) {
-            let spares = &mut machine.parts().lending.spares;
-            if spares.len() < KEPT {
-                spares.push(spare);
-            }
-        }
     }
 }
 
@@ -144,9 +113,7 @@ impl Sink for Into {
         Ok(received)
     }
 
-    fn rest(&self, _machine: &Machine) {}
-
-    fn put(&mut self, _machine: &Machine, bytes: &[u8]) -> Result<(), Raise> {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Raise> {
         let end = self.length + bytes.len();
         if self.string == NIL {
             self.string = string::binary(bytes)?;

@@ -38,7 +38,7 @@ impl Transfer<'_> {
                 result => return Ok(result),
             }
         }
-        self.while_reading_ahead(|| self.submit(Kind::File, done))
+        self.submit(Kind::File, done)
     }
 
     fn write_file(&self, done: usize) -> Moved {
@@ -96,7 +96,7 @@ impl Transfer<'_> {
                 }
             }
             if self.is_ahead {
-                // The kernel has none of that memory while others may use it.
+                // Others may put bytes there meanwhile, so the kernel does not have it.
                 if let Some(count) = self.wait_to_read_ahead()? {
                     return Ok(Step::Done(count));
                 }

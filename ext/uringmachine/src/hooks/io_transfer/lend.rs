@@ -160,25 +160,11 @@ impl Transfer<'_> {
     /// Waits until there is something to be read ahead. What another fiber has read ahead meanwhile is that: the count is of bytes
     /// that are there already.
     pub(super) fn wait_to_read_ahead(&self) -> Result<Option<isize>, Raise> {
-        self.while_reading_ahead(|| self.wait(libc::POLLIN))?;
+        self.wait(libc::POLLIN)?;
         Ok(match buffered::filled_meanwhile(self.io) {
             0 => None,
             count => Some(count as isize),
         })
-    }
-
-    /// Does something while the buffer that Ruby reads ahead into is this hook's, if it is for that.
-    pub(super) fn while_reading_ahead<T>(&self, body: impl FnOnce() -> T) -> T {
-        if !self.is_ahead {
-            return body();
-        }
-        self.machine.parts().reading_ahead.push(self.io);
-        let result = body();
-        let reading = &mut self.machine.parts().reading_ahead;
-        if let Some(place) = reading.iter().rposition(|io| *io == self.io) {
-            reading.swap_remove(place);
-        }
-        result
     }
 
     /// The same, and at most until `limit`, which is no error: then it says that it is not ready.
