@@ -866,3 +866,9 @@ mutant "filled-meanwhile", "a hook that fills a buffer keeps what somebody else 
        from: "match buffered::filled_meanwhile(self.io) {\n            0 => None,",
        to: "match buffered::filled_meanwhile(self.io) {\n            _ => None,\n            #[allow(unreachable_patterns)]\n            0 => None,",
        tests: ["test/hooks/test_direct_read.rb"]
+
+mutant "begun-turn", "a fiber that begins has held the thread from nobody",
+       file: "#{EXT}/hooks/fiber.rs",
+       from: "    parts.turns.has_begun();\n",
+       to: "",
+       tests: ["test/core_ext/test_turns.rb"]

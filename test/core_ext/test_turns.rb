@@ -27,4 +27,19 @@ class TestTurns < SchedulerTest
     without = IO.popen([RbConfig.ruby, "-e", code], err: %i[child out], &:read)
     assert_equal without, with
   end
+
+  # Whoever starts a fiber that starts a child finds it started, however long it has run itself.
+  def test_a_fiber_that_begins_has_held_nobody
+    [-> { fork {} }, -> { Process.spawn("true") }, -> { IO.popen("true").pid }].each do |start|
+      scheduled do
+        [0, 0.01].each do |seconds|
+          started = nil
+          enough = Process.clock_gettime(Process::CLOCK_MONOTONIC) + seconds
+          nil while Process.clock_gettime(Process::CLOCK_MONOTONIC) < enough
+          Fiber.schedule { Process.wait(started = start.call) }
+          assert started
+        end
+      end
+    end
+  end
 end

@@ -33,8 +33,8 @@ pub struct Turns {
 struct Held {
     /// What it has moved since the last look at the clock.
     work: u32,
-    /// The count of switches at that look: another one is another fiber's, or came after others.
-    switches: u64,
+    /// The count of switches at that look, if the fiber has begun before: another one is another fiber's, or came after others.
+    switches: Option<u64>,
     since: u64,
 }
 
@@ -71,6 +71,12 @@ impl Turns {
         self.countdown <= 0
     }
 
+    /// A fiber begins: what others have held is not its own.
+    #[inline]
+    pub fn has_begun(&mut self) {
+        self.held.switches = None;
+    }
+
     /// Notes that bytes were moved without waiting.
     #[inline]
     pub fn count_at_once(&mut self, bytes: usize) {
@@ -88,8 +94,8 @@ impl Turns {
     fn look_at_the_clock(&mut self) -> bool {
         let now = clock::now();
         self.held.work = 0;
-        if self.held.switches != self.switches {
-            self.held.switches = self.switches;
+        if self.held.switches != Some(self.switches) {
+            self.held.switches = Some(self.switches);
             self.held.since = now;
             return false;
         }
