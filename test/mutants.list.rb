@@ -872,3 +872,9 @@ mutant "begun-turn", "a fiber that begins has held the thread from nobody",
        from: "    parts.turns.has_begun();\n",
        to: "",
        tests: ["test/core_ext/test_turns.rb"]
+
+mutant "asks-for-nothing", "what reads nothing does not wait",
+       file: "#{EXT}/hooks/direct_read/mod.rs",
+       from: "    limits.len() <= 2 && limits.iter().all(is_limit)",
+       to: "    limits.len() <= 9 || limits.iter().all(is_limit)",
+       tests: ["test/hooks/test_direct_read.rb"]

@@ -365,6 +365,22 @@ class TestDirectRead < SchedulerTest
     end
   end
 
+  # What reads nothing does not wait for anything.
+  def test_what_asks_for_nothing_does_not_wait
+    calls = [->(io) { io.gets(0) }, ->(io) { io.gets(nil, 0) }, ->(io) { io.readline(0) }, ->(io) { io.read(0) }, ->(io) { io.readpartial(0) },
+             ->(io) { io.gets(1, 2, 3) }, ->(io) { io.gets(:line) }, ->(io) { io.read(1, 2) }, ->(io) { io.getc(1) },
+             ->(io) { io.each_line(0) {} }, ->(io) { io.each_line.class }, ->(io) { io.readpartial(1, exception: false) }]
+    answers = lambda do |pair|
+      source, = pair.call
+      calls.map do |call|
+        call.call(source)
+      rescue StandardError => e
+        [e.class, e.message]
+      end
+    end
+    PAIRS.each_value { |pair| assert_equal answers.call(pair), in_fiber { answers.call(pair) } }
+  end
+
   # What waits has no memory of the kernel's but a block of the machine's, which is given to the next.
   def test_no_buffer_is_made_for_a_read
     pairs = PAIRS.values.map(&:call)

@@ -16,8 +16,8 @@ use crate::machine::Machine;
 use crate::os::transfer;
 use crate::ruby::call::{call_super, keyword_given};
 use crate::ruby::{
-    as_fixnum, buffered, fiber, fixnum, is_frozen, is_string, string, values, Outcome, Raise,
-    Value, NIL,
+    as_fixnum, block_given, buffered, fiber, fixnum, is_frozen, is_string, string, values, Outcome,
+    Raise, Value, NIL,
 };
 pub(super) use reading::note_failed;
 use reading::{Read, Reading};
@@ -55,14 +55,39 @@ fn read(io: Value, sink: &mut impl Sink) -> Result<Read, Raise> {
     read.unwrap_or(Ok(Read::Plain))
 }
 
-/// A method that reads from what Ruby has read ahead.
-fn ahead(io: Value, arguments: &[magnus::Value]) -> Outcome {
-    let has_keywords = keyword_given();
-    read(io, &mut Ahead(io))?;
-    call_super(values(arguments), has_keywords)
+/// Whether what `gets` is given has it read: a limit of 0 does not, nor does what it refuses.
+#[inline]
+fn asks_for_bytes(arguments: &[Value], has_keywords: bool) -> bool {
+    let limits = match arguments.split_last() {
+        None => return true,
+        Some((_keywords, limits)) if has_keywords => limits,
+        _ => arguments,
+    };
+    let is_limit = |value: &Value| {
+        *value == NIL || is_string(*value) || as_fixnum(*value).is_some_and(|limit| limit != 0)
+    };
+    limits.len() <= 2 && limits.iter().all(is_limit)
 }
 
-/// The same, without arguments.
+/// As IO#readline.
+fn readline(io: Value, arguments: &[magnus::Value]) -> Outcome {
+    let (arguments, has_keywords) = (values(arguments), keyword_given());
+    if asks_for_bytes(arguments, has_keywords) {
+        read(io, &mut Ahead(io))?;
+    }
+    call_super(arguments, has_keywords)
+}
+
+/// As IO#each_line: without a block it reads nothing yet.
+fn each_line(io: Value, arguments: &[magnus::Value]) -> Outcome {
+    let (arguments, has_keywords) = (values(arguments), keyword_given());
+    if block_given() && asks_for_bytes(arguments, has_keywords) {
+        read(io, &mut Ahead(io))?;
+    }
+    call_super(arguments, has_keywords)
+}
+
+/// A method without arguments that reads from what Ruby has read ahead.
 fn ahead_plainly(io: Value) -> Outcome {
     read(io, &mut Ahead(io))?;
     call_super(&[], false)
@@ -70,12 +95,14 @@ fn ahead_plainly(io: Value) -> Outcome {
 
 /// As IO#gets.
 fn gets(io: Value, arguments: &[magnus::Value]) -> Outcome {
-    let has_keywords = keyword_given();
-    read(io, &mut Ahead(io))?;
+    let (arguments, has_keywords) = (values(arguments), keyword_given());
+    if asks_for_bytes(arguments, has_keywords) {
+        read(io, &mut Ahead(io))?;
+    }
     if arguments.is_empty() && buffered::separates_lines() {
         return buffered::gets(io);
     }
-    call_super(values(arguments), has_keywords)
+    call_super(arguments, has_keywords)
 }
 
 /// The most that is read at once without Ruby.
@@ -203,9 +230,8 @@ fn read_at(io: Value, into: &mut Into, from: i64) -> Result<bool, Raise> {
 /// CoreGaps.define_reads(module): defines the methods.
 fn define_reads(_module: Value, to: RModule) -> Result<(), Error> {
     to.define_method("gets", method!(gets, -1))?;
-    for name in ["each_line", "readline"] {
-        to.define_method(name, method!(ahead, -1))?;
-    }
+    to.define_method("readline", method!(readline, -1))?;
+    to.define_method("each_line", method!(each_line, -1))?;
     for name in ["getc", "getbyte", "readchar", "readbyte", "eof", "eof?"] {
         to.define_method(name, method!(ahead_plainly, 0))?;
     }
