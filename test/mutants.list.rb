@@ -878,3 +878,9 @@ mutant "asks-for-nothing", "what reads nothing does not wait",
        from: "    limits.len() <= 2 && limits.iter().all(is_limit)",
        to: "    limits.len() <= 9 || limits.iter().all(is_limit)",
        tests: ["test/hooks/test_direct_read.rb"]
+
+mutant "nothing-is-no-message", "a write of nothing sends no message",
+       file: "#{EXT}/hooks/direct_write.rs",
+       from: "if is_string(part) && string::length(part) > 0 {",
+       to: "if is_string(part) {",
+       tests: ["test/core_ext/test_whole_writes.rb"]

@@ -18,7 +18,7 @@ class TestWholeWrites < SchedulerTest
   WRITES = {
     puts: ->(io) { io.puts("line") }, puts_several: ->(io) { io.puts("one", 2, :three) }, puts_array: ->(io) { io.puts(["one", ["two", nil]]) },
     puts_ended: ->(io) { io.puts("line\n") }, puts_empty: ->(io) { io.puts("") }, puts_nothing: ->(io) { io.puts },
-    write: ->(io) { io.write("a", :b, 3, nil, 4.5) }, write_one: ->(io) { io.write("a") }, write_none: ->(io) { io.write },
+    write: ->(io) { io.write("a", :b, 3, nil, 4.5) }, write_one: ->(io) { io.write("a") }, write_none: ->(io) { io.write }, write_empty: ->(io) { io.write("").to_s + io.write("", "").to_s + (io << "").class.to_s },
     print: ->(io) { io.print("a", "b") }, encodings: ->(io) { io.write("é", "e".encode("US-ASCII"), "\xff".b) }, wide: ->(io) { io.write("é".encode("UTF-16LE"), "x") },
     bytes: ->(io) { io.write("\xff".b, "x", "\xfe".b) }, much: ->(io) { io.write("a" * 50_000, "b" * 30_000) }, once: ->(io) { io.write(Once.new, Once.new) },
     odd: ->(io) { io.write("a", Odd.new).to_s + io.write(Odd.new).to_s }, raises: ->(io) { io.write("a", Class.new { def to_s = raise(KeyError) }.new) },

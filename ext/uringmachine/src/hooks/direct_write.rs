@@ -52,7 +52,8 @@ fn is_socket(io: Value) -> Result<bool, Raise> {
 }
 
 fn write_one(scheduler: Value, io: Value, part: Value) -> Outcome {
-    let written = if is_string(part) {
+    // Nothing is no message.
+    let written = if is_string(part) && string::length(part) > 0 {
         with_plain(scheduler, |machine| write_now(machine, io, part))
     } else {
         None
