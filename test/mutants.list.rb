@@ -868,9 +868,9 @@ mutant "filled-meanwhile", "a hook that fills a buffer keeps what somebody else 
        tests: ["test/hooks/test_direct_read.rb"]
 
 mutant "begun-turn", "a fiber that begins has held the thread from nobody",
-       file: "#{EXT}/hooks/fiber.rs",
-       from: "    parts.turns.has_begun();\n",
-       to: "",
+       file: "#{EXT}/machine/turn.rs",
+       from: "if self.held.switches != Some(self.switches) {",
+       to: "if self.held.switches.is_some_and(|held| held != self.switches) {",
        tests: ["test/core_ext/test_turns.rb"]
 
 mutant "asks-for-nothing", "what reads nothing does not wait",

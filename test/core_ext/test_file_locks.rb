@@ -51,6 +51,8 @@ class TestFileLocks < SchedulerTest
               assert_equal 0, waiting.flock(File::LOCK_UN)
             end
           end
+          # It may have waited for the file.
+          sleep(0) until order.any?
           5.times { sleep(0.001) && (order << :runs) }
           holder.flock(File::LOCK_UN)
         end
