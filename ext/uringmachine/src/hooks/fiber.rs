@@ -34,6 +34,7 @@ fn fiber(this: This<Scheduler>, arguments: &[magnus::Value]) -> Outcome {
         parts.fibers.root = Some(me);
     }
     parts.fibers.current = task;
+    parts.turns.has_begun();
     parts.starting = block;
     if let Some(trace) = &mut parts.trace {
         trace.awaits(me, For::Word("Fiber.schedule"));

@@ -33,7 +33,7 @@ pub struct Turns {
 struct Held {
     /// What it has moved since the last look at the clock.
     work: u32,
-    /// The count of switches at that look, if there was one: another one is another fiber's, or came after others.
+    /// The count of switches at that look, if the fiber has had one: another one is another fiber's, or came after others.
     switches: Option<u64>,
     since: u64,
 }
@@ -69,6 +69,12 @@ impl Turns {
     fn have_many_passed(&mut self) -> bool {
         self.countdown -= 1;
         self.countdown <= 0
+    }
+
+    /// A fiber begins: what others have held is not its own.
+    #[inline]
+    pub fn has_begun(&mut self) {
+        self.held.switches = None;
     }
 
     /// Notes that bytes were moved without waiting.
