@@ -1,6 +1,7 @@
 # frozen_string_literal: true
 
 require_relative "../test_helper"
+require "etc"
 
 # IO#write where what is written goes to the kernel without io_write: nothing of it is lost, repeated or mixed with others'.
 class TestDirectWrite < SchedulerTest
@@ -48,7 +49,8 @@ class TestDirectWrite < SchedulerTest
           sleep(0) while writers.any?(&:alive?)
           # Who has waited leaves a lock behind.
           calls = count_of_hooks { 10.times { sink.write("x") } }
-          assert_equal 0, calls
+          # Pipes can be tried without waiting from Linux 6.5 on.
+          assert_equal 0, calls unless kind == :pipe && (Etc.uname[:release][/\A\d+\.\d+/].split(".").map(&:to_i) <=> [6, 5]).negative?
         end
       end
       assert_equal [300_000], read.scan(/(.)(\1*)/).map { |first, rest| first.size + rest.size }.uniq
