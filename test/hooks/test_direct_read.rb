@@ -304,7 +304,7 @@ class TestDirectRead < SchedulerTest
 
   # One of them has begun a line, for which Ruby waits with the IO's buffer.
   def test_fibers_that_read_lines_of_the_same_lose_nothing
-    PAIRS.each do |kind, pair|
+    DIRECT.each do |kind, pair|
       source, sink = pair.call
       sink.sync = true
       lines = []
@@ -331,7 +331,7 @@ class TestDirectRead < SchedulerTest
 
   # Who has begun a line finds the rest where the other, who wants no more, has left it.
   def test_what_another_has_read_ahead_is_kept
-    PAIRS.each do |kind, pair|
+    DIRECT.each do |kind, pair|
       source, sink = pair.call
       sink.sync = true
       lines = []
