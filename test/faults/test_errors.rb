@@ -2,6 +2,9 @@
 
 require "test_helper"
 
+# Without faults some of the programs would never end.
+abort "these tests are of what `rake test:faults` compiles in" unless ENV["UM_FEATURES"] == "faults"
+
 # What a program is told, and keeps, when operations fail that seldom do. Each runs in a process of its own, whose variable
 # UM_FAULTS says what fails (src/faults); `rake test:faults` compiles it in.
 class TestErrors < PatientTest
