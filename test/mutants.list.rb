@@ -409,8 +409,8 @@ mutant "masks", "Thread.handle_interrupt holds timeouts back",
 
 mutant "close-of-the-rest", "what is left of a write whose descriptor was closed goes to nobody else",
        file: "#{EXT}/hooks/io_transfer/mod.rs",
-       from: "        if exception != NIL && has_moved {",
-       to: "        if false && has_moved {",
+       from: "end_steps_on(self.me, false, self.io, self.fd, result.is_ok());",
+       to: "end_steps_on(self.me, false, self.io, self.fd, false);",
        tests: ["test/test_closing.rb"]
 
 mutant "close-between-steps", "a close between two steps of an operation ends it",
@@ -857,8 +857,8 @@ mutant "locked-while-written", "nobody writes between the parts of what another 
 
 mutant "lost-while-received", "whose descriptor was closed while bytes came reads no other file's",
        file: "#{EXT}/hooks/direct_read/reading.rs",
-       from: "        if exception == NIL {\n            return false;",
-       to: "        if true {\n            return false;",
+       from: "end_steps_on(self.me, was_part, self.io, fd, result.is_ok());",
+       to: "end_steps_on(self.me, was_part, self.io, fd, false);",
        tests: ["test/hooks/test_direct_read.rb"]
 
 mutant "filled-meanwhile", "a hook that fills a buffer keeps what somebody else has put there",

@@ -89,9 +89,9 @@ fn write_now(machine: &Machine, io: Value, string: Value) -> Result<usize, Raise
         return Ok(0);
     };
     let sent = string::with_bytes(string, |bytes| match kind {
-        Kind::Stream => transfer::write_bytes(fd, bytes, CURRENT, libc::RWF_NOWAIT),
-        Kind::File => transfer::write_bytes(fd, bytes, CURRENT, 0),
-        _ => transfer::send_bytes(fd, bytes, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL),
+        Kind::Stream => transfer::pwritev2(fd, &bytes, CURRENT, libc::RWF_NOWAIT),
+        Kind::File => transfer::pwritev2(fd, &bytes, CURRENT, 0),
+        _ => transfer::send(fd, &bytes, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL),
     });
     match sent {
         // After a part of it nobody else has a turn before `io_write` looks after the descriptor's close.

@@ -10,6 +10,7 @@ use uringmachine_runtime::slab::Key;
 
 use super::{copied, Lender};
 use crate::ruby::io_buffer::{Buffer, Bytes};
+use crate::ruby::room::Room;
 use crate::ruby::{Raise, NIL};
 
 /// The most that is lent at once.
@@ -69,38 +70,13 @@ impl Part {
     /// Does something with what is left after its first bytes, at once: `attempt` calls nothing of Ruby's.
     /// [`Part::find_again`] has been called since others may have run.
     #[inline(always)]
-    pub fn at_once<T>(&self, done: usize, attempt: impl FnOnce(&mut InPlace) -> T) -> T {
-        attempt(&mut InPlace {
-            base: self.base().wrapping_add(done),
-            length: (self.length - done).min(MOST) as u32,
-        })
-    }
-}
-
-/// Bytes that stay as long as Ruby is not called: see [`Part::at_once`].
-pub struct InPlace {
-    base: *mut u8,
-    length: u32,
-}
-
-// SAFETY: nobody but Ruby frees the bytes, or changes them.
-unsafe impl Memory for InPlace {
-    #[inline]
-    fn pointer(&self) -> *const u8 {
-        self.base
-    }
-
-    #[inline]
-    fn length(&self) -> u32 {
-        self.length
-    }
-}
-
-// SAFETY: as above.
-unsafe impl MemoryMut for InPlace {
-    #[inline]
-    fn pointer_mut(&mut self) -> *mut u8 {
-        self.base
+    pub fn at_once<T>(&self, done: usize, attempt: impl FnOnce(&mut Room) -> T) -> T {
+        let (base, length) = (
+            self.base().wrapping_add(done),
+            (self.length - done).min(MOST),
+        );
+        // SAFETY: nobody but Ruby frees the bytes, or changes them.
+        attempt(&mut unsafe { Room::new(base, length) })
     }
 }
 

@@ -121,6 +121,30 @@ impl Parts {
         std::mem::replace(&mut self.waiter(task).stepping, true)
     }
 
+    /// As [`Parts::end_steps`], of one on an IO's descriptor, which may have been closed, and not by the IO, and be another file's: the
+    /// next operation, if this one has an answer, raises that. Says whether that is so.
+    pub fn end_steps_on(
+        &mut self,
+        task: TaskId,
+        was_part: bool,
+        io: Value,
+        fd: RawFd,
+        has_answer: bool,
+    ) -> bool {
+        let exception = self.waiter(task).closed_by;
+        self.end_steps(task, was_part);
+        if exception != NIL && has_answer {
+            let ending = Ending::Raises(exception);
+            self.note_lost(Lost {
+                task,
+                io,
+                fd,
+                ending,
+            });
+        }
+        exception != NIL
+    }
+
     /// It is over. What it was to raise goes with it, unless it was a part.
     pub fn end_steps(&mut self, task: TaskId, was_part: bool) {
         let waiter = self.waiter(task);

@@ -65,25 +65,6 @@ pub fn send(fd: RawFd, memory: &impl Memory, flags: i32) -> Result<usize> {
     count(unsafe { libc::send(fd, bytes.iov_base, bytes.iov_len, flags) })
 }
 
-/// send(2) of bytes.
-#[inline]
-pub fn send_bytes(fd: RawFd, bytes: &[u8], flags: i32) -> Result<usize> {
-    let length = faults::attempted(Attempt::Write, fd, bytes.len());
-    // SAFETY: it only reads, as many bytes as there are at most.
-    count(unsafe { libc::send(fd, bytes.as_ptr().cast(), length, flags) })
-}
-
-/// pwritev2(2) of bytes; the position -1 is the file's own.
-#[inline]
-pub fn write_bytes(fd: RawFd, bytes: &[u8], position: i64, flags: i32) -> Result<usize> {
-    let piece = libc::iovec {
-        iov_base: bytes.as_ptr().cast_mut().cast(),
-        iov_len: faults::attempted(Attempt::Write, fd, bytes.len()),
-    };
-    // SAFETY: it only reads, as many bytes as there are at most.
-    count(unsafe { libc::pwritev2(fd, &raw const piece, 1, position, flags) })
-}
-
 /// preadv2(2) of one piece; the position -1 is the file's own.
 #[inline]
 pub fn preadv2(fd: RawFd, memory: &mut impl MemoryMut, position: i64, flags: i32) -> Result<usize> {

@@ -173,11 +173,9 @@ fn put_after(io: Value, bytes: &[u8]) -> Result<(), Raise> {
             if (*buffer).pointer.is_null() {
                 allocate_for(buffer, more.max(CAPACITY));
             }
-            let base = (*buffer).pointer.cast::<u8>();
-            let (offset, length) = ((*buffer).offset as usize, (*buffer).length as usize);
-            std::ptr::copy(base.add(offset), base, length);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), base.add(length), bytes.len());
-            (*buffer).offset = 0;
+            let length = move_to_start(buffer);
+            let end = (*buffer).pointer.cast::<u8>().add(length);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), end, bytes.len());
             (*buffer).length += more;
         }
         NIL.raw()
@@ -198,8 +196,13 @@ pub fn filled_meanwhile(io: Value) -> usize {
     if !has_read_ahead(io) {
         return 0;
     }
-    let buffer = read_buffer(io);
-    // SAFETY: the buffer of an open IO, whose bytes lie within it.
+    // SAFETY: the buffer of an open IO.
+    unsafe { move_to_start(read_buffer(io)) }
+}
+
+/// Moves the bytes in a buffer to its start; says how many they are.
+unsafe fn move_to_start(buffer: *mut Buffered) -> usize {
+    // SAFETY: the caller has a buffer of that struct; its bytes lie within it.
     unsafe {
         let (offset, length) = ((*buffer).offset as usize, (*buffer).length as usize);
         let base = (*buffer).pointer;

@@ -1,4 +1,4 @@
-//! Room for bytes in what Ruby keeps: in an IO's buffer, or in a String.
+//! Room for bytes in what Ruby keeps: in an IO's buffer, in a String or in an IO::Buffer.
 
 use std::marker::PhantomData;
 
@@ -20,7 +20,7 @@ impl<'a> Room<'a> {
 
     /// # Safety
     /// As many bytes from `pointer` on may be written while the room is there, and nobody else has them.
-    pub(super) unsafe fn new(pointer: *mut u8, length: usize) -> Self {
+    pub(crate) unsafe fn new(pointer: *mut u8, length: usize) -> Self {
         Self {
             pointer,
             length: length.min(uringmachine_runtime::memory::MOST as usize) as u32,
@@ -37,8 +37,7 @@ impl<'a> Room<'a> {
     }
 }
 
-// SAFETY: whoever made it promises that the bytes are there. What has never been written to is read by nobody but the kernel,
-// which is given room to write to.
+// SAFETY: whoever made it promises that the bytes are there.
 unsafe impl Memory for Room<'_> {
     #[inline]
     fn pointer(&self) -> *const u8 {

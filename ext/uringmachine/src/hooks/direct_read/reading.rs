@@ -15,7 +15,7 @@ use crate::machine::poll::wait_ready;
 use crate::machine::positions::CURRENT;
 use crate::machine::Machine;
 use crate::os::{transfer, Errno};
-use crate::ruby::{buffered, duration, io, Raise, Value, NIL};
+use crate::ruby::{buffered, duration, io, Raise, Value};
 
 /// What became of a read.
 pub enum Read {
@@ -149,7 +149,9 @@ impl<S: Sink> Reading<'_, S> {
         let most = self.sink.most();
         let was_part = self.machine.parts().begin_steps(self.me);
         let (result, received) = self.machine.receive(self.me, fd, most, deadline);
-        let is_lost = self.end_steps(fd, was_part, result.is_ok());
+        // Then it is not read from any more.
+        let is_lost =
+            (self.machine.parts()).end_steps_on(self.me, was_part, self.io, fd, result.is_ok());
         let put = match (&result, received.bytes()) {
             (_, []) => Ok(()),
             (Ok(_), bytes) => self.sink.put(bytes),
@@ -175,26 +177,6 @@ impl<S: Sink> Reading<'_, S> {
             Err(Failure::Scheduled(_)) => Ok(None),
             Err(failure) => Err(timed_out(failure)),
         }
-    }
-
-    /// The descriptor may have been closed, and not by the IO, and be another file's: then it is not read from any more, and the
-    /// next read, if this one has an answer, raises that. Says whether that is so.
-    fn end_steps(&self, fd: RawFd, was_part: bool, has_answer: bool) -> bool {
-        let mut parts = self.machine.parts();
-        let exception = parts.waiter(self.me).closed_by;
-        parts.end_steps(self.me, was_part);
-        if exception == NIL {
-            return false;
-        }
-        if has_answer {
-            parts.note_lost(Lost {
-                task: self.me,
-                io: self.io,
-                fd,
-                ending: Ending::Raises(exception),
-            });
-        }
-        true
     }
 
     /// Receives what there is more than the machine's block had room for; says how many bytes.
@@ -232,10 +214,7 @@ impl<S: Sink> Reading<'_, S> {
 
     /// `io.timeout` counted from now.
     fn deadline(&self) -> Result<Option<u64>, Raise> {
-        match io::timeout(self.io)? {
-            NIL => Ok(None),
-            timeout => duration::deadline(timeout),
-        }
+        duration::deadline(io::timeout(self.io)?)
     }
 }
 

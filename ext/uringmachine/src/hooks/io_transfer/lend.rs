@@ -10,7 +10,7 @@ use crate::machine::operate::Failure;
 use crate::machine::poll::wait_ready;
 use crate::machine::positions::{self, CURRENT};
 use crate::machine::Machine;
-use crate::ruby::{buffered, duration, io, Raise, NIL};
+use crate::ruby::{buffered, duration, io, Raise};
 
 type Lent<'a> = hooked::Lent<'a, Machine>;
 
@@ -196,9 +196,6 @@ impl Transfer<'_> {
 
     /// `io.timeout` counted from now: Ruby leaves it to the hook.
     fn deadline(&self) -> Result<Option<u64>, Raise> {
-        match io::timeout(self.io)? {
-            NIL => Ok(None),
-            timeout => duration::deadline(timeout),
-        }
+        duration::deadline(io::timeout(self.io)?)
     }
 }

@@ -19,7 +19,7 @@ use uringmachine_runtime::TaskId;
 
 use crate::classes::fiber_scheduler::Scheduler;
 use crate::lending::hooked::Part;
-use crate::machine::closing::{Ending, Lost};
+use crate::machine::closing::Ending;
 use crate::machine::hints::Kind;
 use crate::machine::operate::Failure;
 use crate::machine::positions::CURRENT;
@@ -28,9 +28,7 @@ use crate::os::fd::Fd;
 use crate::ruby::call::called_from;
 use crate::ruby::io_buffer::Buffer;
 use crate::ruby::this::This;
-use crate::ruby::{
-    buffered, classes, fixnum, io, to_long, values, version, Outcome, Raise, Value, NIL,
-};
+use crate::ruby::{buffered, classes, fixnum, io, to_long, values, version, Outcome, Raise, Value};
 
 /// One call of a hook: where the bytes are, and how many are wanted.
 struct Transfer<'a> {
@@ -141,25 +139,10 @@ impl<'a> Transfer<'a> {
         }
         let result = self.move_bytes();
         if self.stepping.get() {
-            self.end_steps(result.is_ok());
+            // What the close of the descriptor was to raise is for the next operation if this one has moved something.
+            (self.machine.parts()).end_steps_on(self.me, false, self.io, self.fd, result.is_ok());
         }
         result.map(|count| fixnum(count as i64))
-    }
-
-    /// It names the descriptor no more. What its close was to raise is for the next operation if this one has moved
-    /// something.
-    fn end_steps(&self, has_moved: bool) {
-        let mut parts = self.machine.parts();
-        let exception = parts.waiter(self.me).closed_by;
-        parts.end_steps(self.me, false);
-        if exception != NIL && has_moved {
-            parts.note_lost(Lost {
-                task: self.me,
-                io: self.io,
-                fd: self.fd,
-                ending: Ending::Raises(exception),
-            });
-        }
     }
 
     fn move_bytes(&self) -> Moved {
