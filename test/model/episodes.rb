@@ -233,8 +233,9 @@ module Model
       @position += size
     end
 
+    # Under a name of its own: a child that another's fork makes meanwhile has the server too, and keeps its name taken.
     def right_dial(family, _way, accept, size)
-      server = family == :tcp ? TCPServer.new("127.0.0.1", 0) : UNIXServer.new("\0model-#{Process.pid}-#{object_id}")
+      server = family == :tcp ? TCPServer.new("127.0.0.1", 0) : UNIXServer.new("\0model-#{Process.pid}-#{object_id}-#{@number}")
       tell(server.addr[1])
       connection = accept_by(accept, server)
       compare(connection.read, text(size))
