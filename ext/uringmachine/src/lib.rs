@@ -40,5 +40,6 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     process::define(ruby, class)?;
     turns::define(class)?;
     hooks::direct_read::define(class)?;
-    hooks::direct_write::define(class)
+    hooks::direct_write::define(class)?;
+    hooks::listing::define(class)
 }

@@ -54,6 +54,7 @@ class UringMachine
     # Has methods do without a hook what needs none. Called when the first scheduler is made, or the first of Async's is met.
     def self.spare_hooks
       ::IO.prepend(Direct)
+      Dir.singleton_class.prepend(Listing)
     end
 
     private_class_method :define_turn, :define_long_turn, :take_turns_in

@@ -18,6 +18,7 @@ pub mod io_transfer;
 mod io_wait;
 mod io_write;
 mod kernel_sleep;
+pub mod listing;
 mod process_fork;
 pub mod process_wait;
 mod timeout_after;

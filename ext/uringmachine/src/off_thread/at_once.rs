@@ -9,26 +9,32 @@
 
 use std::cell::Cell;
 
+use nix::NixPath;
 use uringmachine_runtime::clock;
 use uringmachine_runtime::trust::Trust;
 
-use crate::os::file_system;
+use crate::os::{file, file_system};
 use crate::ruby::{call, gc_runs};
 
 /// What an operation of a known method does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sort {
-    /// It looks at files, and at what is in directories.
+    /// It looks at one file's status.
     Look,
+    /// It reads a directory.
+    List,
     /// It computes.
     Compute,
 }
+
+/// How large a directory may be, in bytes, to be read to its end at once: some two thousand names, a millisecond.
+const SMALL_DIRECTORY: u64 = 64 << 10;
 
 /// Methods that were looked up last, each with the address of its frame's method.
 type Known = [(usize, Option<Sort>); 4];
 
 thread_local! {
-    static TRUST: Cell<[Trust; 2]> = const { Cell::new([Trust::new(); 2]) };
+    static TRUST: Cell<[Trust; 3]> = const { Cell::new([Trust::new(); 3]) };
     /// With the count of the collector's runs: an address may be another method's after one.
     static KNOWN: Cell<(usize, Known)> = const { Cell::new((0, [(0, None); 4])) };
 }
@@ -94,17 +100,39 @@ fn sort_of(method: &str) -> Option<Sort> {
     let opens = class == "File" && matches!(name, "open" | "read" | "each" | "foreach");
     let begins = matches!(class, "File::Stat" | "Dir") && name == "initialize";
     let looks = CLASSES.contains(&class) && LOOKS.contains(&name) && !opens;
-    (looks || begins).then_some(Sort::Look)
+    let sort = match class {
+        "Dir" => Sort::List,
+        _ => Sort::Look,
+    };
+    (looks || begins).then_some(sort)
 }
 
 /// The sort of the operation that the scheduler's hook is called with, if it is to be made at once.
 #[inline]
 pub fn sort() -> Option<Sort> {
     let sort = known()?;
+    is_trusted(sort).then_some(sort)
+}
+
+/// Whether a directory is listed whole at once, by a method that Ruby would hand over entry by entry.
+pub fn is_listed(path: &[u8]) -> bool {
+    const MASK: u32 = libc::STATX_TYPE | libc::STATX_SIZE;
+    is_trusted(Sort::List)
+        && path
+            .with_nix_path(|path| file::look(path, MASK))
+            .is_ok_and(|status| {
+                status.is_ok_and(|status| {
+                    file::type_of(&status) == libc::S_IFDIR && status.stx_size <= SMALL_DIRECTORY
+                })
+            })
+}
+
+/// Whether what has been brief so far is done at once.
+fn is_trusted(sort: Sort) -> bool {
     let mut trust = TRUST.get();
     let is_given = trust[sort as usize].is_given();
     TRUST.set(trust);
-    (is_given && (sort == Sort::Compute || file_system::are_all_local())).then_some(sort)
+    is_given && (sort == Sort::Compute || file_system::are_all_local())
 }
 
 #[inline]

@@ -13,6 +13,8 @@ use std::cell::Cell;
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nix::NixPath;
+
 use crate::os::fd::Fd;
 use crate::os::{file, file_system, Errno};
 use crate::ruby::blocking_operation::{self, Operation};
@@ -35,11 +37,22 @@ thread_local! {
 /// Truncating more than this takes the file system a while.
 const LARGE: i64 = 1 << 20;
 
-/// Whether an operation is an open(2) that will not wait: then Ruby runs it itself.
+/// Who runs an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Ruby itself.
+    Ruby,
+    /// The thread of the fiber that waits for it, here: it is an open(2) that will not wait.
+    Here,
+    /// Whoever runs what is no quick open.
+    Others,
+}
+
+/// Who is to run an operation.
 ///
 /// # Safety
 /// The operation is that of the fiber that runs.
-pub unsafe fn is_quick(operation: Operation) -> bool {
+pub unsafe fn runs(operation: Operation) -> Who {
     let learning = LEARNING.get();
     if learning != NIL {
         // SAFETY: this operation is the open(2) of `learn`, on a Ruby whose structs are known.
@@ -49,19 +62,24 @@ pub unsafe fn is_quick(operation: Operation) -> bool {
                 FUNCTION.store(function, Ordering::Relaxed);
             }
         }
-        return true;
+        return Who::Ruby;
     }
     if FUNCTION.load(Ordering::Relaxed) == UNKNOWN && learn().is_err() {
-        return false;
+        return Who::Others;
     }
     // SAFETY: the caller's promise.
     if !unsafe { opens(operation) } {
-        return false;
+        return Who::Others;
     }
     // SAFETY: as above, of one that opens a file.
     let opening = unsafe { blocking_operation::opening_of(operation) };
-    let path = string::with_bytes(opening.path, |path| std::ffi::CString::new(path));
-    path.is_ok_and(|path| opens_at_once(&path, opening.flags))
+    let is_quick = string::with_bytes(opening.path, |path| {
+        path.with_nix_path(|path| opens_at_once(path, opening.flags))
+    });
+    match is_quick {
+        Ok(true) => Who::Here,
+        _ => Who::Others,
+    }
 }
 
 /// Whether an operation opens a file.

@@ -14,6 +14,8 @@ use uringmachine_runtime::pool::{End, Job, Place, Pool, Turn};
 use uringmachine_runtime::TaskId;
 
 use crate::machine::Machine;
+use crate::off_thread::at_once::Sort;
+use crate::off_thread::quick_open::Who;
 use crate::off_thread::threads::{self, Leaving};
 use crate::off_thread::{at_once, quick_open};
 use crate::os::per_ractor::PerRactor;
@@ -54,11 +56,16 @@ pub fn wait(machine: &Machine, me: TaskId, operation: Value) -> Outcome {
     machine.raise_pending(me)?;
     let operation = blocking_operation::extract(operation)?;
     // SAFETY: the fiber that runs waits for it, here or in Ruby.
-    if unsafe { quick_open::is_quick(operation) } {
-        return Ok(NIL);
+    match unsafe { quick_open::runs(operation) } {
+        Who::Ruby => return Ok(NIL),
+        Who::Here => return Ok(execute_with_lock(operation)),
+        Who::Others => {}
     }
     if let Some(sort) = at_once::sort() {
-        return at_once::timed(sort, || execute_here(operation));
+        return at_once::timed(sort, || match sort {
+            Sort::Look => Ok(execute_with_lock(operation)),
+            Sort::List | Sort::Compute => execute_here(operation),
+        });
     }
     let mut cancel = || {
         // SAFETY: called while the fiber waits.
@@ -82,7 +89,19 @@ fn call_here(callable: Value) -> Outcome {
     call::call_with_block(classes::fiber(), "blocking", callable).map(|_| TRUE)
 }
 
-/// Executes an operation on the thread of the fiber that waits for it.
+/// Executes what is one system call that does not wait, on the thread of the fiber that waits for it, with Ruby's lock: another
+/// thread that took it meanwhile would keep it for far longer than that.
+fn execute_with_lock(operation: Operation) -> Value {
+    // SAFETY: it is the operation of the fiber that runs, and this is a thread of Ruby's.
+    if unsafe { quick_open::execute(operation) } {
+        TRUE
+    } else {
+        NIL
+    }
+}
+
+/// Executes an operation on the thread of the fiber that waits for it, without Ruby's lock: it may ask for that (dir.c,
+/// nogvl_readdir; zlib.c, zstream_expand_buffer_without_gvl).
 fn execute_here(operation: Operation) -> Outcome {
     let mut done = false;
     // SAFETY: it is the operation of the fiber that runs, and this is a thread of Ruby's.

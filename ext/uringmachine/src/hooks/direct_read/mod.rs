@@ -25,7 +25,7 @@ use sink::{Ahead, Into, Sink};
 
 /// Does something by the machine of the current fiber's scheduler, if that is one of ours.
 #[inline]
-fn with_scheduler<T>(body: impl FnOnce(&Machine) -> T) -> Option<T> {
+pub fn with_scheduler<T>(body: impl FnOnce(&Machine) -> T) -> Option<T> {
     match fiber::current_scheduler() {
         NIL => None,
         scheduler => with_plain(scheduler, body),
