@@ -21,11 +21,14 @@ fn list(_module: Value, path: Value) -> Outcome {
         && with_scheduler(|machine| machine.take_turns_with(length))
             .transpose()?
             .is_some();
-    if !is_ours || !string::with_bytes(path, at_once::is_listed) {
+    if !is_ours {
         return Ok(NIL);
     }
+    let Some(expected) = string::with_bytes(path, at_once::listing) else {
+        return Ok(NIL);
+    };
     let block = block()?;
-    at_once::timed(Sort::List, || {
+    at_once::timed(Sort::List, expected, || {
         call_with_block(classes::fiber(), "blocking", block)
     })
 }

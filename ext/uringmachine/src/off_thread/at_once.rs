@@ -21,7 +21,9 @@ use crate::ruby::{call, gc_runs};
 pub enum Sort {
     /// It looks at one file's status.
     Look,
-    /// It reads a directory.
+    /// It reads an entry of a directory.
+    Entry,
+    /// It lists a directory: no operation of Ruby's, but a method's many.
     List,
     /// It computes.
     Compute,
@@ -29,12 +31,16 @@ pub enum Sort {
 
 /// How large a directory may be, in bytes, to be read to its end at once: some two thousand names, a millisecond.
 const SMALL_DIRECTORY: u64 = 64 << 10;
+/// What a listing may take, in nanoseconds, and for a byte of the directory: less than a disk does, more than steps of the collector
+/// that come between.
+const LISTING: u64 = 1_000_000;
+const BYTE_OF_DIRECTORY: u64 = 30;
 
 /// Methods that were looked up last, each with the address of its frame's method.
 type Known = [(usize, Option<Sort>); 4];
 
 thread_local! {
-    static TRUST: Cell<[Trust; 3]> = const { Cell::new([Trust::new(); 3]) };
+    static TRUST: Cell<[Trust; 4]> = const { Cell::new([Trust::new(); 4]) };
     /// With the count of the collector's runs: an address may be another method's after one.
     static KNOWN: Cell<(usize, Known)> = const { Cell::new((0, [(0, None); 4])) };
 }
@@ -101,7 +107,7 @@ fn sort_of(method: &str) -> Option<Sort> {
     let begins = matches!(class, "File::Stat" | "Dir") && name == "initialize";
     let looks = CLASSES.contains(&class) && LOOKS.contains(&name) && !opens;
     let sort = match class {
-        "Dir" => Sort::List,
+        "Dir" => Sort::Entry,
         _ => Sort::Look,
     };
     (looks || begins).then_some(sort)
@@ -114,17 +120,19 @@ pub fn sort() -> Option<Sort> {
     is_trusted(sort).then_some(sort)
 }
 
-/// Whether a directory is listed whole at once, by a method that Ruby would hand over entry by entry.
-pub fn is_listed(path: &[u8]) -> bool {
+/// What it takes to list a directory, in nanoseconds, if it is to be listed whole at once, by a method that Ruby would hand over
+/// entry by entry.
+pub fn listing(path: &[u8]) -> Option<u64> {
     const MASK: u32 = libc::STATX_TYPE | libc::STATX_SIZE;
-    is_trusted(Sort::List)
-        && path
-            .with_nix_path(|path| file::look(path, MASK))
-            .is_ok_and(|status| {
-                status.is_ok_and(|status| {
-                    file::type_of(&status) == libc::S_IFDIR && status.stx_size <= SMALL_DIRECTORY
-                })
-            })
+    if !is_trusted(Sort::List) {
+        return None;
+    }
+    let status = path
+        .with_nix_path(|path| file::look(path, MASK))
+        .ok()?
+        .ok()?;
+    let is_small = file::type_of(&status) == libc::S_IFDIR && status.stx_size <= SMALL_DIRECTORY;
+    is_small.then_some(LISTING + status.stx_size * BYTE_OF_DIRECTORY)
 }
 
 /// Whether what has been brief so far is done at once.
@@ -154,13 +162,15 @@ fn known() -> Option<Sort> {
     sort
 }
 
-/// Makes an operation, and learns from how long it takes.
-pub fn timed<T>(sort: Sort, operation: impl FnOnce() -> T) -> T {
-    let begun = clock::now();
+/// Makes an operation, and learns from how long it takes, beyond what is expected in nanoseconds. The collector's time says nothing.
+pub fn timed<T>(sort: Sort, expected: u64, operation: impl FnOnce() -> T) -> T {
+    let (runs, begun) = (gc_runs(), clock::now());
     let result = operation();
     let duration = clock::now().saturating_sub(begun);
-    let mut trust = TRUST.get();
-    trust[sort as usize].note(duration);
-    TRUST.set(trust);
+    if runs == gc_runs() {
+        let mut trust = TRUST.get();
+        trust[sort as usize].note(duration.saturating_sub(expected));
+        TRUST.set(trust);
+    }
     result
 }

@@ -48,7 +48,7 @@ pub fn wait_for_callable(
         return call_on_worker(machine, me, callable);
     };
     machine.raise_pending(me)?;
-    at_once::timed(sort, || call_here(callable))
+    at_once::timed(sort, 0, || call_here(callable))
 }
 
 /// Runs an operation on a worker and waits for its end, or makes it here, or leaves it to Ruby, if it is sure to be quick.
@@ -62,9 +62,9 @@ pub fn wait(machine: &Machine, me: TaskId, operation: Value) -> Outcome {
         Who::Others => {}
     }
     if let Some(sort) = at_once::sort() {
-        return at_once::timed(sort, || match sort {
+        return at_once::timed(sort, 0, || match sort {
             Sort::Look => Ok(execute_with_lock(operation)),
-            Sort::List | Sort::Compute => execute_here(operation),
+            _ => execute_here(operation),
         });
     }
     let mut cancel = || {
