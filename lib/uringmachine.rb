@@ -49,5 +49,6 @@ require_relative "uringmachine/core_ext/process"
 require_relative "uringmachine/core_ext/socket"
 require_relative "uringmachine/core_ext/tcp_socket"
 require_relative "uringmachine/core_ext/thread"
+require_relative "uringmachine/core_ext/timeout"
 
 UringMachine.listen_for_reports if ENV["UM_REPORTS"] == "1"

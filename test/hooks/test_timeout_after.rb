@@ -20,6 +20,83 @@ class TestTimeoutAfter < SchedulerTest
     end
   end
 
+  # What Timeout.timeout answers to, each for a wait that ends in time, or not.
+  CALLS = {
+    plain: ->(wait) { Timeout.timeout(0.01) { wait.call } },
+    rational: ->(wait) { Timeout.timeout(1/100r) { wait.call } },
+    given: ->(_) { Timeout.timeout(10) { |seconds| seconds } },
+    a_class: ->(wait) { Timeout.timeout(0.01, IOError) { wait.call } },
+    a_message: ->(wait) { Timeout.timeout(0.01, nil, "late") { wait.call } },
+    both: ->(wait) { Timeout.timeout(0.01, IOError, "late") { wait.call } },
+    no_class: ->(wait) { Timeout.timeout(0.01, false, false) { wait.call } },
+    the_error: ->(wait) { Timeout.timeout(0.01, Timeout::Error) { wait.call } },
+    none: ->(_) { Timeout.timeout(nil) { |seconds| seconds.inspect } },
+    zero: ->(_) { Timeout.timeout(0) { |seconds| seconds } },
+    tiny: ->(_) { Timeout.timeout(0.0) { |seconds| seconds } },
+    negative: ->(_) { Timeout.timeout(-1) { 1 } },
+    a_string: ->(_) { Timeout.timeout("1") { 1 } },
+    no_argument: ->(_) { Timeout.timeout { 1 } },
+    too_many: ->(_) { Timeout.timeout(1, nil, nil, nil) { 1 } },
+    keywords: ->(_) { Timeout.timeout(1, wrong: 1) { 1 } },
+    next: ->(_) { Timeout.timeout(1) { next 2 } },
+    break: ->(_) { Timeout.timeout(1) { break 3 } },
+    return: lambda { |_|
+      Timeout.timeout(1) { return 4 }
+      5
+    },
+    throw: ->(_) { catch(:out) { Timeout.timeout(1) { throw :out, 6 } } },
+    error: ->(_) { Timeout.timeout(1) { raise IOError, "of the block" } },
+    seen_inside: lambda { |wait|
+      Timeout.timeout(0.01) do
+        wait.call
+      rescue Exception => e # rubocop:disable Lint/RescueException
+        [e.class.name, e.message]
+      end
+    },
+    standard_inside: lambda { |wait|
+      Timeout.timeout(0.01) do
+        wait.call
+      rescue StandardError
+        "taken for an error of the block"
+      end
+    },
+    nested: lambda { |wait|
+      Timeout.timeout(10) do
+        Timeout.timeout(0.01, IOError, "inner") { wait.call }
+      rescue IOError => e
+        e.message
+      end
+    },
+    outer: ->(wait) { Timeout.timeout(0.01, IOError, "outer") { Timeout.timeout(10) { wait.call } } },
+    private: ->(wait) { Object.new.extend(Timeout).__send__(:timeout, 0.01) { wait.call } }
+  }.freeze
+
+  CALLS.each do |name, call|
+    define_method("test_timeout_is_as_in_a_thread_#{name}") do
+      [-> { 7 }, -> { sleep }].each do |wait|
+        answer = lambda do
+          call.call(wait)
+        rescue StandardError => e
+          [e.class.name, e.message, e.cause.class.name]
+        end
+        assert_equal Thread.new(&answer).value, in_fiber { answer.call }
+      end
+    end
+  end
+
+  # A class of a program's own has the hook called.
+  def test_a_schedulers_own_hook_is_called
+    limits = []
+    own = Class.new(UM::FiberScheduler) do
+      define_method(:timeout_after) { |duration, *rest, &block| (limits << duration) && super(duration, *rest, &block) }
+    end
+    Thread.new do
+      Fiber.set_scheduler(own.new)
+      Fiber.schedule { Timeout.timeout(10) { sleep 0 } }
+    end.join
+    assert_equal [10], limits
+  end
+
   def test_a_timeout_that_does_not_fire_returns_the_value_and_leaves_nothing
     in_fiber do
       assert_equal :value, Timeout.timeout(0.002) { :value }

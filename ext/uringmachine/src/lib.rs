@@ -41,5 +41,6 @@ fn init(ruby: &Ruby) -> Result<(), Error> {
     turns::define(class)?;
     hooks::direct_read::define(class)?;
     hooks::direct_write::define(class)?;
-    hooks::listing::define(class)
+    hooks::listing::define(class)?;
+    hooks::timeout_after::define_gap(class)
 }

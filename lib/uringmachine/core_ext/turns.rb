@@ -49,6 +49,7 @@ class UringMachine
       LONG_TURNS.each { |owner, names| take_turns_in(owner, names, long: true) }
       spare_hooks
       ::IO.prepend(Writing)
+      Timeout.singleton_class.prepend(Limits)
     end
 
     # Has methods do without a hook what needs none. Called when the first scheduler is made, or the first of Async's is met.

@@ -122,6 +122,16 @@ pub fn with_running<T>(scheduler: Value, body: impl FnOnce(&Machine) -> T) -> Op
 /// UM::FiberScheduler.
 static CLASS: Shared = Shared::new();
 
+/// A scheduler of ours whose hooks are no program's own.
+#[inline]
+pub fn plain(scheduler: Value) -> Option<This<Scheduler>> {
+    if is_just(scheduler, CLASS.get()) {
+        This::find(scheduler)
+    } else {
+        None
+    }
+}
+
 /// As [`with_running`], of one whose hooks are no program's own; or of Async's, on a selector of ours.
 #[inline]
 pub fn with_plain<T>(scheduler: Value, body: impl FnOnce(&Machine) -> T) -> Option<T> {

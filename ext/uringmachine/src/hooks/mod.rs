@@ -21,7 +21,7 @@ mod kernel_sleep;
 pub mod listing;
 mod process_fork;
 pub mod process_wait;
-mod timeout_after;
+pub mod timeout_after;
 mod r#yield;
 
 use magnus::{method, Error, Object, RClass};
