@@ -884,3 +884,15 @@ mutant "nothing-is-no-message", "a write of nothing sends no message",
        from: "if is_string(part) && string::length(part) > 0 {",
        to: "if is_string(part) {",
        tests: ["test/core_ext/test_whole_writes.rb"]
+
+mutant "large-directories", "others have their turns while a large directory is read",
+       file: "#{EXT}/off_thread/at_once.rs",
+       from: "const SMALL_DIRECTORY: u64 = 64 << 10;",
+       to: "const SMALL_DIRECTORY: u64 = 64 << 30;",
+       tests: ["test/core_ext/test_listing.rb"]
+
+mutant "asked-for-by-name", "a block may rescue the exception that its time limit was given",
+       file: "#{EXT}/hooks/timeout_after.rs",
+       from: "                inside: if truthy(argument(1)) {\n                    outside",
+       to: "                inside: if truthy(argument(1)) {\n                    within(outside)?",
+       tests: ["test/hooks/test_timeout_after.rb"]

@@ -1,6 +1,6 @@
 # frozen_string_literal: true
 
-require_relative "test_helper"
+require_relative "../test_helper"
 
 # What lists directories: as plain Ruby does, and small ones without a hook for every entry (lib/uringmachine/core_ext/dir.rb).
 class TestListing < PatientTest
