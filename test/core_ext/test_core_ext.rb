@@ -70,6 +70,48 @@ class TestCoreExt < SchedulerTest
     assert_equal expected, in_fiber(&told)
   end
 
+  # Methods that a program has prepended or defined, before there was a scheduler or since: all are called.
+  CHANGES = {
+    none: "",
+    prepended: <<~RUBY,
+      IO.prepend(Module.new { def gets(...) = ($stdout.puts("its gets") && 0) || super })
+      Timeout.singleton_class.prepend(Module.new { def timeout(...) = ($stdout.puts("its timeout") && 0) || super })
+    RUBY
+    defined: <<~RUBY
+      class IO
+        alias plain_gets gets
+        def gets(...) = ($stdout.puts("its gets") && 0) || plain_gets(...)
+      end
+      class << Timeout
+        alias plain_timeout timeout
+        def timeout(...) = ($stdout.puts("its timeout") && 0) || plain_timeout(...)
+      end
+    RUBY
+  }.freeze
+
+  CHANGES.each do |name, change|
+    %w[before after].each do |time|
+      next if [name, time] == [:defined, "after"]
+
+      define_method("test_what_is_#{name}_#{time}_the_first_scheduler_is_called") do
+        output, = ruby(<<~RUBY)
+          #{change if time == "before"}
+          scheduler = UM::FiberScheduler.new
+          #{change if time == "after"}
+          Fiber.set_scheduler(scheduler)
+          Fiber.schedule do
+            reader, writer = IO.pipe
+            writer.write("line\n")
+            print reader.gets
+            Timeout.timeout(10) { print reader.fileno.class, "\n" }
+          end
+        RUBY
+        own = name == :none ? [] : ["its gets", "its timeout"]
+        assert_equal [own[0], "line", own[1], "Integer"].compact, output.split("\n")
+      end
+    end
+  end
+
   def test_without_our_scheduler_nothing_changes
     io = file
     assert_equal [0, 0, 0], [io.flock(File::LOCK_EX), io.fsync, io.truncate(0)]

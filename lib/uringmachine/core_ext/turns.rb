@@ -49,15 +49,27 @@ class UringMachine
       LONG_TURNS.each { |owner, names| take_turns_in(owner, names, long: true) }
       spare_hooks
       ::IO.prepend(Writing)
-      Timeout.singleton_class.prepend(Limits)
+      spare(Timeout.singleton_class, Limits) { |file| file&.end_with?("/timeout.rb") }
     end
 
     # Has methods do without a hook what needs none. Called when the first scheduler is made, or the first of Async's is met.
     def self.spare_hooks
-      ::IO.prepend(Direct)
+      spare(::IO, Direct, &:nil?)
       Dir.singleton_class.prepend(Listing)
     end
 
-    private_class_method :define_turn, :define_long_turn, :take_turns_in
+    # Prepends methods that do not call those they take the place of: not where a program has prepended or defined its own.
+    # The block is given the file of one, and says whether it is Ruby's own.
+    def self.spare(owner, methods)
+      return if owner.include?(methods)
+
+      methods.instance_methods(false).each do |name|
+        method = owner.instance_method(name)
+        methods.remove_method(name) unless method.owner == owner && yield(method.source_location&.first)
+      end
+      owner.prepend(methods)
+    end
+
+    private_class_method :define_turn, :define_long_turn, :take_turns_in, :spare
   end
 end
