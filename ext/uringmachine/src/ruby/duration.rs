@@ -87,7 +87,11 @@ pub fn named(duration: Value, name: &str) -> Result<Option<u64>, Raise> {
 }
 
 /// The moment a duration from now; `None` for nil.
+#[inline]
 pub fn deadline(duration: Value) -> Result<Option<u64>, Raise> {
+    if duration == NIL {
+        return Ok(None);
+    }
     Ok(nanoseconds(duration)?.map(from_now))
 }
 
