@@ -896,3 +896,9 @@ mutant "asked-for-by-name", "a block may rescue the exception that its time limi
        from: "                inside: if truthy(argument(1)) {\n                    outside",
        to: "                inside: if truthy(argument(1)) {\n                    within(outside)?",
        tests: ["test/hooks/test_timeout_after.rb"]
+
+mutant "stopped-and-begun-again", "a stop of the process ends no operation by a number that programs are not to see",
+       file: "src/driver/sleep.rs",
+       from: "if (-ERESTART_RESTARTBLOCK..=-ERESTARTSYS).contains(&result) {",
+       to: "if (-ERESTART_RESTARTBLOCK..-ERESTART_RESTARTBLOCK).contains(&result) {",
+       tests: ["test/core_ext/test_io_copy_stream.rb"]

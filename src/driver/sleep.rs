@@ -37,6 +37,20 @@ impl Sleep {
     }
 }
 
+/// The result of an operation. One that a signal has interrupted, or a stop of the process, is to be begun again, and the kernel
+/// itself would if it were a system call: it says so by a number that programs are not to see, and not every operation makes that
+/// EINTR (io_uring/splice.c does not; include/linux/errno.h).
+#[inline]
+fn interrupted(result: i32) -> i32 {
+    const ERESTARTSYS: i32 = 512;
+    const ERESTART_RESTARTBLOCK: i32 = 516;
+    if (-ERESTART_RESTARTBLOCK..=-ERESTARTSYS).contains(&result) {
+        -libc::EINTR
+    } else {
+        result
+    }
+}
+
 impl<T> Driver<T> {
     /// Arms a timer that ends `wait` at `deadline`.
     #[inline]
@@ -135,7 +149,10 @@ impl<T> Driver<T> {
             match entry.user_data() {
                 NOBODY => {}
                 WAKER => self.woken(entry.flags()),
-                bits => self.complete(Key::from_bits(bits), entry.result(), entry.flags()),
+                bits => {
+                    let result = interrupted(entry.result());
+                    self.complete(Key::from_bits(bits), result, entry.flags());
+                }
             }
         }
         count

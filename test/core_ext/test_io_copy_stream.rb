@@ -523,4 +523,44 @@ class TestCopyStream < SchedulerTest
       end
     end
   end
+
+  # What moves bytes from the standard input to a pipe by a splice of the ring's: to what is in blocking mode.
+  MOVES = {
+    copy_stream: "Fiber.set_scheduler(UM::FiberScheduler.new); Fiber.schedule { puts IO.copy_stream($stdin, writer) }",
+    splice: "puts UM.new.splice(0, writer.fileno, 100)",
+    tee: "puts UM.new.tee(0, writer.fileno, 100)"
+  }.freeze
+
+  # One that waits when its process is stopped is begun again (SIGSTOP, signal(7)).
+  MOVES.each do |name, move|
+    define_method("test_a_stop_of_the_process_ends_no_#{name}") do
+      input, writer = IO.pipe
+      output, to = IO.pipe
+      program = "require 'io/nonblock'; _, writer = IO.pipe.each { |io| io.nonblock = false }; $stdin.nonblock = false; #{move}"
+      pid = spawn(*ruby_command(program), in: input, %i[out err] => to)
+      [input, to].each(&:close)
+      ended = Process.detach(pid)
+      3.times do
+        Thread.pass until splices?(pid) || !ended.alive?
+        stop_and_continue(pid) if ended.alive?
+      end
+      writer.write("text") if ended.alive?
+      writer.close
+      assert_equal "4\n", output.read
+      ended.join
+    end
+  end
+
+  def stop_and_continue(pid)
+    Process.kill(:STOP, pid)
+    Thread.pass until File.read("/proc/#{pid}/stat").match?(/\) [TZ] /)
+    Process.kill(:CONT, pid)
+  end
+
+  # Whether a thread of the kernel's waits in an operation of the process's ring (io_uring(7), iou-wrk).
+  def splices?(pid)
+    Dir.glob("/proc/#{pid}/task/*/stat").any? { |path| File.read(path).match?(/\(iou-wrk-\d+\) S/) }
+  rescue Errno::ENOENT, Errno::ESRCH
+    false
+  end
 end

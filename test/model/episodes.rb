@@ -66,6 +66,8 @@ module Model
     def left_half(size, _way, cancel)
       io.write(text(size))
       @position += size
+      # A brief limit is for what does not come. TCP keeps bytes back at times, after its window was full.
+      give_way until cancel != :io_timeout || there >= size
       tell
       give_way until cancel == :io_timeout || other.got&.bytesize == size
       disturb(cancel)
@@ -245,6 +247,9 @@ module Model
     end
 
     private
+
+    # How many bytes the other side may read (FIONREAD, ioctl_tty(2)), more if they are encrypted.
+    def there = [0].pack("i").tap { |count| other.io.to_io.ioctl(0x541B, count) }.unpack1("i")
 
     def take_all(got, size, reads)
       reads.cycle do |way, most|

@@ -119,6 +119,16 @@ impl<'a> Caller<'a> {
         self.operate(&mut operation)
     }
 
+    /// As [`Caller::result`], of what a stop of the process interrupts before it has moved anything: it is begun again.
+    pub fn uninterrupted(&self, mut operation: impl Operation) -> Result<i32, Failure> {
+        loop {
+            let result = self.machine.operate(self.me, &mut operation, None)?;
+            if result != -libc::EINTR {
+                return count(result);
+            }
+        }
+    }
+
     /// As [`Caller::result`], for a poll: see [`Machine::ask`].
     pub fn ask(&self, mut operation: impl Operation) -> Result<i32, Failure> {
         count(self.machine.ask(self.me, &mut operation, None)?)

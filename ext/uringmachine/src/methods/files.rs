@@ -218,7 +218,9 @@ fn splice(caller: Caller, arguments: Arguments) -> Answer {
         length,
         flags,
     };
-    caller.after_work(to, || caller.result(splice)).map(number)
+    caller
+        .after_work(to, || caller.uninterrupted(splice))
+        .map(number)
 }
 
 /// Writes what has come from a descriptor before, and was not handed over, to another one: once. `stays` leaves it
@@ -296,7 +298,9 @@ fn tee(caller: Caller, arguments: Arguments) -> Answer {
         length,
         flags,
     };
-    caller.after_work(to, || caller.result(tee)).map(number)
+    caller
+        .after_work(to, || caller.uninterrupted(tee))
+        .map(number)
 }
 
 /// fsync and fdatasync.
