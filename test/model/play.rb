@@ -78,7 +78,19 @@ module Model
       def watch(conversations)
         Thread.new do
           sleep patience
-          end_with(hangs: conversations.flat_map { |conversation| conversation.sides.map(&:where) })
+          end_with(hangs: conversations.flat_map { |conversation| conversation.sides.map(&:where) }, children: waiting_children)
+        end
+      end
+
+      # What the children are, what they wait in, and by which system call (proc(5)).
+      def waiting_children
+        Dir.glob("/proc/[0-9]*/stat").filter_map do |path|
+          stat = File.read(path)
+          next unless stat[/.*\) \S (\d+)/m, 1].to_i == Process.pid
+
+          [stat[/\(.*\) \S/m], *%w[wchan syscall].map { |name| File.read(File.join(File.dirname(path), name)).strip }]
+        rescue SystemCallError
+          nil
         end
       end
 
